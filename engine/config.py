@@ -1,0 +1,332 @@
+"""Settings: every name, default, meaning and check, for every script. Imports no torch, so `--help` is immediate.
+
+    defaults < configuration file < its `cpu` part, on a CPU < command line
+
+A configuration file is Python and runs as such, in a namespace of its own; only run one that you trust.
+The names are nanoGPT's where nanoGPT has the setting, and so are the defaults, except for:
+
+    device, dtype, compile   "auto": what the machine has
+    out_dir                  None: out/NAME, named after the configuration file
+    lr_decay_iters, min_lr   None: max_iters and a tenth of learning_rate (which is what nanoGPT's numbers are)
+    num_samples              3: ten texts scroll off the screen
+"""
+
+import argparse
+import dataclasses
+import difflib
+import runpy
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.errors import UserError
+
+AUTO = "auto"
+
+
+def setting(default: Any, meaning: str, **limits: float) -> Any:
+    """A field with its help text and limits: `at_least`, `above`, `at_most`, `below`."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "limits": limits})
+
+
+@dataclass
+class TrainSettings:
+    """Settings of train.py."""
+
+    # data
+    dataset: str = setting("openwebtext", "data set: the name of a folder in data/")
+    batch_size: int = setting(12, "sequences that one process works on at a time", at_least=1)
+    gradient_accumulation_steps: int = setting(
+        40, "batch_size times this is the number of sequences of a step, over all processes", at_least=1
+    )
+    # model
+    n_layer: int = setting(12, "number of blocks", at_least=1)
+    n_head: int = setting(12, "attention heads of a block", at_least=1)
+    n_embd: int = setting(768, "channels of the residual stream", at_least=1)
+    block_size: int = setting(1024, "positions that the model sees at once", at_least=1)
+    dropout: float = setting(0.0, "fraction of activations dropped in training", at_least=0, below=1)
+    bias: bool = setting(False, "biases in linear layers and layer norms, as in GPT-2")
+    activation: Literal["gelu", "gelu_tanh"] = setting("gelu", "the MLP's GELU: exact, or OpenAI's tanh form")
+    # optimizer and schedule
+    learning_rate: float = setting(6e-4, "highest learning rate", above=0)
+    max_iters: int = setting(600_000, "number of optimizer steps of the whole run", at_least=0)
+    weight_decay: float = setting(0.1, "AdamW's decay, of matrices only", at_least=0)
+    beta1: float = setting(0.9, "AdamW's first decay rate", at_least=0, below=1)
+    beta2: float = setting(0.95, "AdamW's second decay rate", at_least=0, below=1)
+    grad_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", at_least=0)
+    decay_lr: bool = setting(True, "cosine decay to min_lr; otherwise constant after the warm-up")
+    warmup_iters: int = setting(2000, "steps over which the learning rate rises", at_least=0)
+    lr_decay_iters: int | None = setting(None, "step at which min_lr is reached; None: max_iters", at_least=1)
+    min_lr: float | None = setting(None, "lowest learning rate; None: a tenth of learning_rate", at_least=0)
+    # evaluation, logging, checkpoints
+    eval_interval: int = setting(2000, "steps between evaluations; each one saves a checkpoint", at_least=1)
+    eval_iters: int | None = setting(200, "batches of an evaluation; None: the whole split", at_least=1)
+    eval_only: bool = setting(False, "evaluate once and stop")
+    patience: int | None = setting(None, "stop after so many evaluations without a better one", at_least=1)
+    log_interval: int = setting(1, "steps between log lines", at_least=1)
+    sample_tokens: int = setting(100, "tokens of the sample printed at an evaluation; 0: none", at_least=0)
+    keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best one", at_least=1)
+    out_dir: str | None = setting(None, "folder of the run; None: out/NAME, named after the configuration file")
+    init_from: Literal["scratch", "resume", "auto"] = setting(
+        "scratch", "start anew, go on from a checkpoint, or go on if there is one"
+    )
+    checkpoint: str = setting("last", "the checkpoint to resume: last, best, or a folder name such as step-00000250")
+    wandb_log: bool = setting(False, "log to Weights & Biases as well")
+    wandb_project: str = setting("plaingpt", "project name there")
+    wandb_run_name: str | None = setting(None, "run name there; None: the run folder's name")
+    # machine
+    seed: int = setting(1337, "seed of the initial weights, the order of the data, and dropout")
+    device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(AUTO, "precision of the arithmetic")
+    compile: bool | Literal["auto"] = setting(AUTO, "torch.compile: auto, True or False")
+    threads: int | None = setting(None, "CPU threads of one process; None: the machine's cores", at_least=1)
+    deterministic: bool = setting(False, "bit-exact repeats on GPUs too, at some cost in speed")
+
+    def check(self) -> None:
+        """Raise UserError for settings that do not fit together."""
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: every head has the same width; "
+                f"try --n_embd={self.n_head * max(1, round(self.n_embd / self.n_head))}"
+            )
+        if self.lowest_learning_rate() > self.learning_rate:
+            raise UserError(
+                f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it, or set it to None"
+            )
+        if self.eval_only and self.init_from == "scratch":
+            raise UserError("eval_only needs a model to evaluate: add --init_from=resume")
+
+    def sequences_per_step(self) -> int:
+        """Sequences of one optimizer step, whatever the number of processes."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def decay_steps(self) -> int:
+        """The step at which the learning rate has reached its lowest value."""
+        return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
+
+    def lowest_learning_rate(self) -> float:
+        """The learning rate at the end of the schedule."""
+        return self.learning_rate / 10 if self.min_lr is None else self.min_lr
+
+
+@dataclass
+class SampleSettings:
+    """Settings of sample.py."""
+
+    out_dir: str | None = setting(None, "the run to sample from; None: the newest in out/")
+    checkpoint: str = setting("best", "best, last, or a folder name such as step-00000250")
+    start: str | None = setting(None, "the prompt, or FILE:prompt.txt; None: a line break")
+    num_samples: int = setting(3, "samples to draw", at_least=1)
+    max_new_tokens: int = setting(500, "tokens of each sample", at_least=1)
+    temperature: float = setting(0.8, "below 1: safer text; above: wilder; 0: always the most probable token", at_least=0)
+    top_k: int | None = setting(200, "draw among the k most probable tokens; None: among all", at_least=1)
+    top_p: float | None = setting(None, "draw among the most probable tokens that sum to p", above=0, at_most=1)
+    seed: int = setting(1337, "seed of the samples; the same seed gives the same text")
+    device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(AUTO, "precision of the arithmetic")
+    threads: int | None = setting(None, "CPU threads; None: the machine's cores", at_least=1)
+
+    def check(self) -> None:
+        """Nothing here depends on two settings at once."""
+
+
+# nanoGPT's settings that have no place here. They are accepted with this remark, so that its files run.
+RETIRED = {
+    "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
+    "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
+}
+
+
+def read_settings(kind: type, arguments: Sequence[str], description: str) -> "Sources":
+    """Read a command line, and the configuration file that it may name, into checked values.
+
+    Raises UserError for anything that is not a setting of `kind` or not of its type. `--help` prints and exits.
+    """
+    parser = Parser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if kind is TrainSettings:
+        parser.add_argument("config_file", nargs="?", help="a Python file of settings, such as configs/shakespeare_char.py")
+    for field in dataclasses.fields(kind):
+        spellings = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
+        text = f"{field.metadata['meaning']} (default: {field.default})".replace("%", "%%")
+        parser.add_argument(*spellings, dest=field.name, metavar=type_name(field.type), help=text, default=argparse.SUPPRESS)
+    if kind is TrainSettings:
+        for name in RETIRED:
+            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    known, unknown = parser.parse_known_args(list(arguments))
+    for argument in unknown:
+        if not argument.startswith("-"):
+            raise UserError(f"{argument!r} on the command line belongs to no setting; settings are written --name=value")
+        name = argument.lstrip("-").split("=")[0].replace("-", "_")
+        raise UserError(f"command line: --{name} is not a setting{_did_you_mean(name, kind)}")
+    given = vars(known)
+    path = given.pop("config_file", None)
+    remarks = [f"{name} is ignored: {RETIRED[name]}" for name in given if name in RETIRED]
+    command_line = {
+        name: parse_text(kind, name, text) for name, text in given.items() if name not in RETIRED
+    }
+    from_file, for_cpu = ({}, {}) if path is None else read_config_file(kind, path, remarks)
+    return Sources(kind, path, from_file, for_cpu, command_line, remarks)
+
+
+@dataclass
+class Sources:
+    """Where settings come from, kept apart until it is known whether the device is a CPU."""
+
+    kind: type
+    path: str | None
+    file: dict[str, Any]
+    cpu: dict[str, Any]
+    command_line: dict[str, Any]
+    remarks: list[str]
+
+    def peek(self, name: str) -> Any:
+        """A setting that the `cpu` part may not change, such as the device."""
+        default = {field.name: field.default for field in dataclasses.fields(self.kind)}[name]
+        return self.command_line.get(name, self.file.get(name, default))
+
+    def settings(self, on_cpu: bool, base: Mapping[str, Any] | None = None) -> Any:
+        """The settings object, checked. `base` takes the place of the defaults, for a run that goes on."""
+        merged = dict(base or {}) | self.file | (self.cpu if on_cpu else {}) | self.command_line
+        settings = self.kind(**merged)
+        settings.check()
+        return settings
+
+
+def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run a configuration file; its settings, and those of its `cpu` dictionary.
+
+    Modules, functions, classes and names that begin with an underscore are the file's own affair.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no configuration file {path}{_similar_file(path)}")
+    try:
+        namespace = runpy.run_path(path)
+    except Exception as error:  # whatever a file of the user's raises is the user's to see
+        raise UserError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    cpu = namespace.pop("cpu", {})
+    if not isinstance(cpu, dict):
+        raise UserError(f"{path}: cpu must be a dictionary of settings, such as cpu = dict(n_layer=4)")
+    ignored = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+    values = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and not isinstance(value, ignored)
+    }
+    remarks += [f"{path}: {name} is ignored: {RETIRED[name]}" for name in values if name in RETIRED]
+    values = {name: value for name, value in values.items() if name not in RETIRED}
+    for name in ("device", "init_from", "out_dir"):
+        if name in cpu:
+            raise UserError(f"{path}: {name} cannot stand in the cpu part, which is read after the device is known")
+    checked = [
+        {name: check_value(kind, name, value, where) for name, value in part.items()}
+        for part, where in ((values, path), (cpu, f"{path}, cpu part"))
+    ]
+    return checked[0], checked[1]
+
+
+def check_value(kind: type, name: str, value: Any, where: str) -> Any:
+    """A value of the setting's type and within its limits; UserError otherwise. An integer serves as a float."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if name not in fields:
+        raise UserError(f"{where}: {name} is not a setting{_did_you_mean(name, kind)}")
+    field = fields[name]
+    value = _fit(field.type, value)
+    if value is _MISFIT:
+        raise UserError(f"{where}: {name} must be {type_name(field.type)}")
+    comparisons = {
+        "at_least": (lambda limit: value >= limit, "at least"),
+        "above": (lambda limit: value > limit, "above"),
+        "at_most": (lambda limit: value <= limit, "at most"),
+        "below": (lambda limit: value < limit, "below"),
+    }
+    if value is not None:
+        for limit_name, limit in field.metadata["limits"].items():
+            holds, words = comparisons[limit_name]
+            if not holds(limit):
+                raise UserError(f"{where}: {name} is {value}; it must be {words} {limit}")
+        if isinstance(value, float) and not abs(value) < float("inf"):
+            raise UserError(f"{where}: {name} is {value}; it must be a finite number")
+    return value
+
+
+def parse_text(kind: type, name: str, text: str) -> Any:
+    """The value that a command-line text stands for: `1e-3`, `true`, `none`, or the text itself."""
+    (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
+    choices = _alternatives(field.type)
+    candidates: list[Any] = []
+    if type(None) in choices and text.lower() == "none":
+        return None
+    if bool in choices and text.lower() in ("true", "false"):
+        candidates.append(text.lower() == "true")
+    for number in (int, float):
+        if number in choices:
+            candidates += _as_number(number, text)
+    candidates.append(text)
+    for candidate in candidates:
+        if _fit(field.type, candidate) is not _MISFIT:
+            return check_value(kind, name, candidate, "command line")
+    raise UserError(f"command line: --{name}={text}: {name} must be {type_name(field.type)}")
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation in words: "int", "float or none", "scratch, resume or auto"."""
+    words = []
+    for choice in _alternatives(annotation):
+        words.append({type(None): "none", bool: "True, False"}.get(choice) or getattr(choice, "__name__", str(choice)))
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+_MISFIT = object()
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """int | None | Literal["a"] as a flat list: types, and the literal strings themselves."""
+    if typing.get_origin(annotation) is Literal:
+        return list(typing.get_args(annotation))
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return [choice for part in typing.get_args(annotation) for choice in _alternatives(part)]
+    return [annotation]
+
+
+def _fit(annotation: Any, value: Any) -> Any:
+    """The value where it fits the annotation, else _MISFIT. True is no integer; 1 is a float."""
+    for choice in _alternatives(annotation):
+        if isinstance(choice, str):
+            if isinstance(value, str) and value == choice:
+                return value
+        elif type(value) is choice:
+            return value
+        elif choice is float and type(value) is int:
+            return float(value)
+    return _MISFIT
+
+
+def _as_number(number: type, text: str) -> list[Any]:
+    try:
+        return [number(text)]
+    except ValueError:
+        return []
+
+
+def _did_you_mean(name: str, kind: type) -> str:
+    close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(kind)], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; --help lists them all"
+
+
+def _similar_file(path: str) -> str:
+    folder = Path(path).parent
+    names = [str(file) for file in sorted(folder.glob("*.py"))] if folder.is_dir() else []
+    close = difflib.get_close_matches(path, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints as UserErrors of one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"command line: {message}")

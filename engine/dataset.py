@@ -1,0 +1,270 @@
+"""Token files, and the order in which training reads them.
+
+A data set is a folder: meta.json, and the files of token ids that it lists (little-endian uint16 or uint32).
+
+The sequences of a step are a function of (seed, number of sequences consumed before it) alone. Each epoch cuts the text
+into windows of `block_size` at an offset of its own and visits them in a random order, each one once. The order
+is computed, not stored: a keyed permutation (a Feistel network with cycle walking, Black and Rogaway 2002).
+So resuming needs one number, and any number of processes read the same sequences at the same step.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import UserError
+from engine.tokenizer import Tokenizer, tokenizer_from_dict
+
+FORMAT = 1
+HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py --verify NAME`
+DATA_FOLDER = Path("data")
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """One entry of meta.json's list of files."""
+
+    path: Path
+    split: str
+    tokens: int
+    header_bytes: int
+    sha256: str
+
+
+class Split:
+    """The token ids of one split, read from disk as they are asked for."""
+
+    def __init__(self, name: str, files: list[TokenFile], dtype: np.dtype, vocab_size: int) -> None:
+        self.name = name
+        self.vocab_size = vocab_size
+        self._parts = [
+            np.memmap(file.path, dtype=dtype, mode="r", offset=file.header_bytes, shape=(file.tokens,))
+            for file in files
+            if file.tokens
+        ]
+        self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
+        self.tokens = int(self._ends[-1]) if self._parts else 0
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Ids `start` to `start + count` (int64), across files where they meet."""
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        if start + count <= self._ends[first]:
+            begin = start - (int(self._ends[first]) - len(self._parts[first]))
+            return self._parts[first][begin : begin + count].astype(np.int64)
+        inside = int(self._ends[first]) - start
+        return np.concatenate([self.read(start, inside), self.read(start + inside, count - inside)])
+
+    def windows(self, starts: np.ndarray, block_size: int) -> np.ndarray:
+        """Rows of ids (B, T + 1) int64: a window's inputs, and its targets one position on.
+
+        Raises UserError for an id that the vocabulary does not have.
+        """
+        rows = np.stack([self.read(int(start), block_size + 1) for start in starts])
+        self.check_ids(rows)
+        return rows
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raise UserError for an id that the vocabulary does not have."""
+        if ids.max() >= self.vocab_size:
+            raise UserError(
+                f"the {self.name} split holds the token id {ids.max()}, but its vocabulary has {self.vocab_size} entries; "
+                f"prepare the data set again"
+            )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set, opened and checked."""
+
+    name: str
+    folder: Path
+    meta: dict[str, Any]
+    tokenizer: Tokenizer
+    train: Split
+    val: Split
+    fingerprint: str
+
+    def bytes_per_token(self, split: Split) -> float | None:
+        """Bytes of text for each token of a split, where the data set recorded them."""
+        text_bytes = self.meta.get("text_bytes", {}).get(split.name)
+        return text_bytes / split.tokens if text_bytes and split.tokens else None
+
+
+def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Dataset:
+    """Open data/NAME and check it against its meta.json: sizes, hashes (up to 1 GB) and lengths.
+
+    Raises UserError for a data set that is missing, damaged, or shorter than one window.
+    """
+    folder = root / name
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise UserError(f"there is no data set {folder} (no {path}); prepare it with: python prepare.py {name}")
+    meta = read_meta(path)
+    files = [
+        TokenFile(folder / entry["path"], entry["split"], entry["tokens"], entry["header_bytes"], entry["sha256"])
+        for entry in meta["files"]
+    ]
+    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    for file in files:
+        _check_size(file, dtype.itemsize, name)
+    if sum(file.tokens for file in files) * dtype.itemsize <= HASH_AT_OPEN_UP_TO:
+        verify_hashes(files, name)
+    splits = {
+        split: Split(split, [file for file in files if file.split == split], dtype, meta["vocab_size"])
+        for split in ("train", "val")
+    }
+    for split in splits.values():
+        if split.tokens <= block_size:
+            raise UserError(
+                f"the {split.name} split of {folder} has {split.tokens} tokens, which is not longer than block_size "
+                f"{block_size}; take a longer text or a smaller --block_size"
+            )
+    tokenizer = tokenizer_from_dict(meta["tokenizer"])
+    if tokenizer.vocab_size != meta["vocab_size"]:
+        raise UserError(f"{path}: vocab_size {meta['vocab_size']} is not its tokenizer's {tokenizer.vocab_size}")
+    identity = [[str(entry["path"]), entry["split"], entry["tokens"], entry["sha256"]] for entry in meta["files"]]
+    fingerprint = hashlib.sha256(json.dumps([identity, meta["tokenizer"]]).encode()).hexdigest()
+    return Dataset(name, folder, meta, tokenizer, splits["train"], splits["val"], fingerprint)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The content of a meta.json, every field that the program relies on checked. Raises UserError."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    problem = _problem(meta)
+    if problem:
+        raise UserError(f"{path}: {problem}; prepare the data set again")
+    return meta
+
+
+def _problem(meta: Any) -> str | None:
+    """What is wrong with the content of a meta.json; None where nothing is."""
+    if not isinstance(meta, dict):
+        return "not a JSON object"
+    if meta.get("format") != FORMAT:
+        return f"format {str(meta.get('format'))[:20]}, where this program reads {FORMAT}"
+    if meta.get("dtype") not in ("uint16", "uint32"):
+        return "dtype must be uint16 or uint32"
+    if not _is_count(meta.get("vocab_size")) or not 1 <= meta["vocab_size"] <= 2**32:
+        return "vocab_size must be a positive integer"
+    text_bytes = meta.get("text_bytes", {})
+    if not isinstance(text_bytes, dict) or not all(_is_count(count) for count in text_bytes.values()):
+        return "text_bytes must map splits to numbers"
+    files = meta.get("files")
+    if not isinstance(files, list) or not files:
+        return "files must be a list of token files"
+    for entry in files:
+        if not isinstance(entry, dict):
+            return "an entry of files is no object"
+        name = entry.get("path")
+        if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+            return "the path of a token file must lie inside the data set's folder"
+        if entry.get("split") not in ("train", "val"):
+            return f"{name}: split must be train or val"
+        if not _is_count(entry.get("tokens")) or not _is_count(entry.get("header_bytes")):
+            return f"{name}: tokens and header_bytes must be numbers"
+        if not isinstance(entry.get("sha256"), str):
+            return f"{name}: sha256 is missing"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _check_size(file: TokenFile, itemsize: int, name: str) -> None:
+    """Raise UserError where a token file is missing or not as long as meta.json says."""
+    expected = file.header_bytes + file.tokens * itemsize
+    if not file.path.is_file():
+        raise UserError(f"the token file {file.path} is missing; prepare it again: python prepare.py {name}")
+    if file.path.stat().st_size != expected:
+        raise UserError(
+            f"{file.path} has {file.path.stat().st_size} bytes where its meta.json says {expected}; "
+            f"prepare it again: python prepare.py {name}"
+        )
+
+
+def verify_hashes(files: list[TokenFile], name: str) -> None:
+    """Raise UserError where a token file's SHA-256 is not the one recorded."""
+    for file in files:
+        with open(file.path, "rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != file.sha256:
+            raise UserError(f"{file.path} is damaged (SHA-256 differs); prepare it again: python prepare.py {name}")
+
+
+def training_starts(seed: int, consumed: int, count: int, tokens: int, block_size: int) -> np.ndarray:
+    """Where the training windows number `consumed` to `consumed + count` begin, (count,) int64.
+
+    Within an epoch windows do not overlap and none comes twice; each epoch has the same number of them.
+    """
+    per_epoch = max(1, (tokens - block_size) // block_size)
+    room = min(block_size, tokens - per_epoch * block_size)  # offsets at which they all fit
+    numbers = np.arange(consumed, consumed + count)
+    starts = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(numbers // per_epoch):
+        here = numbers // per_epoch == epoch
+        keys = _keys(seed, int(epoch))
+        offset = int(keys[0] % np.uint64(room))
+        starts[here] = offset + permute(numbers[here] % per_epoch, per_epoch, keys[1:]) * block_size
+    return starts
+
+
+def _keys(seed: int, epoch: int) -> np.ndarray:
+    """(8,) uint64: one for the epoch's offset and seven for the rounds of its permutation."""
+    return np.frombuffer(hashlib.sha512(f"windows {seed} {epoch}".encode()).digest(), dtype="<u8")
+
+
+def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """The images of indices (n,) under a pseudo-random permutation of 0 … size - 1, without storing it.
+
+    A Feistel network permutes the numbers of 2b bits, the smallest power of four that holds `size`;
+    results outside are permuted again until they fall inside, which keeps it a permutation.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    values = indices.astype(np.uint64)
+    outside = np.ones(len(values), dtype=bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & low
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & low)
+        values[outside] = (left << half) | right
+        outside = values >= size
+    return values.astype(np.int64)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def evaluation_windows(split: Split, block_size: int, windows: int | None) -> int:
+    """How many fixed windows an evaluation covers: all of the split's, or the first `windows`."""
+    total = -(-(split.tokens - 1) // block_size)
+    return total if windows is None else min(total, windows)
+
+
+def evaluation_batches(
+    split: Split, block_size: int, first: int, last: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Inputs and targets of the fixed windows `first` to `last`, in batches; the split's short last one comes alone."""
+    full = (split.tokens - 1) // block_size
+    for begin in range(first, min(last, full), batch_size):
+        count = min(batch_size, min(last, full) - begin)
+        ids = split.read(begin * block_size, count * block_size + 1)
+        split.check_ids(ids)
+        yield ids[:-1].reshape(count, block_size), ids[1:].reshape(count, block_size)
+    if first <= full < last:
+        ids = split.read(full * block_size, split.tokens - full * block_size)
+        split.check_ids(ids)
+        yield ids[None, :-1], ids[None, 1:]

@@ -1,0 +1,95 @@
+"""One process or many: the few collective operations that training needs, each trivial for one process.
+
+`torchrun` starts the processes and says in environment variables which is which.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from engine.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. Rank 0 speaks, decides and writes for all."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that speaks for all."""
+        return self.rank == 0
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, anything that JSON holds, on every process."""
+        if self.size == 1:
+            return value
+        length = torch.zeros(1, dtype=torch.int64)
+        if self.is_main:
+            content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+            length[0] = len(content)
+        dist.broadcast(length, src=0)
+        if not self.is_main:
+            content = torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(content, src=0)
+        return json.loads(content.numpy().tobytes())
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, replaced by its sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Return when every process has called it."""
+        if self.size > 1:
+            dist.barrier()
+
+    def stop(self) -> None:
+        """Leave the group."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def start() -> World:
+    """Join the group that torchrun's environment describes; a world of one without torchrun."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World(0, 1, 0, 1)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    backend = "gloo"
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on a machine with {torch.cuda.device_count()} "
+                f"GPUs; start torchrun with --nproc_per_node={torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def share_of_step(sequences: int, batch_size: int, world: World) -> tuple[int, int]:
+    """(micro-batch size, micro-batches of this process) for a step of so many sequences over all processes.
+
+    The micro-batch is the largest divisor of a process's share that is no larger than `batch_size`.
+    Raises UserError where the processes cannot share the sequences evenly.
+    """
+    if sequences % world.size:
+        fitting = [size for size in range(1, min(sequences, 1024) + 1) if sequences % size == 0]
+        raise UserError(
+            f"a step of {sequences} sequences (batch_size × gradient_accumulation_steps) cannot be shared evenly by "
+            f"{world.size} processes; numbers that can: {', '.join(map(str, fitting))}"
+        )
+    share = sequences // world.size
+    micro_batch = max(size for size in range(1, min(share, batch_size) + 1) if share % size == 0)
+    return micro_batch, share // micro_batch

@@ -1,0 +1,135 @@
+"""What a run reports: lines for a person, metrics.jsonl for programs, Weights & Biases where it is asked for."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+class Console:
+    """Lines on the standard output; on a terminal a progress bar below them. Silent unless `is_main`."""
+
+    def __init__(self, is_main: bool) -> None:
+        self.is_main = is_main
+        self.bar: tqdm | None = None
+        self.on_terminal = is_main and sys.stdout.isatty()
+
+    def say(self, text: str = "") -> None:
+        """Print a line, above the bar if there is one."""
+        if self.is_main:
+            if self.bar is not None:
+                self.bar.write(text)
+            else:
+                print(text, flush=True)
+
+    def start_bar(self, done: int, total: int) -> None:
+        """Show the bar, on a terminal."""
+        if self.on_terminal and done < total:
+            self.bar = tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, leave=False)
+
+    def progress(self, step: int, line: str, due: bool) -> None:
+        """Step `step` is done: move the bar, or print the line where one is due."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(line, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif due:
+            self.say(f"step {step}: {line}")
+
+    def stop_bar(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, once for each (step, kind), in the order of the steps."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: TextIO | None = None
+
+    def start(self, step: int) -> None:
+        """Open for appending, after dropping the lines past `step` and one that a crash cut short."""
+        if self.path.exists():
+            kept = [line for line in self.path.read_bytes().splitlines() if _step_of(line) <= step]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+            os.replace(temporary, self.path)
+        self._file = open(self.path, "a", encoding="utf-8")
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Append one line. Numbers that are not finite become null, which JSON can hold."""
+        assert self._file is not None, "the log is not open"
+        tidy = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        self._file.write(json.dumps(tidy) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinity for one that is no record, so that it is dropped."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a line that a crash cut short is left out."""
+    return [json.loads(line) for line in path.read_bytes().splitlines() if _step_of(line) < math.inf]
+
+
+class WandbLog:
+    """Weights & Biases, kept at arm's length: whatever it raises becomes one warning, and training goes on."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.run: Any = None
+
+    def start(self, project: str, name: str, run_id: str | None, folder: Path, settings: dict[str, Any]) -> None:
+        """Start a run, or go on with the one of this id."""
+        try:
+            import wandb
+
+            self.run = wandb.init(
+                project=project, name=name, id=run_id, resume="allow", dir=str(folder), config=settings,
+                settings=wandb.Settings(silent=True, init_timeout=30),
+            )  # fmt: skip
+        except Exception as error:  # a logger must not stop the training, whatever its reason
+            self._give_up(error)
+
+    @property
+    def run_id(self) -> str | None:
+        """What a resumed run passes to `start`."""
+        return None if self.run is None else self.run.id
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Send what metrics.jsonl gets."""
+        if self.run is not None:
+            try:
+                self.run.log(values, step=values["step"])
+            except Exception as error:  # as above
+                self._give_up(error)
+
+    def finish(self) -> None:
+        """Send what is left."""
+        if self.run is not None:
+            try:
+                self.run.finish()
+            except Exception as error:  # as above
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.run = None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        self.console.say(f"warning: wandb is off from here on ({reason[:200]}); metrics.jsonl has everything")

@@ -1,0 +1,386 @@
+"""Everything before the first step: which run, which machine, which data, which model; and what to tell the user."""
+
+import contextlib
+import dataclasses
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+
+from engine import checkpoint as checkpoints
+from engine.checkpoint import Checkpoint
+from engine.config import Sources, TrainSettings, check_value
+from engine.dataset import DATA_FOLDER, Dataset, open_dataset
+from engine.device import (
+    Choices,
+    choose_compile,
+    choose_dtype,
+    choose_threads,
+    device_name,
+    find_device,
+    peak_flops,
+    probe_kernels,
+)
+from engine.distributed import World, share_of_step
+from engine.errors import UserError
+from engine.metrics import Console, MetricsLog, WandbLog
+from engine.optimizer import make_optimizer
+from engine.recipes import prepare_recipe
+from engine.sources import write_whole
+from model import GPT, GPTConfig, count_parameters, flops_per_token
+
+# What a resumed run may not change: the shape of the model, and what determines its sequences.
+FIXED = ("n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "dataset", "seed")
+# What belongs to one start of a run rather than to the run.
+OF_ONE_START = ("out_dir", "init_from", "checkpoint", "eval_only")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; every checkpoint holds it."""
+
+    step: int = 0
+    sequences: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_loss: float | None = None
+    evaluations_without_gain: int = 0
+
+
+@dataclass
+class Run:
+    """What stays the same while a run goes on."""
+
+    settings: TrainSettings
+    world: World
+    console: Console
+    choices: Choices
+    used_cpu_part: bool
+    device: torch.device
+    data: Dataset
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    micro_batch: int
+    micro_steps: int
+    folder: Path | None = None  # the fields from here on are None where nothing is to be written
+    metrics: MetricsLog | None = None
+    wandb: WandbLog | None = None
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets of one step, over all processes."""
+        return self.settings.sequences_per_step() * self.settings.block_size
+
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """The share of the hardware's peak that the model's arithmetic takes; None where the peak is not known."""
+        peak = peak_flops(self.device, self.choices.dtype)
+        return None if peak is None else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
+
+
+def set_up(sources: Sources, world: World, console: Console, cleanup: contextlib.ExitStack) -> tuple[Run, Progress, bool]:
+    """The run, where it stands, and whether it goes on. Writes to its folder only when all else has succeeded."""
+    for remark in sources.remarks:
+        console.say(f"note: {remark}")
+    folder, checkpoint = find_start(sources, world, console)
+    settings, choices, device, used_cpu_part = choose(sources, checkpoint, world, console)
+    micro_batch, micro_steps = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
+    data = open_data(settings, world, console)
+    config = model_config(settings, data)
+    if checkpoint is not None:
+        check_resumable(settings, config, data, checkpoint, console)
+    elif settings.init_from == "scratch" and settings.out_dir is not None:
+        refuse_taken_folder(Path(settings.out_dir))
+    if checkpoint is None or checkpoint.meta["choices"]["device"] != choices.device:
+        probe(choices, settings, micro_batch, world, console)
+    choices.apply(settings.deterministic)
+
+    if checkpoint is None:
+        progress = Progress()
+        model = GPT.empty(config, device, choices.weights_dtype())
+        model.init_weights(settings.seed)
+    else:
+        progress = Progress(**{field.name: checkpoint.meta[field.name] for field in dataclasses.fields(Progress)})
+        model = checkpoints.model_from(checkpoint, device, choices.weights_dtype(), dropout=settings.dropout)
+    model.use_attention_kernel(choices.attention_kernel)
+    optimizer = make_optimizer(model, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
+    if checkpoint is not None:
+        checkpoints.restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
+        scaler.load_state_dict(checkpoint.meta["scaler"])
+
+    run = Run(
+        settings, world, console, choices, used_cpu_part, device, data, model, optimizer, scaler, micro_batch, micro_steps
+    )
+    describe(run, progress)
+    if not settings.eval_only:
+        claim_folder(run, folder, sources, progress, checkpoint, cleanup)
+    return run, progress, checkpoint is not None
+
+
+def find_start(sources: Sources, world: World, console: Console) -> tuple[Path | None, Checkpoint | None]:
+    """The folder and checkpoint to go on from; (None, None) for a new run. Rank 0 looks, all read."""
+    init_from, out_dir, which = (sources.peek(name) for name in ("init_from", "out_dir", "checkpoint"))
+    found: list[str] | None = None
+    if world.is_main and init_from != "scratch":
+        found = _find_checkpoint(sources, init_from, out_dir, which, console)
+    found = world.broadcast(found)
+    if found is None:
+        return None, None
+    return Path(found[0]), checkpoints.read_checkpoint(Path(found[1]))
+
+
+def _find_checkpoint(
+    sources: Sources, init_from: str, out_dir: str | None, which: str, console: Console
+) -> list[str] | None:
+    """[run folder, checkpoint folder], or None where "auto" finds nothing to go on from. Raises UserError."""
+    name = run_name(sources)
+    runs = [Path(out_dir)] if out_dir is not None else checkpoints.find_runs(name=name)
+    runs = [run for run in runs if checkpoints.checkpoint_folders(run)]
+    if not runs:
+        if init_from == "auto":
+            return None
+        where = out_dir or (f"{checkpoints.RUNS_FOLDER}/{name}" if name else str(checkpoints.RUNS_FOLDER))
+        raise UserError(f"there is no run to resume in {where}; start one without --init_from=resume")
+    if which != "last":
+        return [str(runs[0]), str(checkpoints.open_checkpoint(runs[0], which).folder)]
+    checkpoint, remarks = checkpoints.open_newest(runs[0])
+    for remark in remarks:
+        console.say(f"warning: {remark}")
+    return [str(runs[0]), str(checkpoint.folder)]
+
+
+def run_name(sources: Sources) -> str | None:
+    """The run's name where the user gave no out_dir: that of the configuration file; None without one."""
+    return None if sources.path is None else Path(sources.path).stem
+
+
+def choose(
+    sources: Sources, checkpoint: Checkpoint | None, world: World, console: Console
+) -> tuple[TrainSettings, Choices, torch.device, bool]:
+    """The settings and the machine's choices; the cpu part of a configuration file applies where the device is a CPU.
+
+    A resumed run keeps the choices that its checkpoint recorded, but for those that the user sets now.
+    """
+    recorded = None if checkpoint is None else Choices.from_dict(checkpoint.meta["choices"])
+    wanted = sources.peek("device")
+    if wanted == "auto" and recorded is not None:
+        with contextlib.suppress(UserError):  # the device of then is not here: choose again
+            wanted = find_device(recorded.device).type
+    device = find_device(wanted)
+    if world.size > 1 and device.type == "cuda":
+        device = torch.device("cuda", world.local_rank)
+    kept = recorded if recorded is not None and recorded.device == device.type else None
+
+    used_cpu_part = device.type == "cpu" if checkpoint is None else bool(checkpoint.meta["used_cpu_part"])
+    base = None
+    if checkpoint is not None and sources.path is None:
+        saved = {name: value for name, value in checkpoint.meta["settings"].items() if name not in OF_ONE_START}
+        base = {name: check_value(TrainSettings, name, value, str(checkpoint.folder)) for name, value in saved.items()}
+    settings = sources.settings(on_cpu=used_cpu_part, base=base)
+
+    compiled, reason = choose_compile(settings.compile, device)
+    choices = Choices(
+        device.type, choose_dtype(settings.dtype, device), compiled, choose_threads(settings.threads, world.local_size)
+    )
+    if kept is not None:
+        automatic = {"dtype": settings.dtype == "auto", "compile": settings.compile == "auto", "threads": settings.threads is None}
+        for field in dataclasses.fields(Choices):
+            if automatic.get(field.name, True):
+                setattr(choices, field.name, getattr(kept, field.name))
+        reason = "as before"
+    if used_cpu_part and sources.cpu:
+        console.say(f"cpu part of {sources.path}: " + ", ".join(f"{name}={value}" for name, value in sources.cpu.items()))
+    choices = Choices.from_dict(world.broadcast(choices.to_dict()))
+    torch.set_num_threads(choices.threads)
+    console.say(
+        f"device: {device_name(device)}, dtype: {choices.dtype}, compile: {choices.compile}"
+        f"{f' ({reason})' if reason and not choices.compile else ''}, processes: {world.size}"
+    )
+    return settings, choices, device, used_cpu_part
+
+
+def probe(choices: Choices, settings: TrainSettings, micro_batch: int, world: World, console: Console) -> None:
+    """Let rank 0 find the fastest exact kernels for this machine; all use them."""
+    if world.is_main:
+        remarks = probe_kernels(
+            choices, micro_batch, settings.block_size, settings.n_head, settings.n_embd, settings.dropout
+        )
+        if remarks:
+            console.say(f"kernels: {'; '.join(remarks)}")
+    found = Choices.from_dict(world.broadcast(choices.to_dict()))
+    choices.matmul_precision, choices.attention_kernel = found.matmul_precision, found.attention_kernel
+
+
+def open_data(settings: TrainSettings, world: World, console: Console) -> Dataset:
+    """The data set, prepared by rank 0 if it is not there."""
+    if world.is_main and not (DATA_FOLDER / settings.dataset / "meta.json").is_file():
+        console.say(f"preparing the data set {settings.dataset}")
+        prepare_recipe(settings.dataset, console.say)
+    world.wait()
+    return open_dataset(settings.dataset, settings.block_size)
+
+
+def model_config(settings: TrainSettings, data: Dataset) -> GPTConfig:
+    """The model's shape. A large vocabulary is padded to a multiple of 64, which GPUs multiply faster."""
+    vocab_size = data.tokenizer.vocab_size
+    if vocab_size > 1024:
+        vocab_size = -(-vocab_size // 64) * 64
+    return GPTConfig(
+        vocab_size=vocab_size,
+        block_size=settings.block_size,
+        n_layer=settings.n_layer,
+        n_head=settings.n_head,
+        n_embd=settings.n_embd,
+        dropout=settings.dropout,
+        bias=settings.bias,
+        activation=settings.activation,
+    )
+
+
+def check_resumable(
+    settings: TrainSettings, config: GPTConfig, data: Dataset, checkpoint: Checkpoint, console: Console
+) -> None:
+    """Print the settings that differ from the checkpoint's; raise UserError for those that may not."""
+    before, now = checkpoint.meta["settings"], dataclasses.asdict(settings)
+    for name in FIXED:
+        if name in before and before[name] != now[name]:
+            raise UserError(
+                f"{name} is {now[name]}, but the checkpoint {checkpoint.folder} was trained with {before[name]}; "
+                f"add --{name}={before[name]}, or start a new run without --init_from"
+            )
+    if checkpoint.meta["tokenizer"] != data.tokenizer.to_dict() or checkpoint.model_config().vocab_size != config.vocab_size:
+        raise UserError(
+            f"the vocabulary of {data.folder} is not the one that {checkpoint.folder} was trained with; "
+            f"put the data set of then back, or start a new run without --init_from"
+        )
+    changed = [
+        f"{name}: {before[name]} → {now[name]}" for name in now if name in before and before[name] != now[name] and name not in OF_ONE_START
+    ]
+    console.say(f"resuming {checkpoint.folder}" + (f", with {', '.join(changed)}" if changed else ""))
+    if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
+        console.say(f"warning: {data.folder} has changed since this run began; its sequences are not those of before")
+
+
+def refuse_taken_folder(folder: Path) -> None:
+    """Raise UserError where a folder that the user named already holds a run."""
+    if (folder / "config.json").exists() or checkpoints.checkpoint_folders(folder):
+        raise UserError(
+            f"{folder} already holds a run; resume it with --init_from=resume, or give another --out_dir "
+            f"(without one, a new run gets a folder of its own)"
+        )
+
+
+def claim_folder(
+    run: Run, folder: Path | None, sources: Sources, progress: Progress, checkpoint: Checkpoint | None,
+    cleanup: contextlib.ExitStack,
+) -> None:  # fmt: skip
+    """Make or take the run's folder, lock it, tidy it, open its logs. The lock dies with this process."""
+    settings = run.settings
+    problem = None
+    if run.world.is_main:
+        try:
+            run.folder = folder or new_folder(settings.out_dir, run_name(sources) or settings.dataset, settings.init_from)
+            lock = filelock.FileLock(run.folder / "lock")
+            cleanup.enter_context(lock.acquire(timeout=0))
+        except filelock.Timeout:
+            problem = f"another process is training in {run.folder}; wait for it, or give another --out_dir"
+        except OSError as error:
+            problem = f"the run's folder cannot be made: {error.filename}: {error.strerror}"
+    answer = run.world.broadcast([problem, None if run.folder is None else str(run.folder)])
+    if answer[0] is not None:
+        raise UserError(answer[0])
+    run.folder = Path(answer[1])
+    if not run.world.is_main:
+        return
+    checkpoints.clean_leftovers(run.folder)
+    if checkpoint is not None and progress.best_step is not None:
+        checkpoints.mark_best(run.folder, progress.best_step)
+    content = {"settings": dataclasses.asdict(settings), "choices": run.choices.to_dict(), "versions": versions(), "command": sys.argv}
+    write_whole(run.folder / "config.json", json.dumps(content, indent=1).encode())
+    run.metrics = MetricsLog(run.folder / "metrics.jsonl")
+    run.metrics.start(progress.step if checkpoint is not None else -1)
+    cleanup.callback(run.metrics.close)
+    run.wandb = WandbLog(run.console)
+    if settings.wandb_log:
+        name = settings.wandb_run_name or run.folder.name
+        run_id = None if checkpoint is None else checkpoint.meta["wandb_id"]
+        run.wandb.start(settings.wandb_project, name, run_id, run.folder, dataclasses.asdict(settings))
+
+
+def new_folder(out_dir: str | None, name: str, init_from: str) -> Path:
+    """The folder of a new run: the one named, or the next free of out/NAME, out/NAME-2, …
+
+    With init_from="auto" a run that ended before its first checkpoint starts again in its own folder.
+    """
+    if out_dir is not None:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        return Path(out_dir)
+    number = 1
+    while True:
+        folder = checkpoints.RUNS_FOLDER / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if init_from == "auto" and folder.is_dir():
+                return folder
+            number += 1
+
+
+def describe(run: Run, progress: Progress) -> None:
+    """Say what will be trained, on what, and how much."""
+    settings, config, say = run.settings, run.model.config, run.console.say
+    say(
+        f"data: {run.data.folder} ({run.data.fingerprint[:12]}), {run.data.train.tokens:,} training and "
+        f"{run.data.val.tokens:,} validation tokens, vocabulary {run.data.tokenizer.vocab_size:,}"
+    )
+    say(
+        f"model: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, block {config.block_size}, "
+        f"{sum(count_parameters(config).values()):,} parameters"
+    )
+    say(
+        f"training: steps {progress.step:,} to {settings.max_iters:,} of {run.tokens_per_step:,} tokens "
+        f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences)"
+    )
+
+
+def compiled_and_parallel(run: Run) -> Any:
+    """What the loop calls as the model: compiled if so chosen, and under DDP for several processes."""
+    forward: Any = run.model
+    if run.choices.compile:
+        forward = torch.compile(run.model)
+        try:
+            warm_up(run, forward)
+        except Exception as error:  # whatever the compiler stumbles over, the plain model computes the same
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            run.console.say(f"note: torch.compile is off, since it fails here ({reason[:200]})")
+            run.choices.compile = False
+            forward = run.model
+    if run.world.size > 1:
+        devices = [run.device.index] if run.device.type == "cuda" else None
+        forward = torch.nn.parallel.DistributedDataParallel(forward, device_ids=devices)
+    return forward
+
+
+def warm_up(run: Run, forward: Any) -> None:
+    """One forward and backward pass that leaves nothing behind, so that compiling is not counted as training."""
+    ids = torch.zeros(run.micro_batch, run.settings.block_size, dtype=torch.int64, device=run.device)
+    with run.choices.autocast():
+        loss = forward(ids, ids)[1]
+    loss.backward()
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "platform": platform.platform(),
+    }  # fmt: skip

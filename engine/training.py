@@ -1,0 +1,227 @@
+"""Parts that the training loop is made of: batches read ahead, the step report, the clock, signals, evaluation."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine.dataset import Dataset, Split, evaluation_batches, evaluation_windows, training_starts
+from engine.device import Choices
+from engine.distributed import World
+from engine.tokenizer import Tokenizer, encode_prompt
+from model import GPT
+
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+EVALUATION_TOKENS = 4096  # about as many are evaluated at a time, or a micro-batch if that is more
+
+
+class Batches:
+    """This process's micro-batches, step after step; those of the next step are read while this one computes."""
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        seed: int,
+        block_size: int,
+        sequences: int,
+        consumed: int,
+        micro_batch: int,
+        world: World,
+        device: torch.device,
+    ) -> None:
+        self.split, self.seed, self.block_size = split, seed, block_size
+        self.sequences, self.consumed = sequences, consumed
+        self.micro_batch, self.world, self.device = micro_batch, world, device
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._next: Future[Tensor] = self._reader.submit(self._read, consumed)
+
+    def step(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The micro-batches of the next step: inputs and targets, each (B, T) on the device."""
+        rows = self._next.result()
+        self.consumed += self.sequences
+        self._next = self._reader.submit(self._read, self.consumed)
+        for micro in rows.split(self.micro_batch):
+            on_device = micro.to(self.device, non_blocking=True)
+            yield on_device[:, :-1], on_device[:, 1:]
+
+    def _read(self, consumed: int) -> Tensor:
+        """This process's share of the step that begins at sequence `consumed`, (share, T + 1), pinned for a GPU."""
+        share = self.sequences // self.world.size
+        first = consumed + self.world.rank * share
+        starts = training_starts(self.seed, first, share, self.split.tokens, self.block_size)
+        rows = torch.from_numpy(self.split.windows(starts, self.block_size))
+        return rows.pin_memory() if self.device.type == "cuda" else rows
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+
+
+class StepReport:
+    """What one update tells: mean loss, gradient norm, and whether some process was asked to stop.
+
+    The numbers are on their way from the device when this is made; `read` waits for them, so reading a
+    step later costs the GPU no pause.
+    """
+
+    def __init__(self, step: int, learning_rate: float, values: Tensor, world: World) -> None:
+        self.step = step
+        self.learning_rate = learning_rate
+        self.size = world.size
+        values = world.sum(values)
+        self.arrived = None
+        if values.device.type == "cuda":
+            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.values.copy_(values, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+        else:
+            self.values = values
+
+    def read(self) -> tuple[float, float, bool]:
+        """(mean loss in nats over the whole step, gradient norm, stop asked)."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        loss, norm, stop = self.values.tolist()
+        return loss / self.size, norm / self.size, stop > 0
+
+
+class Clock:
+    """Seconds of training: it stands still while something else is done."""
+
+    def __init__(self, step: int, seconds: float) -> None:
+        self._before = seconds
+        self._since: float | None = None
+        self._asked = (step, seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def steps_per_second(self, step: int) -> float:
+        """The speed since this was last asked, or since the start."""
+        now = self.seconds
+        steps, seconds = step - self._asked[0], now - self._asked[1]
+        self._asked = (step, now)
+        return steps / seconds if seconds > 0 else 0.0
+
+    def go(self) -> None:
+        """Go on."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stand(self) -> None:
+        """Stand still."""
+        self._before, self._since = self.seconds, None
+
+
+class StopRequests:
+    """Catches the signals by which people and schedulers end a run, so that it can save first."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequests":
+        for name in STOP_SIGNALS:
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self._old[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: leave at once
+        self.received = number
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean losses in nats over fixed windows of both splits, and the validation loss in bits per byte of text."""
+
+    train_loss: float
+    val_loss: float
+    val_bits_per_byte: float | None
+
+    def __str__(self) -> str:
+        bits = "" if self.val_bits_per_byte is None else f", {self.val_bits_per_byte:.4f} bits per byte"
+        return f"training loss {self.train_loss:.4f}, validation loss {self.val_loss:.4f}{bits}"
+
+
+def evaluate(
+    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    data: Dataset,
+    *,
+    block_size: int,
+    batches: int | None,
+    batch_size: int,
+    choices: Choices,
+    world: World,
+    device: torch.device,
+) -> Evaluation:
+    """Evaluate on the first `batches` × `batch_size` fixed windows of the validation split, or on all of them.
+
+    The training loss is taken the same way over as many windows of the training split.
+    """
+    windows = evaluation_windows(data.val, block_size, None if batches is None else batches * batch_size)
+    at_once = max(batch_size, EVALUATION_TOKENS // block_size)
+    losses = []
+    for split in (data.train, data.val):
+        count = evaluation_windows(split, block_size, windows)
+        losses.append(mean_loss(forward, split, block_size, count, at_once, choices, world, device))
+    per_token = data.bytes_per_token(data.val)
+    return Evaluation(losses[0], losses[1], None if per_token is None else losses[1] / math.log(2) / per_token)
+
+
+@torch.no_grad()
+def mean_loss(
+    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    split: Split,
+    block_size: int,
+    windows: int,
+    batch_size: int,
+    choices: Choices,
+    world: World,
+    device: torch.device,
+) -> float:
+    """Mean loss in nats of every token in the first `windows` fixed windows, shared out over the processes."""
+    first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
+    total = torch.zeros(2, dtype=torch.float64)
+    for inputs, targets in evaluation_batches(split, block_size, first, last, batch_size):
+        ids, wanted = (torch.from_numpy(array).to(device) for array in (inputs, targets))
+        with choices.autocast():
+            loss = forward(ids, wanted)[1]
+        total += torch.tensor([loss.item() * wanted.numel(), wanted.numel()], dtype=torch.float64)
+    loss, count = world.sum(total).tolist()
+    return loss / count
+
+
+@contextlib.contextmanager
+def inference_mode_of(model: nn.Module) -> Iterator[None]:
+    """The model without dropout; afterwards as it was before."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def write_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
+    """A sample of so many tokens that begins after a line break."""
+    prompt = encode_prompt(tokenizer, None)
+    ids = torch.from_numpy(prompt)[None].to(model.token_embedding.weight.device)
+    written = model.generate(ids, tokens, temperature=0.8, top_k=200, seed=seed, n_tokens=tokenizer.vocab_size)
+    return tokenizer.decode(written[0, len(prompt) :].tolist())

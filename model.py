@@ -1,0 +1,395 @@
+"""A GPT in one file: token ids go in, logits and a loss come out.
+
+The network is GPT-2's (Radford et al., 2019): learned position embeddings, pre-norm blocks of causal
+self-attention (Vaswani et al., 2017) and a GELU MLP, a final LayerNorm, and a head tied to the token embedding.
+
+Shapes: B sequences, T positions, C channels (n_embd), H heads, D = C / H channels of one head, V vocabulary.
+
+    model = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
+    model.init_weights(seed=1337)
+    logits, loss = model(ids, targets)          # (B, T, V) and the mean cross-entropy in nats
+    new_ids = model.generate(ids, max_new_tokens=100, temperature=0.8)
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS = ("gelu", "gelu_tanh")
+ATTENTION_KERNELS = ("sdpa", "matmul")
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT, and nothing about how it is trained. The defaults are GPT-2 small's."""
+
+    vocab_size: int = 50257
+    block_size: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+    activation: str = "gelu_tanh"
+    tied_head: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}; it can be {' or '.join(ACTIVATIONS)}")
+
+
+def count_parameters(config: GPTConfig) -> dict[str, int]:
+    """Parameters by role, from the configuration alone; their sum is the number the module holds."""
+    width, layers, bias = config.n_embd, config.n_layer, int(config.bias)
+    return {
+        "token_embedding": config.vocab_size * width,
+        "position_embedding": config.block_size * width,
+        "attention": layers * (4 * width * width + bias * 4 * width),
+        "mlp": layers * (8 * width * width + bias * 5 * width),
+        "norms": (2 * layers + 1) * (1 + bias) * width,
+        "head": 0 if config.tied_head else config.vocab_size * width,
+    }
+
+
+def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
+    """Floating-point operations of one training token, forward and backward: 6 N + 12 L C T.
+
+    N leaves out the position embedding, which is added and not multiplied (and the token embedding
+    where an untied head does its multiplications). The formula is that of PaLM (Chowdhery et al., 2022, appendix B).
+    `length` is T, by default `block_size`.
+    """
+    counts = count_parameters(config)
+    looked_up = counts["position_embedding"] + (0 if config.tied_head else counts["token_embedding"])
+    context = config.block_size if length is None else length
+    return 6 * (sum(counts.values()) - looked_up) + 12 * config.n_layer * config.n_embd * context
+
+
+class KVCache:
+    """Keys and values of the positions already seen, so that each new token costs one position.
+
+    The caller makes it and passes it to `GPT.features`, which writes into it and advances `length`.
+    `starts` (B,) holds the index at which each row's text begins, for rows padded on the left; None: all at 0.
+    """
+
+    def __init__(self, model: "GPT", batch: int, starts: Tensor | None = None) -> None:
+        config, weight = model.config, model.token_embedding.weight
+        shape = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.layers = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(config.n_layer)]
+        self.starts = starts
+        self.length = 0
+
+
+class CausalSelfAttention(nn.Module):
+    """All heads at once: each position gathers values from itself and the positions before it."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.kernel = "sdpa"
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.out_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cached: tuple[Tensor, Tensor] | None, seen: int) -> Tensor:
+        """(B, T, C) to (B, T, C). `mask` is added to the scores; None means plainly causal.
+
+        `cached` holds this layer's keys and values, of which the first `seen` positions are filled.
+        """
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cached is not None:
+            keys, values = cached
+            keys[:, :, seen : seen + T] = key
+            values[:, :, seen : seen + T] = value
+            key, value = keys[:, :, : seen + T], values[:, :, : seen + T]  # (B, H, S, D)
+        dropout = self.dropout if self.training else 0.0
+        attend = attend_by_matmul if self.kernel == "matmul" or T == 1 else attend_by_sdpa
+        mixed = attend(query, key, value, mask, dropout)  # (B, H, T, D)
+        return self.out_dropout(self.out(mixed.transpose(1, 2).reshape(B, T, C)))
+
+
+def attend_by_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(Q Kᵀ / √D) V through PyTorch's fused kernels: the fastest on GPUs and for long texts."""
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
+
+
+def attend_by_matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same, written out: the fastest on a CPU for short texts, and for one query at a time."""
+    B, H, T, D = query.shape
+    S = key.shape[2]
+    if mask is None and T > 1:
+        mask = causal_mask(T, query)
+    query, key, value = (tensor.reshape(B * H, -1, D) for tensor in (query, key, value))
+    if mask is None:
+        scores = torch.bmm(query * D**-0.5, key.transpose(1, 2))  # (B·H, 1, S)
+    else:
+        if mask.dim() == 4:  # one mask for each row of the batch
+            mask = mask.expand(B, H, T, S).reshape(B * H, T, S)
+        scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=D**-0.5)  # (B·H, T, S)
+    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
+    return torch.bmm(weights, value).view(B, H, T, D)
+
+
+def causal_mask(T: int, like: Tensor) -> Tensor:
+    """(T, T): 0 where a position may look, -inf where it would look ahead."""
+    return torch.full((T, T), -math.inf, dtype=like.dtype, device=like.device).triu(1)
+
+
+class MLP(nn.Module):
+    """Each position by itself: up to four times the width, a GELU, and down again."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.activation = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.out_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        return self.out_dropout(self.down(self.activation(self.up(x))))
+
+
+class Block(nn.Module):
+    """Attention moves information between positions, the MLP works on it; both add to the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attention = CausalSelfAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cached: tuple[Tensor, Tensor] | None = None, seen: int = 0
+    ) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), mask, cached, seen)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class GPT(nn.Module):
+    """The whole network. Its weights are arbitrary until `init_weights` or a checkpoint sets them."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tied_head:
+            self.head.weight = self.token_embedding.weight
+
+    @classmethod
+    def empty(cls, config: GPTConfig, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "GPT":
+        """A GPT on a device, with memory for its weights and nothing meaningful in it."""
+        with torch.device("meta"):
+            model = cls(config).to(dtype)
+        model.to_empty(device=device)
+        if config.tied_head:
+            model.head.weight = model.token_embedding.weight
+        return model
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw GPT-2's initial weights, each parameter from a stream of its own: a function of (seed, name).
+
+        matrices and embeddings   normal, standard deviation 0.02
+        attention.out, mlp.down   normal, 0.02 / √(2 n_layer): they add to the residual stream, 2 n_layer of them
+        biases                    0
+        LayerNorm weights         1
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                stream = torch.Generator().manual_seed(derive_seed(seed, "weights", name))
+                parameter.copy_(torch.randn(parameter.shape, generator=stream) * std)
+
+    def use_attention_kernel(self, kernel: str) -> None:
+        """Compute attention by "sdpa" or by "matmul": the same result to rounding, at different speeds."""
+        if kernel not in ATTENTION_KERNELS:
+            raise ValueError(f"attention kernel {kernel!r}; it can be {' or '.join(ATTENTION_KERNELS)}")
+        for block in self.blocks:
+            block.attention.kernel = kernel
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V) for ids (B, T); with targets (B, T), also the mean cross-entropy in nats.
+
+        Targets of -100 are left out of the mean. Raises ValueError where T exceeds `block_size`.
+        """
+        logits = self.head(self.features(ids))
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+
+    def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The last block's normalised output (B, T, C), to which the head is applied.
+
+        With a cache, `ids` continue the positions that it holds, and the cache grows by them.
+        """
+        T = ids.shape[1]
+        seen = 0 if cache is None else cache.length
+        if seen + T > self.config.block_size:
+            raise ValueError(f"{seen + T} positions do not fit into block_size {self.config.block_size}")
+        positions = torch.arange(seen, seen + T, device=ids.device)
+        mask = None
+        if cache is not None and cache.starts is not None:
+            mask = padded_mask(positions, cache.starts, self.token_embedding.weight.dtype)
+            positions = (positions - cache.starts[:, None]).clamp(min=0)  # (B, T)
+        elif seen and T > 1:
+            mask = padded_mask(positions, positions.new_zeros(1), self.token_embedding.weight.dtype)
+        x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
+        x = self.embedding_dropout(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x) if cache is None else block(x, mask, cache.layers[index], seen)
+        if cache is not None:
+            cache.length += T
+        return self.final_norm(x)
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        n_tokens: int | None = None,
+        starts: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """Continue prompts (B, T) one token at a time; yields each step's tokens, (B,).
+
+        Row b draws from a stream of its own, a function of (`seed`, `first_index` + b), so a sample does
+        not depend on the batch that it is drawn in. `temperature` 0 takes the most probable token.
+        `n_tokens` is the tokenizer's vocabulary where the model's is padded: no id beyond it is drawn.
+        `starts` (B,) marks where each row's text begins in prompts padded on the left.
+
+        The model sees at most `block_size` positions. When they are full, the oldest quarter is
+        dropped and the rest read again, so it always sees three quarters of them or more.
+        """
+        batch, prompt_length = ids.shape
+        if prompt_length == 0:
+            raise ValueError("the prompt is empty; generation needs at least one token to continue")
+        check_sampling(temperature, top_k, top_p)
+        text = torch.cat((ids, ids.new_empty(batch, max_new_tokens)), dim=1)
+        streams = [
+            torch.Generator().manual_seed(derive_seed(seed, "sample", first_index + row)) for row in range(batch)
+        ]
+        cache, logits = self._prefill(ids, starts)
+        for step in range(max_new_tokens):
+            if temperature == 0:
+                token = logits[:, :n_tokens].argmax(dim=-1)
+            else:
+                if step % UNIFORMS_AT_ONCE == 0:
+                    uniforms = torch.stack([torch.rand(UNIFORMS_AT_ONCE, generator=stream) for stream in streams])
+                    uniforms = uniforms.to(ids.device)
+                probabilities = next_token_probabilities(logits[:, :n_tokens], temperature, top_k, top_p)
+                token = draw(probabilities, uniforms[:, step % UNIFORMS_AT_ONCE])
+            end = prompt_length + step
+            text[:, end] = token
+            yield token
+            if step + 1 == max_new_tokens:
+                return
+            if cache.length < self.config.block_size:
+                logits = self.head(self.features(token[:, None], cache))[:, -1]
+            else:
+                kept = self.config.block_size - max(1, self.config.block_size // 4) + 1
+                dropped = end + 1 - kept
+                moved = None if starts is None else (starts - dropped).clamp(min=0)
+                cache, logits = self._prefill(text[:, dropped : end + 1], moved)
+
+    def generate(self, ids: Tensor, max_new_tokens: int, **sampling) -> Tensor:
+        """The prompts (B, T) with `max_new_tokens` more tokens, (B, T + max_new_tokens). Options as in `stream`."""
+        new = list(self.stream(ids, max_new_tokens, **sampling))
+        return torch.cat((ids, torch.stack(new, dim=1)), dim=1) if new else ids
+
+    def _prefill(self, ids: Tensor, starts: Tensor | None) -> tuple[KVCache, Tensor]:
+        """A cache filled with the last `block_size` positions of `ids`, and the last position's logits (B, V)."""
+        dropped = max(0, ids.shape[1] - self.config.block_size)
+        if starts is not None:
+            starts = (starts - dropped).clamp(min=0)
+        cache = KVCache(self, ids.shape[0], starts)
+        return cache, self.head(self.features(ids[:, dropped:], cache)[:, -1])
+
+
+UNIFORMS_AT_ONCE = 256
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError for settings that no distribution can be drawn with."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (most probable token) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every token")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+
+
+def next_token_probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """The distribution (B, V) that the next token is drawn from, temperature above 0.
+
+    Top-k keeps the k most probable tokens (and ties with the last of them); top-p (Holtzman et al., 2020)
+    the fewest whose probabilities, after the temperature and top-k, reach p.
+    """
+    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64) / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    probabilities = logits.softmax(dim=-1)
+    if top_p is not None and top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        kept = ordered.masked_fill(before >= top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, kept)
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    return probabilities
+
+
+def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """One token (B,) from each row of (B, V): the first at which the running sum passes a uniform number (B,)."""
+    cumulative = probabilities.cumsum(dim=-1)
+    passed = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, passed, right=True).squeeze(-1)
+
+
+def padded_mask(positions: Tensor, starts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, T, S) for queries at `positions` (T,) over keys 0 … S - 1 of rows that begin at `starts`.
+
+    Padding sees itself, so that no row of scores is empty; nothing else sees padding.
+    """
+    keys = torch.arange(int(positions[-1]) + 1, device=positions.device)
+    query = positions[:, None]  # (T, 1)
+    seen = (keys <= query) & ((keys >= starts[:, None, None]) | (keys == query))  # (B, T, S)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill_(~seen, -math.inf)[:, None]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed for a purpose, e.g. derive_seed(1337, "weights", "head.weight"); unrelated for other parts."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -1,0 +1,256 @@
+"""Train a GPT: on a laptop, on a GPU, on many.
+
+    python train.py configs/shakespeare_char.py
+    python train.py configs/shakespeare_char.py --learning_rate=3e-4 --max_iters 500
+    python train.py configs/shakespeare_char.py --init_from=resume --max_iters 4000
+    torchrun --standalone --nproc_per_node=8 train.py configs/gpt2.py
+
+Step s means s completed updates. The sequences of a step, its dropout and the initial weights are functions of the
+seed and the step, so a run that is stopped and resumed ends in the same weights as one that is not.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from engine.config import TrainSettings, read_settings
+from engine.errors import UserError, run_script
+
+if TYPE_CHECKING:  # at run time torch is imported inside the functions: --help and a mistyped setting answer at once
+    from torch import Tensor
+
+    from engine.setup import Progress, Run
+    from engine.training import Clock, Evaluation, StepReport, StopRequests
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Set up, then train. Returns the exit status: 0, or 128 + the number of the signal that ended the run."""
+    sources = read_settings(TrainSettings, arguments, __doc__)
+    from engine import distributed
+    from engine.metrics import Console
+    from engine.setup import set_up
+    from engine.training import StopRequests
+
+    world = distributed.start()
+    console = Console(world.is_main)
+    try:
+        with StopRequests() as requests, contextlib.ExitStack() as cleanup:
+            run, progress, resumed = set_up(sources, world, console, cleanup)
+            if run.settings.eval_only:
+                console.say(f"step {progress.step}: {measure(run, run.model)}")
+                return 0
+            train(run, progress, resumed, requests)
+            return 0 if requests.received is None else 128 + requests.received
+    finally:
+        world.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# training
+
+
+def train(run: "Run", progress: "Progress", resumed: bool, requests: "StopRequests") -> None:
+    """Update, evaluate and save until `max_iters`, a signal, or the end of patience."""
+    from engine.setup import compiled_and_parallel
+    from engine.training import Batches, Clock, StepReport
+
+    settings = run.settings
+    sequences = settings.sequences_per_step()
+    forward = compiled_and_parallel(run)
+    batches = Batches(
+        run.data.train, seed=settings.seed, block_size=settings.block_size, sequences=sequences,
+        consumed=progress.sequences, micro_batch=run.micro_batch, world=run.world, device=run.device,
+    )  # fmt: skip
+    clock = Clock(progress.step, progress.seconds)
+    report: StepReport | None = None
+    saved_at = progress.step if resumed else None
+    run.console.start_bar(progress.step, settings.max_iters)
+    stopping = False
+
+    while True:
+        finished = progress.step >= settings.max_iters
+        due = finished or progress.step % settings.eval_interval == 0
+        if (due or stopping) and progress.step != saved_at:
+            log(run, report, clock)
+            report = None
+            clock.stand()
+            progress.seconds = clock.seconds
+            if due:
+                evaluate_and_record(run, forward, progress)
+            save(run, progress)
+            saved_at = progress.step
+            stopping = stopping or out_of_patience(settings, progress)
+        if finished or stopping:
+            break
+
+        clock.go()
+        values, rate = update(run, forward, batches.step(), progress.step, requests.received is not None)
+        progress.step += 1
+        progress.sequences += sequences
+        stopping = log(run, report, clock)  # of the step before, whose numbers have arrived by now
+        report = StepReport(progress.step, rate, values, run.world)
+
+    batches.close()
+    run.console.stop_bar()
+    conclude(run, progress, requests)
+
+
+def update(
+    run: "Run", forward: Any, micro_batches: "Iterator[tuple[Tensor, Tensor]]", step: int, stop_asked: bool
+) -> "tuple[Tensor, float]":
+    """Update number `step`: forward, backward, clip, optimizer. Returns the report's numbers, and the learning rate."""
+    import torch
+
+    from engine.optimizer import learning_rate
+    from model import derive_seed
+
+    settings, optimizer, scaler = run.settings, run.optimizer, run.scaler
+    rate = learning_rate(step, settings)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    mean_loss = torch.zeros((), device=run.device)
+    for index, (ids, targets) in enumerate(micro_batches):
+        if settings.dropout > 0:
+            number = run.world.rank * run.micro_steps + index
+            torch.manual_seed(derive_seed(settings.seed, "dropout", step, number))
+        synced = run.world.size == 1 or index == run.micro_steps - 1
+        with contextlib.nullcontext() if synced else forward.no_sync():
+            with run.choices.autocast():
+                loss = forward(ids, targets)[1] / run.micro_steps
+            scaler.scale(loss).backward()
+        mean_loss += loss.detach()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.grad_clip or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return torch.stack((mean_loss, norm.to(mean_loss), torch.full_like(mean_loss, float(stop_asked)))), rate
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# logging, evaluation, saving
+
+
+def log(run: "Run", report: "StepReport | None", clock: "Clock") -> bool:
+    """Read a step's report, write its line where one is due; returns whether some process was asked to stop.
+
+    Raises UserError where the loss or the gradient is not finite, before anything of it is saved.
+    """
+    if report is None:
+        return False
+    loss, norm, stop = report.read()
+    if not math.isfinite(loss) or not (math.isfinite(norm) or run.scaler.is_enabled()):
+        raise UserError(
+            f"step {report.step}: loss {loss}, gradient norm {norm}, learning rate {report.learning_rate:.3g}: training "
+            f"has diverged. The checkpoints before it are good; resume with a lower --learning_rate"
+        )
+    due = report.step % run.settings.log_interval == 0 or report.step == run.settings.max_iters
+    line = f"loss {loss:.4f}"
+    if due:
+        tokens_per_second = clock.steps_per_second(report.step) * run.tokens_per_step
+        mfu = run.mfu(tokens_per_second)
+        line += f", lr {report.learning_rate:.2e}, {tokens_per_second:,.0f} tokens/s"
+        line += "" if mfu is None else f", MFU {mfu:.1%}"
+        values = {"loss": loss, "lr": report.learning_rate, "grad_norm": norm}
+        record(run, report.step, "train", clock.seconds, values | {"tokens_per_second": tokens_per_second, "mfu": mfu})
+    run.console.progress(report.step, line, due)
+    return stop
+
+
+def record(run: "Run", step: int, kind: str, seconds: float, values: dict[str, Any]) -> None:
+    """Append a line to metrics.jsonl, and to wandb."""
+    if run.metrics is not None and run.wandb is not None:
+        line = {"step": step, "kind": kind, "tokens": step * run.tokens_per_step, "seconds": round(seconds, 4)} | values
+        run.metrics.record(line)
+        run.wandb.record(line)
+
+
+def evaluate_and_record(run: "Run", forward: Any, progress: "Progress") -> None:
+    """Evaluate, note whether this is the best so far, print the losses and a sample."""
+    losses = measure(run, forward)
+    values = dataclasses.asdict(losses)
+    record(run, progress.step, "eval", progress.seconds, values)
+    better = progress.best_loss is None or losses.val_loss < progress.best_loss
+    if better:
+        progress.best_loss, progress.best_step = losses.val_loss, progress.step
+    progress.evaluations_without_gain = 0 if better else progress.evaluations_without_gain + 1
+    run.console.say(f"step {progress.step}: {losses}{' (best)' if better else ''}")
+    print_sample(run, run.settings.sample_tokens)
+
+
+def measure(run: "Run", forward: Any) -> "Evaluation":
+    """The losses on both splits."""
+    from engine.training import evaluate, inference_mode_of
+
+    with inference_mode_of(run.model):
+        return evaluate(
+            forward, run.data, block_size=run.settings.block_size, batches=run.settings.eval_iters,
+            batch_size=run.settings.batch_size, choices=run.choices, world=run.world, device=run.device,
+        )  # fmt: skip
+
+
+def print_sample(run: "Run", tokens: int) -> None:
+    """Print what the model writes by now, from the main process."""
+    from engine.training import inference_mode_of, write_text
+
+    if tokens and run.world.is_main:
+        with inference_mode_of(run.model), run.choices.autocast():
+            text = write_text(run.model, run.data.tokenizer, tokens, run.settings.seed)
+        run.console.say("\n".join(f"    {line}" for line in text.strip("\n").split("\n")))
+
+
+def save(run: "Run", progress: "Progress") -> None:
+    """Write a checkpoint of this step, point `last` (and `best`) at it, delete what is no longer kept."""
+    from engine import checkpoint
+    from engine.setup import versions
+
+    if not run.world.is_main:
+        return
+    meta = {
+        "model": dataclasses.asdict(run.model.config),
+        "settings": dataclasses.asdict(run.settings),
+        "choices": run.choices.to_dict(),
+        "used_cpu_part": run.used_cpu_part,
+        "tokenizer": run.data.tokenizer.to_dict(),
+        "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
+        "scaler": run.scaler.state_dict(),
+        "wandb_id": run.wandb.run_id,
+        "versions": versions(),
+    }
+    parts = {
+        "model": dict(run.model.named_parameters()),
+        "optimizer": checkpoint.optimizer_tensors(run.model, run.optimizer),
+    }
+    checkpoint.save_checkpoint(run.folder, meta | dataclasses.asdict(progress), parts)
+    if progress.best_step == progress.step:
+        checkpoint.mark_best(run.folder, progress.step)
+    checkpoint.prune(run.folder, run.settings.keep_checkpoints)
+
+
+def conclude(run: "Run", progress: "Progress", requests: "StopRequests") -> None:
+    """Say how the run ended, and what to type next."""
+    say, settings = run.console.say, run.settings
+    if run.metrics is not None and run.wandb is not None:
+        run.metrics.close()
+        run.wandb.finish()
+    if requests.received is not None or progress.step < settings.max_iters and not out_of_patience(settings, progress):
+        say(f"stopped at step {progress.step}; to go on, add --init_from=resume --out_dir={run.folder}")
+        return
+    print_sample(run, 5 * settings.sample_tokens)
+    minutes, seconds = divmod(round(progress.seconds), 60)
+    say(
+        f"done: {progress.step} steps in {minutes} min {seconds:02d} s of training. "
+        f"Best validation loss {progress.best_loss:.4f}, at step {progress.best_step}."
+    )
+    say(f"The run is in {run.folder}. To sample from it: python sample.py --out_dir={run.folder}")
+
+
+def out_of_patience(settings: TrainSettings, progress: "Progress") -> bool:
+    """Whether `patience` evaluations in a row brought nothing better."""
+    return settings.patience is not None and progress.evaluations_without_gain >= settings.patience
+
+
+if __name__ == "__main__":
+    run_script(main)
