@@ -175,7 +175,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, cached: tuple[Tensor, Tensor] | None = None, seen: int = 0
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cached: tuple[Tensor, Tensor] | None = None,
+        seen: int = 0,
     ) -> Tensor:
         """(B, T, C) to (B, T, C)."""
         x = x + self.attention(self.attention_norm(x), mask, cached, seen)

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str]) -> None:
 
     if options.input is None and not Path(options.name).is_file():
         if options.name in RECIPES and options.tokenizer not in (None, RECIPES[options.name]):
-            raise UserError(f"{options.name} is made with the tokenizer {RECIPES[options.name]}; give your own set a name")
+            raise UserError(
+                f"{options.name} is made with the tokenizer {RECIPES[options.name]}; give your own set a name"
+            )
         prepare_recipe(options.name, print)
     elif options.input is None:
         prepare_files(Path(options.name).stem, [options.name], options.tokenizer or "char", options.val, print)

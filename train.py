@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         with StopRequests() as requests, contextlib.ExitStack() as cleanup:
             run, progress, resumed = set_up(sources, world, console, cleanup)
             if run.settings.eval_only:
-                console.say(f"step {progress.step}: {measure(run, run.model)}")
+                console.say(f"step {progress.step}: {measure(run)}")
                 return 0
             train(run, progress, resumed, requests)
             return 0 if requests.received is None else 128 + requests.received
@@ -53,16 +53,22 @@ def main(arguments: Sequence[str]) -> int:
 
 def train(run: "Run", progress: "Progress", resumed: bool, requests: "StopRequests") -> None:
     """Update, evaluate and save until `max_iters`, a signal, or the end of patience."""
-    from engine.setup import compiled_and_parallel
+    from engine.setup import compiled, in_parallel
     from engine.training import Batches, Clock, StepReport
 
     settings = run.settings
     sequences = settings.sequences_per_step()
-    forward = compiled_and_parallel(run)
+    forward = in_parallel(run, compiled(run))
     batches = Batches(
-        run.data.train, seed=settings.seed, block_size=settings.block_size, sequences=sequences,
-        consumed=progress.sequences, micro_batch=run.micro_batch, world=run.world, device=run.device,
-    )  # fmt: skip
+        run.data.train,
+        seed=settings.seed,
+        block_size=settings.block_size,
+        sequences=sequences,
+        consumed=progress.sequences,
+        micro_batch=run.micro_batch,
+        world=run.world,
+        device=run.device,
+    )
     clock = Clock(progress.step, progress.seconds)
     report: StepReport | None = None
     saved_at = progress.step if resumed else None
@@ -78,7 +84,7 @@ def train(run: "Run", progress: "Progress", resumed: bool, requests: "StopReques
             clock.stand()
             progress.seconds = clock.seconds
             if due:
-                evaluate_and_record(run, forward, progress)
+                evaluate_and_record(run, progress)
             save(run, progress)
             saved_at = progress.step
             stopping = stopping or out_of_patience(settings, progress)
@@ -110,7 +116,7 @@ def update(
     rate = learning_rate(step, settings)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    mean_loss = torch.zeros((), device=run.device)
+    mean_loss = torch.zeros((), device=run.device, dtype=run.choices.weights_dtype())
     for index, (ids, targets) in enumerate(micro_batches):
         if settings.dropout > 0:
             number = run.world.rank * run.micro_steps + index
@@ -154,7 +160,13 @@ def log(run: "Run", report: "StepReport | None", clock: "Clock") -> bool:
         line += f", lr {report.learning_rate:.2e}, {tokens_per_second:,.0f} tokens/s"
         line += "" if mfu is None else f", MFU {mfu:.1%}"
         values = {"loss": loss, "lr": report.learning_rate, "grad_norm": norm}
-        record(run, report.step, "train", clock.seconds, values | {"tokens_per_second": tokens_per_second, "mfu": mfu})
+        record(
+            run,
+            report.step,
+            "train",
+            clock.seconds,
+            values | {"tokens_per_second": tokens_per_second, "mfu": mfu},
+        )
     run.console.progress(report.step, line, due)
     return stop
 
@@ -162,16 +174,20 @@ def log(run: "Run", report: "StepReport | None", clock: "Clock") -> bool:
 def record(run: "Run", step: int, kind: str, seconds: float, values: dict[str, Any]) -> None:
     """Append a line to metrics.jsonl, and to wandb."""
     if run.metrics is not None and run.wandb is not None:
-        line = {"step": step, "kind": kind, "tokens": step * run.tokens_per_step, "seconds": round(seconds, 4)} | values
+        line = {
+            "step": step,
+            "kind": kind,
+            "tokens": step * run.tokens_per_step,
+            "seconds": round(seconds, 4),
+        } | values
         run.metrics.record(line)
         run.wandb.record(line)
 
 
-def evaluate_and_record(run: "Run", forward: Any, progress: "Progress") -> None:
+def evaluate_and_record(run: "Run", progress: "Progress") -> None:
     """Evaluate, note whether this is the best so far, print the losses and a sample."""
-    losses = measure(run, forward)
-    values = dataclasses.asdict(losses)
-    record(run, progress.step, "eval", progress.seconds, values)
+    losses = measure(run)
+    record(run, progress.step, "eval", progress.seconds, dataclasses.asdict(losses))
     better = progress.best_loss is None or losses.val_loss < progress.best_loss
     if better:
         progress.best_loss, progress.best_step = losses.val_loss, progress.step
@@ -180,15 +196,21 @@ def evaluate_and_record(run: "Run", forward: Any, progress: "Progress") -> None:
     print_sample(run, run.settings.sample_tokens)
 
 
-def measure(run: "Run", forward: Any) -> "Evaluation":
-    """The losses on both splits."""
+def measure(run: "Run") -> "Evaluation":
+    """The losses on both splits, by the plain model: windows differ in shape, and compiling each would take longer."""
     from engine.training import evaluate, inference_mode_of
 
     with inference_mode_of(run.model):
         return evaluate(
-            forward, run.data, block_size=run.settings.block_size, batches=run.settings.eval_iters,
-            batch_size=run.settings.batch_size, choices=run.choices, world=run.world, device=run.device,
-        )  # fmt: skip
+            run.model,
+            run.data,
+            block_size=run.settings.block_size,
+            batches=run.settings.eval_iters,
+            batch_size=run.settings.batch_size,
+            choices=run.choices,
+            world=run.world,
+            device=run.device,
+        )
 
 
 def print_sample(run: "Run", tokens: int) -> None:
@@ -213,6 +235,7 @@ def save(run: "Run", progress: "Progress") -> None:
         "settings": dataclasses.asdict(run.settings),
         "choices": run.choices.to_dict(),
         "used_cpu_part": run.used_cpu_part,
+        "processes": run.world.size,
         "tokenizer": run.data.tokenizer.to_dict(),
         "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
         "scaler": run.scaler.state_dict(),
@@ -235,7 +258,8 @@ def conclude(run: "Run", progress: "Progress", requests: "StopRequests") -> None
     if run.metrics is not None and run.wandb is not None:
         run.metrics.close()
         run.wandb.finish()
-    if requests.received is not None or progress.step < settings.max_iters and not out_of_patience(settings, progress):
+    complete = progress.step >= settings.max_iters or out_of_patience(settings, progress)
+    if requests.received is not None or not complete:
         say(f"stopped at step {progress.step}; to go on, add --init_from=resume --out_dir={run.folder}")
         return
     print_sample(run, 5 * settings.sample_tokens)

@@ -279,7 +279,10 @@ def model_from(
 
 
 def load(
-    run: str | Path, device: torch.device | str = "cpu", checkpoint: str = "best", dtype: torch.dtype | None = None
+    run: str | Path,
+    device: torch.device | str = "cpu",
+    checkpoint: str = "best",
+    dtype: torch.dtype | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """The model, ready to generate, and the tokenizer of a run such as out/shakespeare_char. Raises UserError."""
     found = open_checkpoint(Path(run), checkpoint)

@@ -121,7 +121,9 @@ class SampleSettings:
     start: str | None = setting(None, "the prompt, or FILE:prompt.txt; None: a line break")
     num_samples: int = setting(3, "samples to draw", at_least=1)
     max_new_tokens: int = setting(500, "tokens of each sample", at_least=1)
-    temperature: float = setting(0.8, "below 1: safer text; above: wilder; 0: always the most probable token", at_least=0)
+    temperature: float = setting(
+        0.8, "below 1: safer text; above: wilder; 0: always the most probable token", at_least=0
+    )
     top_k: int | None = setting(200, "draw among the k most probable tokens; None: among all", at_least=1)
     top_p: float | None = setting(None, "draw among the most probable tokens that sum to p", above=0, at_most=1)
     seed: int = setting(1337, "seed of the samples; the same seed gives the same text")
@@ -145,30 +147,38 @@ def read_settings(kind: type, arguments: Sequence[str], description: str) -> "So
 
     Raises UserError for anything that is not a setting of `kind` or not of its type. `--help` prints and exits.
     """
+    usage = "%(prog)s [CONFIG_FILE] [--NAME=VALUE ...]" if kind is TrainSettings else "%(prog)s [--NAME=VALUE ...]"
     parser = Parser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage=usage,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if kind is TrainSettings:
-        parser.add_argument("config_file", nargs="?", help="a Python file of settings, such as configs/shakespeare_char.py")
+        parser.add_argument(
+            "config_file", nargs="?", help="a Python file of settings, such as configs/shakespeare_char.py"
+        )
     for field in dataclasses.fields(kind):
         spellings = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
         text = f"{field.metadata['meaning']} (default: {field.default})".replace("%", "%%")
-        parser.add_argument(*spellings, dest=field.name, metavar=type_name(field.type), help=text, default=argparse.SUPPRESS)
+        parser.add_argument(
+            *spellings, dest=field.name, metavar=type_name(field.type), help=text, default=argparse.SUPPRESS
+        )
     if kind is TrainSettings:
         for name in RETIRED:
             parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     known, unknown = parser.parse_known_args(list(arguments))
     for argument in unknown:
         if not argument.startswith("-"):
-            raise UserError(f"{argument!r} on the command line belongs to no setting; settings are written --name=value")
+            raise UserError(
+                f"{argument!r} on the command line belongs to no setting; settings are written --name=value"
+            )
         name = argument.lstrip("-").split("=")[0].replace("-", "_")
         raise UserError(f"command line: --{name} is not a setting{_did_you_mean(name, kind)}")
     given = vars(known)
     path = given.pop("config_file", None)
     remarks = [f"{name} is ignored: {RETIRED[name]}" for name in given if name in RETIRED]
-    command_line = {
-        name: parse_text(kind, name, text) for name, text in given.items() if name not in RETIRED
-    }
+    command_line = {name: parse_text(kind, name, text) for name, text in given.items() if name not in RETIRED}
     from_file, for_cpu = ({}, {}) if path is None else read_config_file(kind, path, remarks)
     return Sources(kind, path, from_file, for_cpu, command_line, remarks)
 
@@ -213,9 +223,7 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
         raise UserError(f"{path}: cpu must be a dictionary of settings, such as cpu = dict(n_layer=4)")
     ignored = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     values = {
-        name: value
-        for name, value in namespace.items()
-        if not name.startswith("_") and not isinstance(value, ignored)
+        name: value for name, value in namespace.items() if not name.startswith("_") and not isinstance(value, ignored)
     }
     remarks += [f"{path}: {name} is ignored: {RETIRED[name]}" for name in values if name in RETIRED]
     values = {name: value for name, value in values.items() if name not in RETIRED}
@@ -237,7 +245,7 @@ def check_value(kind: type, name: str, value: Any, where: str) -> Any:
     field = fields[name]
     value = _fit(field.type, value)
     if value is _MISFIT:
-        raise UserError(f"{where}: {name} must be {type_name(field.type)}")
+        raise UserError(f"{where}: {name} must be {_in_words(field.type)}")
     comparisons = {
         "at_least": (lambda limit: value >= limit, "at least"),
         "above": (lambda limit: value > limit, "above"),
@@ -270,7 +278,7 @@ def parse_text(kind: type, name: str, text: str) -> Any:
     for candidate in candidates:
         if _fit(field.type, candidate) is not _MISFIT:
             return check_value(kind, name, candidate, "command line")
-    raise UserError(f"command line: --{name}={text}: {name} must be {type_name(field.type)}")
+    raise UserError(f"command line: --{name}={text}: {name} must be {_in_words(field.type)}")
 
 
 def type_name(annotation: Any) -> str:
@@ -279,6 +287,13 @@ def type_name(annotation: Any) -> str:
     for choice in _alternatives(annotation):
         words.append({type(None): "none", bool: "True, False"}.get(choice) or getattr(choice, "__name__", str(choice)))
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _in_words(annotation: Any) -> str:
+    """What a value must be, for an error message."""
+    names = {"int": "a whole number", "float": "a number", "str": "text"}
+    name = type_name(annotation)
+    return " or ".join(names.get(word, word) for word in name.split(" or "))
 
 
 _MISFIT = object()

@@ -164,7 +164,13 @@ def _problem(meta: Any) -> str | None:
         if not isinstance(entry, dict):
             return "an entry of files is no object"
         name = entry.get("path")
-        if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        if (
+            not isinstance(name, str)
+            or not name
+            or "\0" in name
+            or Path(name).is_absolute()
+            or ".." in Path(name).parts
+        ):
             return "the path of a token file must lie inside the data set's folder"
         if entry.get("split") not in ("train", "val"):
             return f"{name}: split must be train or val"

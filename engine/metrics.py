@@ -60,12 +60,14 @@ class MetricsLog:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_bytes(b"".join(line + b"\n" for line in kept))
             os.replace(temporary, self.path)
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def record(self, values: dict[str, Any]) -> None:
         """Append one line. Numbers that are not finite become null, which JSON can hold."""
         assert self._file is not None, "the log is not open"
-        tidy = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+        tidy = {
+            key: None if value != value or value in (math.inf, -math.inf) else value for key, value in values.items()
+        }
         self._file.write(json.dumps(tidy) + "\n")
         self._file.flush()
 
@@ -102,9 +104,14 @@ class WandbLog:
             import wandb
 
             self.run = wandb.init(
-                project=project, name=name, id=run_id, resume="allow", dir=str(folder), config=settings,
+                project=project,
+                name=name,
+                id=run_id,
+                resume="allow",
+                dir=str(folder),
+                config=settings,
                 settings=wandb.Settings(silent=True, init_timeout=30),
-            )  # fmt: skip
+            )
         except Exception as error:  # a logger must not stop the training, whatever its reason
             self._give_up(error)
 

@@ -38,7 +38,12 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
 
 
 def prepare_files(
-    name: str, paths: list[str], tokenizer: str, val: float, say: Callable[[str], None], root: Path = DATA_FOLDER
+    name: str,
+    paths: list[str],
+    tokenizer: str,
+    val: float,
+    say: Callable[[str], None],
+    root: Path = DATA_FOLDER,
 ) -> Path:
     """Prepare a data set from text files, joined in the given order. Raises UserError for what is no text."""
     texts, sources = [], []
@@ -88,7 +93,9 @@ def write_dataset(
     meta = _describe(name, tokenizer, dtype, parts, contents, sources)
     write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
     tokens = {split: len(content) // dtype.itemsize for split, content in contents.items()}
-    say(f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, vocabulary {tokenizer.vocab_size:,}")
+    say(
+        f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, vocabulary {tokenizer.vocab_size:,}"
+    )
     return folder
 
 

@@ -81,10 +81,14 @@ class Run:
     def mfu(self, tokens_per_second: float) -> float | None:
         """The share of the hardware's peak that the model's arithmetic takes; None where the peak is not known."""
         peak = peak_flops(self.device, self.choices.dtype)
-        return None if peak is None else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
+        return (
+            None if peak is None else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
+        )
 
 
-def set_up(sources: Sources, world: World, console: Console, cleanup: contextlib.ExitStack) -> tuple[Run, Progress, bool]:
+def set_up(
+    sources: Sources, world: World, console: Console, cleanup: contextlib.ExitStack
+) -> tuple[Run, Progress, bool]:
     """The run, where it stands, and whether it goes on. Writes to its folder only when all else has succeeded."""
     for remark in sources.remarks:
         console.say(f"note: {remark}")
@@ -116,7 +120,18 @@ def set_up(sources: Sources, world: World, console: Console, cleanup: contextlib
         scaler.load_state_dict(checkpoint.meta["scaler"])
 
     run = Run(
-        settings, world, console, choices, used_cpu_part, device, data, model, optimizer, scaler, micro_batch, micro_steps
+        settings,
+        world,
+        console,
+        choices,
+        used_cpu_part,
+        device,
+        data,
+        model,
+        optimizer,
+        scaler,
+        micro_batch,
+        micro_steps,
     )
     describe(run, progress)
     if not settings.eval_only:
@@ -187,16 +202,26 @@ def choose(
 
     compiled, reason = choose_compile(settings.compile, device)
     choices = Choices(
-        device.type, choose_dtype(settings.dtype, device), compiled, choose_threads(settings.threads, world.local_size)
+        device.type,
+        choose_dtype(settings.dtype, device),
+        compiled,
+        choose_threads(settings.threads, world.local_size),
     )
     if kept is not None:
-        automatic = {"dtype": settings.dtype == "auto", "compile": settings.compile == "auto", "threads": settings.threads is None}
+        same_processes = checkpoint.meta["processes"] == world.size
+        automatic = {
+            "dtype": settings.dtype == "auto",
+            "compile": settings.compile == "auto",
+            "threads": settings.threads is None and same_processes,
+        }
         for field in dataclasses.fields(Choices):
             if automatic.get(field.name, True):
                 setattr(choices, field.name, getattr(kept, field.name))
         reason = "as before"
     if used_cpu_part and sources.cpu:
-        console.say(f"cpu part of {sources.path}: " + ", ".join(f"{name}={value}" for name, value in sources.cpu.items()))
+        console.say(
+            f"cpu part of {sources.path}: " + ", ".join(f"{name}={value}" for name, value in sources.cpu.items())
+        )
     choices = Choices.from_dict(world.broadcast(choices.to_dict()))
     torch.set_num_threads(choices.threads)
     console.say(
@@ -255,13 +280,16 @@ def check_resumable(
                 f"{name} is {now[name]}, but the checkpoint {checkpoint.folder} was trained with {before[name]}; "
                 f"add --{name}={before[name]}, or start a new run without --init_from"
             )
-    if checkpoint.meta["tokenizer"] != data.tokenizer.to_dict() or checkpoint.model_config().vocab_size != config.vocab_size:
+    same_tokenizer = checkpoint.meta["tokenizer"] == data.tokenizer.to_dict()
+    if not same_tokenizer or checkpoint.model_config().vocab_size != config.vocab_size:
         raise UserError(
             f"the vocabulary of {data.folder} is not the one that {checkpoint.folder} was trained with; "
             f"put the data set of then back, or start a new run without --init_from"
         )
     changed = [
-        f"{name}: {before[name]} → {now[name]}" for name in now if name in before and before[name] != now[name] and name not in OF_ONE_START
+        f"{name}: {before[name]} → {now[name]}"
+        for name in now
+        if name not in OF_ONE_START and before.get(name, now[name]) != now[name]
     ]
     console.say(f"resuming {checkpoint.folder}" + (f", with {', '.join(changed)}" if changed else ""))
     if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
@@ -278,15 +306,21 @@ def refuse_taken_folder(folder: Path) -> None:
 
 
 def claim_folder(
-    run: Run, folder: Path | None, sources: Sources, progress: Progress, checkpoint: Checkpoint | None,
+    run: Run,
+    folder: Path | None,
+    sources: Sources,
+    progress: Progress,
+    checkpoint: Checkpoint | None,
     cleanup: contextlib.ExitStack,
-) -> None:  # fmt: skip
+) -> None:
     """Make or take the run's folder, lock it, tidy it, open its logs. The lock dies with this process."""
     settings = run.settings
     problem = None
     if run.world.is_main:
         try:
-            run.folder = folder or new_folder(settings.out_dir, run_name(sources) or settings.dataset, settings.init_from)
+            run.folder = folder or new_folder(
+                settings.out_dir, run_name(sources) or settings.dataset, settings.init_from
+            )
             lock = filelock.FileLock(run.folder / "lock")
             cleanup.enter_context(lock.acquire(timeout=0))
         except filelock.Timeout:
@@ -302,7 +336,12 @@ def claim_folder(
     checkpoints.clean_leftovers(run.folder)
     if checkpoint is not None and progress.best_step is not None:
         checkpoints.mark_best(run.folder, progress.best_step)
-    content = {"settings": dataclasses.asdict(settings), "choices": run.choices.to_dict(), "versions": versions(), "command": sys.argv}
+    content = {
+        "settings": dataclasses.asdict(settings),
+        "choices": run.choices.to_dict(),
+        "versions": versions(),
+        "command": sys.argv,
+    }
     write_whole(run.folder / "config.json", json.dumps(content, indent=1).encode())
     run.metrics = MetricsLog(run.folder / "metrics.jsonl")
     run.metrics.start(progress.step if checkpoint is not None else -1)
@@ -351,22 +390,27 @@ def describe(run: Run, progress: Progress) -> None:
     )
 
 
-def compiled_and_parallel(run: Run) -> Any:
-    """What the loop calls as the model: compiled if so chosen, and under DDP for several processes."""
-    forward: Any = run.model
-    if run.choices.compile:
-        forward = torch.compile(run.model)
-        try:
-            warm_up(run, forward)
-        except Exception as error:  # whatever the compiler stumbles over, the plain model computes the same
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            run.console.say(f"note: torch.compile is off, since it fails here ({reason[:200]})")
-            run.choices.compile = False
-            forward = run.model
-    if run.world.size > 1:
-        devices = [run.device.index] if run.device.type == "cuda" else None
-        forward = torch.nn.parallel.DistributedDataParallel(forward, device_ids=devices)
+def compiled(run: Run) -> Any:
+    """The model as the compiler makes it, where that was chosen and succeeds; otherwise as it is."""
+    if not run.choices.compile:
+        return run.model
+    forward = torch.compile(run.model)
+    try:
+        warm_up(run, forward)
+    except Exception as error:  # whatever the compiler stumbles over, the plain model computes the same
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        run.console.say(f"note: torch.compile is off, since it fails here ({reason[:200]})")
+        run.choices.compile = False
+        return run.model
     return forward
+
+
+def in_parallel(run: Run, forward: Any) -> Any:
+    """Under DDP, which averages the gradients of several processes."""
+    if run.world.size == 1:
+        return forward
+    devices = [run.device.index] if run.device.type == "cuda" else None
+    return torch.nn.parallel.DistributedDataParallel(forward, device_ids=devices)
 
 
 def warm_up(run: Run, forward: Any) -> None:
@@ -381,6 +425,8 @@ def warm_up(run: Run, forward: Any) -> None:
 def versions() -> dict[str, str]:
     """Versions of what the result depends on."""
     return {
-        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
         "platform": platform.platform(),
-    }  # fmt: skip
+    }

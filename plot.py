@@ -1,0 +1,89 @@
+"""Draw the loss curves of one or several runs to a PNG.
+
+    python plot.py                                        the newest run, to out/NAME/loss.png
+    python plot.py out/shakespeare_char out/shakespeare_char-2 --output compare.png --x seconds
+
+Thin lines: training loss of single steps. Thick lines with points: evaluations (dashed: training split).
+"""
+
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config import Parser
+from engine.errors import UserError, run_script
+
+AXES = {"step": "step", "tokens": "tokens", "seconds": "training time in seconds"}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read the runs' metrics and draw them."""
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs; none: the newest in out/")
+    parser.add_argument("--output", type=Path, help="the PNG to write (default: loss.png in the first run's folder)")
+    parser.add_argument("--x", choices=tuple(AXES), default="step", help="the horizontal axis (default: step)")
+    options = parser.parse_args(arguments)
+
+    from engine.metrics import read_metrics
+
+    runs = options.runs or newest_run()
+    curves = {}
+    for run in runs:
+        path = run / "metrics.jsonl"
+        if not path.is_file():
+            raise UserError(f"{run} holds no run: there is no {path}")
+        curves[str(run)] = read_metrics(path)
+        if not curves[str(run)]:
+            raise UserError(f"{path} has no figures yet")
+    output = options.output or runs[0] / "loss.png"
+    draw(curves, options.x, output)
+    print(f"drew {', '.join(curves)} to {output}")
+
+
+def newest_run() -> list[Path]:
+    """The run in out/ whose metrics were written last."""
+    found = sorted(Path("out").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError("there is no run in out/ to draw; train one: python train.py configs/shakespeare_char.py")
+    return [found[-1].parent]
+
+
+def draw(curves: dict[str, list[dict[str, Any]]], axis: str, output: Path) -> None:
+    """Write the picture: one colour a run, no display needed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    for number, (name, lines) in enumerate(curves.items()):
+        color = f"C{number}"
+        for kind, key, style in (
+            ("train", "loss", {"alpha": 0.35, "linewidth": 1}),
+            ("eval", "train_loss", {"linestyle": "--", "linewidth": 1.5}),
+            ("eval", "val_loss", {"marker": "o", "markersize": 3, "linewidth": 2, "label": name}),
+        ):
+            points = [
+                (line[axis], line[key]) for line in lines if line.get("kind") == kind and line.get(key) is not None
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=color, **style)
+        best = min((line["val_loss"] for line in lines if line.get("val_loss") is not None), default=None)
+        if best is not None:
+            axes.axhline(best, color=color, linestyle=":", linewidth=1)
+            axes.annotate(f"{best:.3f}", (1, best), xycoords=("axes fraction", "data"), color=color, va="center")
+    axes.set_xlabel(AXES[axis])
+    axes.set_ylabel("loss, nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(output, dpi=150)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}") from error
+    finally:
+        pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    run_script(main)
