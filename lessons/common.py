@@ -1,0 +1,126 @@
+"""What every lesson needs and none is about: the text, batches of it, the validation loss, and saving a picture."""
+
+import math
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python lessons/1_bigram.py` finds model.py and engine/
+
+import matplotlib  # noqa: E402
+
+matplotlib.use("Agg")
+import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from engine.dataset import open_dataset  # noqa: E402
+from engine.errors import run_script  # noqa: E402
+from engine.tokenizer import Tokenizer  # noqa: E402
+
+PICTURES = ROOT / "lessons" / "pictures"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as character ids: the part to learn from, the part to be judged on."""
+
+    tokenizer: Tokenizer
+    train: Tensor
+    val: Tensor
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of different characters."""
+        return self.tokenizer.vocab_size
+
+    def batch(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
+        """Random stretches of the training part: inputs and targets, each (B, T), the targets one character on."""
+        starts = torch.randint(len(self.train) - length, (batch, 1))
+        rows = self.train[starts + torch.arange(length + 1)]
+        return rows[:, :-1], rows[:, 1:]
+
+
+def shakespeare() -> Text:
+    """data/shakespeare_char, as `python prepare.py shakespeare_char` writes it. Raises UserError where it is missing."""
+    data = open_dataset("shakespeare_char", block_size=64)
+    train, val = (torch.from_numpy(split.read(0, split.tokens)) for split in (data.train, data.val))
+    return Text(data.tokenizer, train, val)
+
+
+def train(
+    model: nn.Module, text: Text, steps: int, *, length: int, batch: int = 32, rate: float = 1e-3
+) -> list[float]:
+    """AdamW on random batches, the rate falling to nothing over the last third. Returns the loss of every step.
+
+    The model turns ids (B, T) into logits (B, T, V).
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, 3 * (steps - step) / steps)
+        ids, targets = text.batch(batch, length)
+        loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, text: Text, length: int) -> float:
+    """Mean loss in nats over the validation part, cut into windows of `length`."""
+    windows = (len(text.val) - 1) // length
+    ids = text.val[: windows * length].view(windows, length)
+    targets = text.val[1 : windows * length + 1].view(windows, length)
+    model.eval()
+    total = 0.0
+    for some_ids, some_targets in zip(ids.split(2048), targets.split(2048), strict=True):
+        logits = model(some_ids).flatten(0, 1)
+        total += F.cross_entropy(logits, some_targets.flatten(), reduction="sum").item()
+    model.train()
+    return total / ids.numel()
+
+
+@torch.no_grad()
+def write(model: nn.Module, text: Text, count: int, length: int) -> str:
+    """`count` characters drawn from the model one after the other, beginning after a line break."""
+    ids = torch.tensor(text.tokenizer.encode("\n"))[None]
+    model.eval()
+    for _ in range(count):
+        probabilities = model(ids[:, -length:])[:, -1].softmax(dim=-1)
+        ids = torch.cat((ids, torch.multinomial(probabilities, 1)), dim=1)
+    model.train()
+    return text.tokenizer.decode(ids[0, 1:].tolist())
+
+
+def smooth(values: list[float], width: int = 50) -> list[float]:
+    """The means of `width` values after each other, to draw a noisy curve."""
+    return [math.fsum(values[i : i + width]) / width for i in range(0, len(values) - width + 1, width)]
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write lessons/pictures/NAME.png and say so."""
+    PICTURES.mkdir(exist_ok=True)
+    path = PICTURES / f"{name}.png"
+    figure.savefig(path, dpi=110)
+    print(f"picture: {path.relative_to(ROOT)}")
+
+
+def run(main: Callable[..., dict[str, float]], description: str, **numbers: int) -> None:
+    """Run a lesson as a command: --quick, --seed N, and further options that take a number."""
+
+    def command(arguments: list[str]) -> None:
+        parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+        parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
+        for name, default in ({"seed": 1337} | numbers).items():
+            parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+        main(**vars(parser.parse_args(arguments)))
+
+    run_script(command)
