@@ -45,7 +45,7 @@ def by_softmax(x: Tensor, scores: Tensor | None = None) -> Tensor:
     return scores.masked_fill(future, -math.inf).softmax(dim=-1) @ x
 
 
-def main(quick: bool = False, seed: int = 1337) -> dict[str, float]:
+def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Compare the three, time them, and look at their weights; returns the figures."""
     torch.manual_seed(seed)
     x = torch.randn(4, 8, 2)

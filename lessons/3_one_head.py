@@ -66,7 +66,7 @@ def score_statistics(D: int, scaled: bool) -> tuple[float, float]:
     return scores.var().item(), -(log_weights.exp() * log_weights).sum(dim=-1).mean().item()
 
 
-def main(quick: bool = False, seed: int = 1337) -> dict[str, float]:
+def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Measure what √D does, then train one head; returns the figures."""
     torch.manual_seed(seed)
     widths = [1, 4, 16, 64, 256]

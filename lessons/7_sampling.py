@@ -79,11 +79,11 @@ WAYS = {
 }
 
 
-def main(quick: bool = False, seed: int = 1337) -> dict[str, float]:
+def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Draw in six ways from one model, compare with model.py; returns the figures."""
     text = shakespeare()
     model = Counts(text)
-    prompt = text.tokenizer.encode("\nKING HENRY:\nThe ").tolist()
+    prompt = text.tokenizer.encode("\nKING HENRY:\nWhat is th").tolist()
     logits = model.logits(prompt)
 
     torch.manual_seed(seed)
@@ -123,7 +123,7 @@ def draw(characters: str, logits: Tensor, samples: dict[str, str]) -> None:
         lines = samples[name].split("\n")
         wrapped = [line[i : i + 64] for line in lines for i in range(0, max(1, len(line)), 64)]
         right.text(0, 1, "\n".join(wrapped[:9]), va="top", family="monospace", fontsize=9, parse_math=False)
-    panels[0][0].set_title("after “KING HENRY: The ”, the next character")
+    panels[0][0].set_title("after “What is th”, the next character")
     panels[0][1].set_title("what it writes")
     save(figure, "7_sampling")
     pyplot.close(figure)

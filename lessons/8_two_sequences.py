@@ -89,12 +89,12 @@ class EncoderDecoder(nn.Module):
         return target[:, 1:]
 
 
-def main(quick: bool = False, seed: int = 1337) -> dict[str, float]:
+def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Train on random strings, test on fresh ones, and read the alignment off the weights; returns the figures."""
     torch.manual_seed(seed)
     model = EncoderDecoder()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    steps = 350 if quick else 1000
+    steps = 200 if quick else 600
     for step in range(steps):
         source = torch.randint(len(LETTERS), (64, LENGTH))
         target = source.flip(1)
