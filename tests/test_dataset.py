@@ -153,7 +153,7 @@ def test_damaged_missing_and_short_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.bin is damaged"):
         open_dataset("x", 8, tmp_path)
     (folder / "train.bin").write_bytes(content[:-1])
-    with pytest.raises(UserError, match="479 bytes where its meta.json says 480"):
+    with pytest.raises(UserError, match=r"479 bytes where its meta\.json says 480"):
         open_dataset("x", 8, tmp_path)
     (folder / "train.bin").unlink()
     with pytest.raises(UserError, match="missing"):
@@ -165,7 +165,7 @@ def test_damaged_missing_and_short_files_are_named(tmp_path: Path) -> None:
 def test_a_split_no_longer_than_a_block_is_refused(tmp_path: Path) -> None:
     write_dataset("x", "abc" * 100, "char", 0.2, [], quiet, tmp_path)
     assert open_dataset("x", 59, tmp_path).val.tokens == 60
-    with pytest.raises(UserError, match="val split .* has 60 tokens"):
+    with pytest.raises(UserError, match=r"val split .* has 60 tokens"):
         open_dataset("x", 60, tmp_path)
 
 

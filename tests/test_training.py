@@ -1,5 +1,6 @@
 """The real commands, from text to a trained model to samples, on a model that takes milliseconds a step."""
 
+import itertools
 import json
 import os
 import pty
@@ -185,7 +186,7 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     rates = [learning_rate(step, settings) for step in range(120)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[54] == pytest.approx(0.6) and rates[104:] == [0.2] * 16
-    assert all(late <= early for early, late in zip(rates[4:], rates[5:], strict=False))
+    assert all(late <= early for early, late in itertools.pairwise(rates[4:]))
     settings.decay_lr = False
     assert {learning_rate(step, settings) for step in range(4, 200)} == {1.0}
 
