@@ -30,9 +30,6 @@ PRESETS = {
     "gpt2-xl": (48, 25, 1600, 1024, True),
     "gpt3": (96, 96, 12288, 2048, False),
 }
-MATRICES = ("embedding", "query", "key", "value", "output", "up", "down", "unembedding")
-APART = ("positions", "norms", "biases")
-BYTES = {"float32": 4, "bfloat16": 2}
 TOKENS_PER_PARAMETER = 20  # about the best use of a fixed amount of arithmetic (Hoffmann et al., 2022)
 
 
@@ -51,6 +48,8 @@ def main(arguments: Sequence[str]) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} is {value}; it must be a number above 0")
+
+    from engine.counting import count_by_matrix
 
     config = find_config(options.what, options.cpu, options.vocab_size)
     counts = count_by_matrix(config)
@@ -85,48 +84,9 @@ def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> 
     raise UserError(f"{what} is no preset ({', '.join(PRESETS)}), no configuration file and no run's folder")
 
 
-def count_by_matrix(config: "GPTConfig") -> dict[str, int]:
-    """Parameters by matrix, all layers together, then those of positions, norms and biases.
-
-    A tied head has no matrix of its own, so its unembedding is 0. The sum is what the module holds.
-    """
-    width, layers, bias = config.n_embd, config.n_layer, int(config.bias)
-    square = layers * width * width
-    return {
-        "embedding": config.vocab_size * width,
-        "query": square,
-        "key": square,
-        "value": square,
-        "output": square,
-        "up": 4 * square,
-        "down": 4 * square,
-        "unembedding": 0 if config.tied_head else config.vocab_size * width,
-        "positions": config.block_size * width,
-        "norms": (2 * layers + 1) * width,
-        "biases": bias * (layers * 9 * width + (2 * layers + 1) * width),
-    }
-
-
-def training_memory(config: "GPTConfig", parameters: int, dtype: str) -> tuple[int, int]:
-    """Bytes to train: (weights with their gradients and AdamW's two moments, activations of one full sequence).
-
-    Weights, gradients and moments stay float32; bfloat16 adds a copy of the weights for the products.
-    Activations without recomputation: about 17 numbers for each channel of a block (Korthikanti et al., 2022, with
-    fused attention), and the logits with their gradient in float32. An estimate, good to some 20%.
-    """
-    state = parameters * (16 + (2 if dtype == "bfloat16" else 0))
-    blocks = 17 * config.n_layer * config.block_size * config.n_embd * BYTES[dtype]
-    return state, blocks + 8 * config.block_size * config.vocab_size
-
-
-def sampling_memory(config: "GPTConfig", parameters: int, dtype: str) -> tuple[int, int]:
-    """Bytes to sample: (weights, keys and values of one full sequence)."""
-    cache = 2 * config.n_layer * config.block_size * config.n_embd
-    return parameters * BYTES[dtype], cache * BYTES[dtype]
-
-
 def report(name: str, config: "GPTConfig", counts: dict[str, int], tokens: float, flops: float) -> list[str]:
     """The lines that are printed."""
+    from engine.counting import APART, BYTES, MATRICES, sampling_memory, training_memory
     from model import flops_per_token
 
     matrices = sum(counts[key] for key in MATRICES)

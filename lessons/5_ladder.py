@@ -48,7 +48,7 @@ LADDER = (
     Rung("+ LayerNorm", 2.06, heads=4, mlp=True, residual=True, layers=3, norm="layer"),
     Rung(
         "+ size and dropout", 1.48, heads=4, mlp=True, residual=True, norm="layer",
-        layers=4, width=96, length=64, dropout=0.02, steps=2000, batch=16,
+        layers=4, width=64, length=64, dropout=0.05, steps=1500, batch=16,
     ),
 )  # fmt: skip
 
@@ -123,7 +123,7 @@ def climb(rung: Rung, seed: int, quick: bool) -> float:
     text = shakespeare()
     model = LadderModel(rung, text.vocab_size)
     rate = 1e-1 if rung.heads == 0 else 1e-3 if rung.length == 8 else 4e-3
-    steps = rung.steps // 10 if quick else rung.steps
+    steps = rung.steps // 20 if quick else rung.steps
     train(model, text, steps, length=rung.length, batch=rung.batch, rate=rate)
     return validation_loss(model, text, rung.length)
 

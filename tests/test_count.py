@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from count import APART, MATRICES, PRESETS, count_by_matrix, find_config, in_bytes, in_time
+from count import PRESETS, find_config, in_bytes, in_time
+from engine.counting import APART, MATRICES, count_by_matrix
 from engine.errors import UserError
 from model import GPT, GPTConfig, count_parameters
 

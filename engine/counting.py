@@ -1,0 +1,47 @@
+"""Parameters matrix by matrix, and the memory that they take."""
+
+from model import GPTConfig
+
+MATRICES = ("embedding", "query", "key", "value", "output", "up", "down", "unembedding")
+APART = ("positions", "norms", "biases")
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def count_by_matrix(config: GPTConfig) -> dict[str, int]:
+    """Parameters by matrix, all layers together, then those of positions, norms and biases.
+
+    A tied head has no matrix of its own, so its unembedding is 0. The sum is what the module holds.
+    """
+    width, layers, bias = config.n_embd, config.n_layer, int(config.bias)
+    square = layers * width * width
+    return {
+        "embedding": config.vocab_size * width,
+        "query": square,
+        "key": square,
+        "value": square,
+        "output": square,
+        "up": 4 * square,
+        "down": 4 * square,
+        "unembedding": 0 if config.tied_head else config.vocab_size * width,
+        "positions": config.block_size * width,
+        "norms": (2 * layers + 1) * width,
+        "biases": bias * (layers * 9 * width + (2 * layers + 1) * width),
+    }
+
+
+def training_memory(config: GPTConfig, parameters: int, dtype: str) -> tuple[int, int]:
+    """Bytes to train: (weights with their gradients and AdamW's two moments, activations of one full sequence).
+
+    Weights, gradients and moments stay float32; bfloat16 adds a copy of the weights for the products.
+    Activations without recomputation: about 17 numbers for each channel of a block (Korthikanti et al., 2022, with
+    fused attention), and the logits with their gradient in float32. An estimate, good to some 20%.
+    """
+    state = parameters * (16 + (2 if dtype == "bfloat16" else 0))
+    blocks = 17 * config.n_layer * config.block_size * config.n_embd * BYTES[dtype]
+    return state, blocks + 8 * config.block_size * config.vocab_size
+
+
+def sampling_memory(config: GPTConfig, parameters: int, dtype: str) -> tuple[int, int]:
+    """Bytes to sample: (weights, keys and values of one full sequence)."""
+    cache = 2 * config.n_layer * config.block_size * config.n_embd
+    return parameters * BYTES[dtype], cache * BYTES[dtype]
