@@ -23,7 +23,7 @@ from engine.tokenizer import Tokenizer
 from model import GPT
 
 PAGE = Path(__file__).with_name("page")
-SCRIPTS = ("sampling.js", "attention.js", "page.js")
+SCRIPTS = ("sampling.js", "attention.js", "page.js", "events.js")
 MAX_BODY = 100_000  # bytes of a request
 MAX_TOKENS = 256  # that are shown at once; a longer text is read from its end
 GUESSES, NEIGHBOURS = 5, 12
@@ -166,7 +166,7 @@ def build_page(data: dict[str, Any]) -> tuple[str, str]:
     script = f'(() => {{\n"use strict";\n{parts}\n}})();\n'
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
     text = (PAGE / "page.html").read_text(encoding="utf-8")
     content = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
