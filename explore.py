@@ -53,9 +53,7 @@ def open_explorer(source: str | None, checkpoint: str, device: str) -> "Explorer
 
     found = source or next(iter(find_runs()), None)
     if found is None:
-        raise UserError(
-            "there is no run in out/ to look into; train one: python train.py configs/shakespeare_char.py"
-        )
+        raise UserError("there is no run in out/ to look into; train one: python train.py configs/shakespeare_char.py")
     model, tokenizer = load(found, find_device(device), checkpoint, torch.float32)
     return Explorer(str(found), model, tokenizer)
 

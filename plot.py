@@ -1,7 +1,8 @@
-"""Draw the loss curves of one or several runs to a PNG.
+"""Draw the loss curves of one or several runs, or a model's attention, to a PNG.
 
     python plot.py                                        the newest run, to out/NAME/loss.png
     python plot.py out/shakespeare_char out/shakespeare_char-2 --output compare.png --x seconds
+    python plot.py out/shakespeare_char --attention "ROMEO:"    every head's weights, to out/NAME/attention.png
 
 Thin lines: training loss of single steps. Thick lines with points: evaluations (dashed: training split).
 """
@@ -23,7 +24,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs; none: the newest in out/")
     parser.add_argument("--output", type=Path, help="the PNG to write (default: loss.png in the first run's folder)")
     parser.add_argument("--x", choices=tuple(AXES), default="step", help="the horizontal axis (default: step)")
+    parser.add_argument("--attention", metavar="TEXT", help="draw where each head looks while the model reads TEXT")
     options = parser.parse_args(arguments)
+    if options.attention is not None:
+        runs = options.runs or newest_run()
+        output = options.output or runs[0] / "attention.png"
+        draw_attention(runs[0], options.attention, output)
+        print(f"drew the attention of {runs[0]} to {output}")
+        return
 
     from engine.metrics import read_metrics
 
@@ -77,6 +85,50 @@ def draw(curves: dict[str, list[dict[str, Any]]], axis: str, output: Path) -> No
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend()
+    save_figure(figure, output)
+
+
+def draw_attention(run: Path, text: str, output: Path) -> None:
+    """Write one heat map for each layer and head: rows are the positions that look, columns where they look."""
+    import matplotlib
+    import torch
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from engine.checkpoint import load
+    from engine.inspection import inspect
+    from engine.tokenizer import encode_prompt
+
+    if not text:
+        raise UserError("--attention needs a text for the model to read")
+    model, tokenizer = load(run, dtype=torch.float32)
+    config = model.config
+    ids = encode_prompt(tokenizer, text)[: min(config.block_size, 256)]
+    attention = inspect(model, torch.from_numpy(ids)).attention  # (L, H, T, T)
+    names = [tokenizer.decode([index]).replace(" ", "·").replace("\n", "↵").replace("$", r"\$") for index in ids]
+    size = 2.4 if len(ids) > 24 else 0.8 + 0.12 * len(ids)
+    figure, panels = pyplot.subplots(
+        config.n_layer,
+        config.n_head,
+        figsize=(size * config.n_head, size * config.n_layer + 0.3),
+        layout="constrained",
+        squeeze=False,
+    )
+    for layer, row in enumerate(panels):
+        for head, axes in enumerate(row):
+            axes.imshow(attention[layer, head].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
+            axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
+            legible = names if len(ids) <= 24 else []
+            axes.set_xticks(range(len(legible)), legible, fontsize=7)
+            axes.set_yticks(range(len(legible)), legible, fontsize=7)
+    save_figure(figure, output)
+
+
+def save_figure(figure: Any, output: Path) -> None:
+    """Write the PNG and let the figure go. Raises UserError where it cannot be written."""
+    from matplotlib import pyplot
+
     try:
         figure.savefig(output, dpi=150)
     except OSError as error:

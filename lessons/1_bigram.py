@@ -71,7 +71,9 @@ def draw(losses: list[float], counted: Tensor, learned: Tensor, characters: str,
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
     left.plot(losses, linewidth=0.5, alpha=0.7)
     left.axhline(best, color="C3", linestyle="--", label=f"counted: {best:.3f}")
-    left.axhline(math.log(len(characters)), color="grey", linestyle=":", label=f"ln V = {math.log(len(characters)):.2f}")
+    left.axhline(
+        math.log(len(characters)), color="grey", linestyle=":", label=f"ln V = {math.log(len(characters)):.2f}"
+    )
     left.set(xlabel="step", ylabel="loss, nats per character", title="gradient descent arrives …")
     left.legend()
     for axes, table, title in ((middle, counted, "… at the table that one can count"), (right, learned, "learned")):

@@ -7,8 +7,9 @@ of replacing it (residuals) gives the gradient a straight way through all layers
     python lessons/5_ladder.py              (two minutes)
     python lessons/5_ladder.py --seeds 3    (the table of the reading guide)
 
-After "Let's build GPT" (Karpathy, 2023), whose figures stand beside ours. Residuals: He et al. (2016); LayerNorm: Ba et
-al. (2016), before the layer: Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (2015); dropout: Srivastava et al. (2014).
+After "Let's build GPT" (Karpathy, 2023), whose figures stand beside ours. Residuals: He et al. (2016); LayerNorm:
+Ba et al. (2016), before the layer: Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (2015); dropout: Srivastava et
+al. (2014).
 """
 
 import statistics
@@ -77,7 +78,9 @@ class Block(nn.Module):
         self.qkv = nn.Linear(C, 3 * C, bias=False)
         self.out = nn.Linear(C, C) if rung.residual else nn.Identity()
         inner = 4 * C if rung.residual else C
-        self.mlp = nn.Sequential(nn.Linear(C, inner), nn.ReLU(), nn.Linear(inner, C) if rung.residual else nn.Identity())
+        self.mlp = nn.Sequential(
+            nn.Linear(C, inner), nn.ReLU(), nn.Linear(inner, C) if rung.residual else nn.Identity()
+        )
         self.dropout = nn.Dropout(rung.dropout)
 
     def attend(self, x: Tensor) -> Tensor:
@@ -163,7 +166,9 @@ def main(quick: bool = False, seed: int = 1, seeds: int = 1) -> dict[str, float]
 
     torch.manual_seed(seed)
     gradients = {"residuals": gradient_by_depth(True), "none": gradient_by_depth(False)}
-    print("gradient at block 0 of 12, relative to block 11: " + ", ".join(f"{k} {v[0]:.1e}" for k, v in gradients.items()))
+    print(
+        "gradient at block 0 of 12, relative to block 11: " + ", ".join(f"{k} {v[0]:.1e}" for k, v in gradients.items())
+    )
     moved = {kind: moved_by_neighbours(kind) for kind in ("layer", "batch")}
     print(f"a sequence's logits move with its batch: LayerNorm {moved['layer']:.1e}, BatchNorm {moved['batch']:.2f}")
     draw(losses, gradients, moved)

@@ -33,7 +33,9 @@ class LessonBlock(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.ModuleList(nn.Linear(width, width // heads) for _ in range(3)) for _ in range(heads))
+        self.heads = nn.ModuleList(
+            nn.ModuleList(nn.Linear(width, width // heads) for _ in range(3)) for _ in range(heads)
+        )
         self.out = nn.Linear(width, width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)

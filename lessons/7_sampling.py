@@ -1,8 +1,8 @@
 """Lesson 7. Temperature, top-k, top-p: three ways to draw from the same distribution.
 
 A model gives probabilities; what it writes depends on how one draws. A temperature T divides the logits: below 1 the
-likely becomes likelier, above 1 the distribution flattens, and T = 0 means always the most probable. Top-k and top-p cut
-off the tail, where a thousand characters that are each improbable would together be drawn too often.
+likely becomes likelier, above 1 the distribution flattens, and T = 0 means always the most probable. Top-k and top-p
+cut off the tail, where a thousand characters that are each improbable would together be drawn too often.
 
     python lessons/7_sampling.py        (10 seconds)
 
@@ -20,7 +20,7 @@ CONTEXT = 3  # characters that the model of this lesson looks back
 
 
 class Counts:
-    """A model without training: how often each character follows the last three, blended with the last two, one, none."""
+    """A model without training: how often each character follows the last three, blended with shorter contexts."""
 
     def __init__(self, text: Text) -> None:
         self.text = text
@@ -111,9 +111,7 @@ def draw(characters: str, logits: Tensor, samples: dict[str, str]) -> None:
     """The bars of each way, and beside them what it writes."""
     order = logits.argsort(descending=True)[:20]
     names = [{" ": "␣", "\n": "↵"}.get(characters[i], characters[i]) for i in order]
-    figure, panels = pyplot.subplots(
-        len(WAYS), 2, figsize=(13, 11), layout="constrained", width_ratios=(1, 1.25)
-    )
+    figure, panels = pyplot.subplots(len(WAYS), 2, figsize=(13, 11), layout="constrained", width_ratios=(1, 1.25))
     for (left, right), (name, way) in zip(panels, WAYS.items(), strict=True):
         left.bar(range(len(order)), way(logits)[order], color="C0")
         left.set_xticks(range(len(order)), names)

@@ -7,7 +7,7 @@ which source position each output was taken from. Here the task is to write a st
 
     python lessons/8_two_sequences.py   (30 seconds)
 
-"Attention is all you need" (Vaswani et al., 2017, section 3.2.3); the alignment picture: Bahdanau et al. (2015, figure 3).
+"Attention is all you need" (Vaswani et al., 2017, section 3.2.3); the alignment picture: Bahdanau et al. (2015).
 """
 
 import math

@@ -46,15 +46,13 @@ class Text:
 
 
 def shakespeare() -> Text:
-    """data/shakespeare_char, as `python prepare.py shakespeare_char` writes it. Raises UserError where it is missing."""
+    """data/shakespeare_char, as `prepare.py shakespeare_char` writes it. Raises UserError where it is missing."""
     data = open_dataset("shakespeare_char", block_size=64)
     train, val = (torch.from_numpy(split.read(0, split.tokens)) for split in (data.train, data.val))
     return Text(data.tokenizer, train, val)
 
 
-def train(
-    model: nn.Module, text: Text, steps: int, *, length: int, batch: int = 32, rate: float = 1e-3
-) -> list[float]:
+def train(model: nn.Module, text: Text, steps: int, *, length: int, batch: int = 32, rate: float = 1e-3) -> list[float]:
     """AdamW on random batches, the rate falling to nothing over the last third. Returns the loss of every step.
 
     The model turns ids (B, T) into logits (B, T, V).

@@ -1,6 +1,6 @@
 // The page: one state, one function that draws each part of it. Text of the model only ever goes into textContent.
 
-const BARS = 15, ROWS = 12, FAINT = 0.02;
+const BARS = 15, ROWS = 12, LINES = 40, FAINT = 0.02;
 const { model, answers } = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const state = {
@@ -109,8 +109,10 @@ function showLines(from) {
     return [box.left + box.width / 2 - frame.left, box.top - frame.top];
   };
   const [x, y] = top(from);
-  for (const [to, weight] of state.attention.ordered(state.layer, state.head, from)) {
-    if (weight < FAINT) break;
+  const looks = state.attention.ordered(state.layer, state.head, from);
+  const least = Math.min(FAINT, looks[0][1] / 4); // where attention is spread thin, thin lines are all there is
+  for (const [to, weight] of looks.slice(0, LINES)) {
+    if (weight < least) break;
     const [u, v] = top(to);
     const lift = Math.min(48, 12 + Math.abs(x - u) / 5);
     const path = to === from
