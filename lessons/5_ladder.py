@@ -190,7 +190,9 @@ def draw(losses: dict[str, list[float]], gradients: dict[str, list[float]], move
     left.plot(places, [rung.lecture for rung in LADDER], "o--", color="grey", label="the lecture")
     left.plot(places, means, "o-", color="C0", linewidth=2, label="ours")
     for place, mean in zip(places, means, strict=True):
-        left.annotate(f"{mean:.2f}", (place, mean), xytext=(0, 8), textcoords="offset points", ha="center", color="C0")
+        left.annotate(
+            f"{mean:.2f}", (place, mean), xytext=(-4, -17), textcoords="offset points", ha="center", color="C0"
+        )
     left.set_xticks(places, [rung.name.replace(", ", ",\n") for rung in LADDER], rotation=20)
     left.set(ylabel="validation loss, nats per character", title="one idea at a time")
     left.legend()

@@ -122,12 +122,12 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     print(f"text completer: {figures['completer']:.1%} right; to “3+4?” it says {answer(model, [(3, 4)], seed)[0]!r}")
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
-    for _ in range(20):
-        learn(model, optimizer, model(*tuning_batch(dice.sample(taught, 32)))[1])
+    for begin in range(0, len(taught), 30):  # once through
+        learn(model, optimizer, model(*tuning_batch(taught[begin : begin + 30]))[1])
     figures["tuned"] = accuracy(model, kept_aside * 10, seed)
     print(f"after {len(taught)} questions with answers: {figures['tuned']:.1%} right")
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     rewards = []
     for step in range(60 if quick else 250):
         loss, reward = reward_loss(model, dice.sample(taught, 16), seed=step)

@@ -1,0 +1,51 @@
+"""Take the README's pictures of the explorer's page, with headless Chromium.
+
+python docs/screenshots.py out/shakespeare_char       writes docs/explorer.png, docs/explorer-dark.png
+"""
+
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run from anywhere
+
+from engine.errors import UserError, run_script  # noqa: E402
+
+PROMPT = "ROMEO:\nShall I hear more, or shall I speak at"
+WIDTH, HEIGHT = 1120, 1010
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve a run's model, show it a prompt, point at a token, take the pictures."""
+    from engine.explorer import make_server
+    from explore import open_explorer
+    from tests.browser import Browser, find_chromium
+
+    if find_chromium() is None:
+        raise UserError(
+            "there is no Chromium here; install it (Debian: apt-get install chromium) or name it in CHROMIUM"
+        )
+    server = make_server(open_explorer(arguments[0] if arguments else None, "best", "cpu"), 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}/#{quote(PROMPT)}"
+    profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with profile as folder, Browser(Path(folder), WIDTH, HEIGHT) as browser:
+        browser.open(address)
+        browser.wait("document.querySelectorAll('#near li').length > 0")
+        browser.click("#heads button[data-layer='1'][data-head='1']")
+        browser.click(".token[data-position='40']")
+        browser.value("scrollTo(0, 0)")
+        for name, dark in (("explorer", False), ("explorer-dark", True)):
+            browser.dark(dark)
+            browser.value("new Promise(done => setTimeout(done, 300))")  # colours fade in
+            browser.picture(ROOT / "docs" / f"{name}.png")
+            print(f"took docs/{name}.png")
+    server.shutdown()
+
+
+if __name__ == "__main__":
+    run_script(main)
