@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.explorer import Explorer, build_page, make_server
-from engine.tokenizer import CharTokenizer
+from engine.tokenizer import ByteTokenizer, CharTokenizer
 from model import GPT, GPTConfig, next_token_probabilities
 from tests.browser import Browser, find_chromium, wait_for
 from tests.test_explore import make_explorer
@@ -232,6 +232,21 @@ def test_markup_that_the_model_writes_stays_text(window: Browser, tmp_path: Path
         expected(explorer, "</script><img src=i onerror=i>", 2.0, None, None).topk(15).values.sum().item(), abs=1e-4
     )
     assert window.problems == []
+
+
+def test_a_large_vocabulary_starts_uncut(window: Browser, tmp_path: Path) -> None:
+    tokenizer = ByteTokenizer()
+    model = GPT(GPTConfig(vocab_size=320, block_size=16, n_layer=1, n_head=1, n_embd=8))
+    model.init_weights(seed=1)
+    explorer = Explorer("bytes", model.eval(), tokenizer)
+    page, _ = build_page({"model": explorer.describe(), "answers": explorer.whole_answers("naïve 漢")})
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    window.open((tmp_path / "page.html").as_uri())
+    window.wait(READY)
+    assert window.value("document.getElementById('top-k-value').textContent") == "all"
+    assert "256 of 256 tokens" in window.value("document.getElementById('kept').textContent")
+    move(window, "top-k", 200)
+    assert "200 of 256 tokens" in window.value("document.getElementById('kept').textContent")
 
 
 def test_two_hundred_tokens_of_gpt2s_shape_stay_fluid(window: Browser, tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 
 for (let i = 0; i < model.layers; i++) $("layer").append(make("option", String(i + 1), { value: i }));
 for (let i = 0; i < model.heads; i++) $("head").append(make("option", String(i + 1), { value: i }));
-$("top-k").max = $("top-k").value = Math.min(201, model.tokens.length);
+$("top-k").max = Math.min(201, model.tokens.length); // the last notch stands for all
+$("top-k").value = $("top-k").max;
 showParameters();
 showBars();
 const first = answers ? answers.prompt : decodeURIComponent(location.hash.slice(1));
