@@ -13,7 +13,7 @@ After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswan
 import math
 
 import torch
-from common import run, save, shakespeare, train, validation_loss
+from common import heat_map, run, save, shakespeare, train, validation_loss
 from matplotlib import pyplot
 from torch import Tensor, nn
 
@@ -87,7 +87,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     ids = torch.tensor(text.tokenizer.encode("hear me "))[None]
     x = model.token_embedding(ids) + model.position_embedding(torch.arange(LENGTH))
     weights = model.attention.weights(x)[0].detach()
-    draw(widths, with_scale, without, weights, "hear␣me␣")
+    draw(widths, with_scale, without, weights, "hear me ")
     return {
         "loss": loss,
         "variance_scaled": with_scale[-1][0],
@@ -111,10 +111,7 @@ def draw(widths: list[int], with_scale: list, without: list, weights: Tensor, ch
         axes.legend()
     left.set_yscale("log", base=2)
     middle.axhline(math.log(32), color="grey", linestyle=":")
-    right.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-    right.set_xticks(range(len(characters)), characters)
-    right.set_yticks(range(len(characters)), characters)
-    right.set(title="the trained head", xlabel="looks at", ylabel="position")
+    heat_map(right, weights, "the trained head", characters)
     save(figure, "3_one_head")
     pyplot.close(figure)
 

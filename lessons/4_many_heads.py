@@ -12,7 +12,7 @@ After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswan
 import math
 
 import torch
-from common import run, save, shakespeare, train, validation_loss
+from common import heat_map, run, save, shakespeare, train, validation_loss
 from matplotlib import pyplot
 from torch import Tensor, nn
 
@@ -120,7 +120,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     train(model, text, steps, length=LENGTH)
     loss = validation_loss(model, text, LENGTH)
     print(f"validation loss of {HEADS} heads after {steps} steps: {loss:.3f} (one head: about 2.4)")
-    draw(model, torch.tensor(text.tokenizer.encode("hear me "))[None], "hear␣me␣")
+    draw(model, torch.tensor(text.tokenizer.encode("hear me "))[None], "hear me ")
     return {"difference": difference, "loss": loss}
 
 
@@ -131,11 +131,7 @@ def draw(model: ManyHeadsModel, ids: Tensor, characters: str) -> None:
     query, key, _ = model.attention.qkv(model.embed(ids))[0].view(LENGTH, 3, HEADS, width).permute(1, 2, 0, 3)
     figure, panels = pyplot.subplots(1, HEADS, figsize=(14, 4), layout="constrained")
     for number, (axes, weights) in enumerate(zip(panels, causal_weights(query, key), strict=True)):
-        axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(LENGTH), characters)
-        axes.set_yticks(range(LENGTH), characters)
-        axes.set(title=f"head {number}", xlabel="looks at")
-    panels[0].set_ylabel("position")
+        heat_map(axes, weights, f"head {number + 1}", characters)
     save(figure, "4_many_heads")
     pyplot.close(figure)
 

@@ -13,7 +13,7 @@ which source position each output was taken from. Here the task is to write a st
 import math
 
 import torch
-from common import run, save
+from common import heat_map, run, save
 from matplotlib import pyplot
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -127,17 +127,16 @@ def words(ids: Tensor) -> str:
 
 def draw(model: EncoderDecoder, source: Tensor, written: Tensor) -> None:
     """The three patterns for one string: all of the source, the past of the target, and the bridge."""
-    from_to = (words(source[0]), "^" + words(written[0])[:-1], words(written[0]))
+    read, wrote = words(source[0]), words(written[0])
+    before = "^" + wrote[:-1]
+    encoder, decoder = model.encoder, model.decoder
     figure, panels = pyplot.subplots(1, 3, figsize=(14, 4.9), layout="constrained")
     for axes, attention, rows, columns, title in (
-        (panels[0], model.encoder.itself, from_to[0], from_to[0], "encoder: no mask"),
-        (panels[1], model.decoder.itself, from_to[1], from_to[1], "decoder: the past only"),
-        (panels[2], model.decoder.across, from_to[2], from_to[0], "cross-attention: the alignment"),
+        (panels[0], encoder.itself, read, read, "encoder: no mask"),
+        (panels[1], decoder.itself, before, before, "decoder: the past only"),
+        (panels[2], decoder.across, wrote, read, "cross-attention: the alignment"),
     ):
-        axes.imshow(attention.weights[0].mean(dim=0).detach(), cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(LENGTH), columns)
-        axes.set_yticks(range(LENGTH), rows)
-        axes.set(title=title, xlabel="looks at")
+        heat_map(axes, attention.weights[0].mean(dim=0), title, rows, columns)
     panels[2].set_ylabel("writes")
     save(figure, "8_two_sequences")
     pyplot.close(figure)

@@ -14,6 +14,7 @@ import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")
 import torch  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
@@ -101,6 +102,15 @@ def write(model: nn.Module, text: Text, count: int, length: int) -> str:
 def smooth(values: list[float], width: int = 50) -> list[float]:
     """The means of `width` values after each other, to draw a noisy curve."""
     return [math.fsum(values[i : i + width]) / width for i in range(0, len(values) - width + 1, width)]
+
+
+def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | None = None) -> None:
+    """Draw weights (T, S) between the characters of `rows` and of `columns` (None: the same), 0 white and 1 blue."""
+    columns = rows if columns is None else columns
+    axes.imshow(weights.detach(), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(columns)), columns.replace(" ", "␣"))
+    axes.set_yticks(range(len(rows)), rows.replace(" ", "␣"))
+    axes.set(title=title, xlabel="looks at", ylabel="position")
 
 
 def save(figure: Figure, name: str) -> None:
