@@ -197,6 +197,12 @@ def handler_of(explorer: Explorer, page: bytes, policy: str) -> Callable[..., Ba
     class Handler(BaseHTTPRequestHandler):
         timeout = 30  # seconds that a client may take to send what it announced
 
+        def handle(self) -> None:
+            try:
+                super().handle()
+            except ConnectionError:
+                self.close_connection = True  # the page was closed while its answer was on the way
+
         def do_GET(self) -> None:
             self._respond(self._page)
 

@@ -127,7 +127,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     figures["tuned"] = accuracy(model, kept_aside * 10, seed)
     print(f"after {len(taught)} questions with answers: {figures['tuned']:.1%} right")
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     rewards = []
     for step in range(60 if quick else 250):
         loss, reward = reward_loss(model, dice.sample(taught, 16), seed=step)

@@ -5,7 +5,11 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
+import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +25,7 @@ from engine.checkpoint import save_checkpoint
 from engine.explorer import MAX_BODY, Explorer, build_page, make_server
 from engine.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
+from tests.conftest import ROOT
 
 CHARACTERS = "\n !&',-.:;<>?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz/\"="
 
@@ -92,6 +97,29 @@ def test_an_answer_holds_the_models_own_numbers(served: tuple[Explorer, int]) ->
     assert weights.shape[-1] == T * (T + 1) // 2
     rows = [weights[..., i * (i + 1) // 2 : (i + 1) * (i + 2) // 2].sum(axis=-1) for i in range(T)]
     np.testing.assert_allclose(rows, 1, atol=T / 65535)
+
+
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    run = save_run(make_explorer(), tmp_path / "run")
+    command = [sys.executable, str(ROOT / "explore.py"), str(run), "--no-open", "--device=cpu", "--prompt", "To be"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/#To%20be", line)
+        assert found, line
+        assert send(int(found[1]), "GET", "/")[0] == 200
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and errors == ""
+
+
+def test_a_reader_that_leaves_early_is_let_go(served: tuple[Explorer, int], capfd) -> None:
+    _, port = served
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    assert send(port, "GET", "/")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_a_full_context_drops_its_oldest_quarter_as_sampling_does(served: tuple[Explorer, int]) -> None:
