@@ -77,7 +77,7 @@ def draw(losses: list[float], counted: Tensor, learned: Tensor, characters: str,
     left.set(xlabel="step", ylabel="loss, nats per character", title="gradient descent arrives …")
     left.legend()
     for axes, table, title in ((middle, counted, "… at the table that one can count"), (right, learned, "learned")):
-        axes.imshow(table[letters][:, letters].sqrt(), cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(table[letters][:, letters].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set(title=title, xlabel="next character", ylabel="this character")

@@ -89,7 +89,7 @@ def draw(lengths: list[int], seconds: dict[str, list[float]]) -> None:
         (left, by_softmax(one_hot)[0], "scores of zero: the mean of the past"),
         (middle, by_softmax(one_hot, 1.5 * torch.randn(T, T))[0], "other scores: each row chooses"),
     ):
-        axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1)
         for i in range(T):
             for j in range(i + 1):
                 dark = weights[i, j] > 0.5

@@ -108,7 +108,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         print(f"{name}: largest difference {difference:.1e} of the largest logit")
 
     figure, axes = pyplot.subplots(figsize=(5.6, 5.2), layout="constrained")
-    axes.plot(real.flatten(), lesson.flatten(), ".", markersize=1.5, alpha=0.5)
+    axes.plot(real.flatten().numpy(), lesson.flatten().numpy(), ".", markersize=1.5, alpha=0.5)
     axes.set(xlabel="logits of model.py", ylabel="logits of this lesson")
     axes.set_title(f"the same network (largest difference {figures['float64']:.0e})")
     axes.grid(alpha=0.3)

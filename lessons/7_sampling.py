@@ -113,7 +113,7 @@ def draw(characters: str, logits: Tensor, samples: dict[str, str]) -> None:
     names = [{" ": "␣", "\n": "↵"}.get(characters[i], characters[i]) for i in order]
     figure, panels = pyplot.subplots(len(WAYS), 2, figsize=(11, 9.5), layout="constrained", width_ratios=(1, 1.1))
     for (left, right), (name, way) in zip(panels, WAYS.items(), strict=True):
-        left.bar(range(len(order)), way(logits)[order], color="C0")
+        left.bar(range(len(order)), way(logits)[order].numpy(), color="C0")
         left.set_xticks(range(len(order)), names)
         left.set_ylim(0, 1)
         left.set_ylabel(name)

@@ -116,7 +116,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     model.use_attention_kernel("matmul")  # the faster one for texts this short
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(500 if quick else 1500):
+    for _ in range(400 if quick else 1500):
         learn(model, optimizer, model(*stretches(world, 64))[1])
     figures = {"completer": accuracy(model, kept_aside * 10, seed)}
     print(f"text completer: {figures['completer']:.1%} right; to “3+4?” it says {answer(model, [(3, 4)], seed)[0]!r}")
@@ -129,7 +129,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     rewards = []
-    for step in range(60 if quick else 250):
+    for step in range(30 if quick else 250):
         loss, reward = reward_loss(model, dice.sample(taught, 16), seed=step)
         learn(model, optimizer, loss)
         rewards.append(reward)

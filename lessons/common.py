@@ -107,7 +107,7 @@ def smooth(values: list[float], width: int = 50) -> list[float]:
 def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | None = None) -> None:
     """Draw weights (T, S) between the characters of `rows` and of `columns` (None: the same), 0 white and 1 blue."""
     columns = rows if columns is None else columns
-    axes.imshow(weights.detach(), cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(weights.detach().numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(columns)), columns.replace(" ", "␣"))
     axes.set_yticks(range(len(rows)), rows.replace(" ", "␣"))
     axes.set(title=title, xlabel="looks at", ylabel="position")

