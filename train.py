@@ -103,7 +103,7 @@ def loop(run: "Run", forward: Any, progress: "Progress", resumed: bool, requests
         progress.step += 1
         progress.sequences += settings.sequences_per_step()
         stopping = log(run, report, clock)  # of the step before, whose numbers have arrived by now
-        report = StepReport(progress.step, rate, values, run.world)
+        report = StepReport(progress.step, clock.seconds, rate, values, run.world)
         requests.step_took(clock.seconds - began)
     batches.close()
 
@@ -170,18 +170,13 @@ def log(run: "Run", report: "StepReport | None", clock: "Clock") -> bool:
     due = report.step % run.settings.log_interval == 0 or report.step == run.settings.max_iters
     line = f"loss {loss:.4f}"
     if due:
-        tokens_per_second = clock.steps_per_second(report.step) * run.tokens_per_step
+        tokens_per_second = clock.steps_per_second(report.step, report.seconds) * run.tokens_per_step
         mfu = run.mfu(tokens_per_second)
         line += f", lr {report.learning_rate:.2e}, {tokens_per_second:,.0f} tokens/s"
         line += "" if mfu is None else f", MFU {mfu:.1%}"
-        values = {"loss": loss, "lr": report.learning_rate, "grad_norm": norm}
-        record(
-            run,
-            report.step,
-            "train",
-            clock.seconds,
-            values | {"tokens_per_second": tokens_per_second, "mfu": mfu},
-        )
+        speed = {"tokens_per_second": tokens_per_second, "mfu": mfu}
+        values = {"loss": loss, "lr": report.learning_rate, "grad_norm": norm} | speed
+        record(run, report.step, "train", report.seconds, values)
     run.console.progress(report.step, line, due)
     return stop
 
