@@ -140,7 +140,7 @@ FIGURES = {
         "+ size and dropout": (1.75, 1.87),
     },
     "8_two_sequences": {"right": (0.98, 1), "aligned": (0.98, 1)},
-    "9_assistant": {"completer": (0.0, 0.6), "tuned": (0.35, 0.9), "rewarded": (0.7, 1)},
+    "9_assistant": {"completer": (0.1, 0.5), "tuned": (0.3, 0.85), "rewarded": (0.65, 1)},
 }
 
 
