@@ -1,4 +1,6 @@
-"""Everything before the first step: which run, which machine, which data, which model; and what to tell the user."""
+"""Everything before the first step: which run, which machine, which data, which model; and what to tell the
+user.
+"""
 
 import contextlib
 import dataclasses
@@ -37,7 +39,10 @@ from engine.sources import write_whole
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
-FIXED = ("n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "dataset", "seed")
+FIXED = (
+    "n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "position", "qk_norm", "zero_init",
+    "tied_head", "dataset", "seed", "optimizer",
+)  # fmt: skip
 # What belongs to one start of a run rather than to the run.
 OF_ONE_START = ("out_dir", "init_from", "checkpoint", "eval_only")
 
@@ -86,17 +91,23 @@ class Run:
         return self.settings.sequences_per_step() * self.settings.block_size
 
     def mfu(self, tokens_per_second: float) -> float | None:
-        """The share of the hardware's peak that the model's arithmetic takes; None where the peak is not known."""
+        """The share of the hardware's peak that the model's arithmetic takes; None where the peak is not
+        known.
+        """
         peak = peak_flops(self.device, self.choices.dtype)
         return (
-            None if peak is None else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
+            None
+            if peak is None
+            else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
         )
 
 
 def set_up(
     sources: Sources, world: World, console: Console, cleanup: contextlib.ExitStack
 ) -> tuple[Run, Progress, bool]:
-    """The run, where it stands, and whether it goes on. Writes to its folder only when all else has succeeded."""
+    """The run, where it stands, and whether it goes on. Writes to its folder only when all else has
+    succeeded.
+    """
     for remark in sources.remarks:
         console.say(f"note: {remark}")
     folder, checkpoint = find_start(sources, world, console)
@@ -188,7 +199,8 @@ def run_name(sources: Sources) -> str | None:
 def choose(
     sources: Sources, checkpoint: Checkpoint | None, world: World, console: Console
 ) -> tuple[TrainSettings, Choices, torch.device, bool]:
-    """The settings and the machine's choices; the cpu part of a configuration file applies where the device is a CPU.
+    """The settings and the machine's choices; the cpu part of a configuration file applies where the device
+    is a CPU.
 
     A resumed run keeps the choices that its checkpoint recorded, but for those that the user sets now.
     """
@@ -205,8 +217,13 @@ def choose(
     used_cpu_part = device.type == "cpu" if checkpoint is None else bool(checkpoint.meta["used_cpu_part"])
     base = None
     if checkpoint is not None and sources.path is None:
-        saved = {name: value for name, value in checkpoint.meta["settings"].items() if name not in OF_ONE_START}
-        base = {name: check_value(TrainSettings, name, value, str(checkpoint.folder)) for name, value in saved.items()}
+        saved = {
+            name: value for name, value in checkpoint.meta["settings"].items() if name not in OF_ONE_START
+        }
+        base = {
+            name: check_value(TrainSettings, name, value, str(checkpoint.folder))
+            for name, value in saved.items()
+        }
     settings = sources.settings(on_cpu=used_cpu_part, base=base)
 
     compiled, reason = choose_compile(settings.compile, device)
@@ -229,7 +246,8 @@ def choose(
         reason = "as before"
     if used_cpu_part and sources.cpu:
         console.say(
-            f"cpu part of {sources.path}: " + ", ".join(f"{name}={value}" for name, value in sources.cpu.items())
+            f"cpu part of {sources.path}: "
+            + ", ".join(f"{name}={value}" for name, value in sources.cpu.items())
         )
     choices = Choices.from_dict(world.broadcast(choices.to_dict()))
     torch.set_num_threads(choices.threads)
@@ -240,7 +258,9 @@ def choose(
     return settings, choices, device, used_cpu_part
 
 
-def probe(choices: Choices, settings: TrainSettings, micro_batch: int, world: World, console: Console) -> None:
+def probe(
+    choices: Choices, settings: TrainSettings, micro_batch: int, world: World, console: Console
+) -> None:
     """Let rank 0 find the fastest exact kernels for this machine; all use them."""
     if world.is_main:
         remarks = probe_kernels(
@@ -266,6 +286,11 @@ def model_config(settings: TrainSettings, data: Dataset) -> GPTConfig:
     vocab_size = data.tokenizer.vocab_size
     if vocab_size > 1024:
         vocab_size = -(-vocab_size // 64) * 64
+    return model_shape(settings, vocab_size)
+
+
+def model_shape(settings: TrainSettings, vocab_size: int) -> GPTConfig:
+    """The shape that settings describe, for a vocabulary."""
     return GPTConfig(
         vocab_size=vocab_size,
         block_size=settings.block_size,
@@ -275,6 +300,10 @@ def model_config(settings: TrainSettings, data: Dataset) -> GPTConfig:
         dropout=settings.dropout,
         bias=settings.bias,
         activation=settings.activation,
+        tied_head=settings.tied_head,
+        position=settings.position,
+        qk_norm=settings.qk_norm,
+        zero_init=settings.zero_init,
     )
 
 
@@ -286,7 +315,8 @@ def check_resumable(
     for name in FIXED:
         if name in before and before[name] != now[name]:
             raise UserError(
-                f"{name} is {now[name]}, but the checkpoint {checkpoint.folder} was trained with {before[name]}; "
+                f"{name} is {now[name]}, but the checkpoint {checkpoint.folder} was trained with "
+                f"{before[name]}; "
                 f"add --{name}={before[name]}, or start a new run without --init_from"
             )
     same_tokenizer = checkpoint.meta["tokenizer"] == data.tokenizer.to_dict()
@@ -302,7 +332,9 @@ def check_resumable(
     ]
     console.say(f"resuming {checkpoint.folder}" + (f", with {', '.join(changed)}" if changed else ""))
     if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
-        console.say(f"warning: {data.folder} has changed since this run began; its sequences are not those of before")
+        console.say(
+            f"warning: {data.folder} has changed since this run began; its sequences are not those of before"
+        )
 
 
 def refuse_taken_folder(folder: Path) -> None:
@@ -390,7 +422,8 @@ def describe(run: Run, progress: Progress) -> None:
         f"{run.data.val.tokens:,} validation tokens, vocabulary {run.data.tokenizer.vocab_size:,}"
     )
     say(
-        f"model: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, block {config.block_size}, "
+        f"model: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, block "
+        f"{config.block_size}, "
         f"{sum(count_parameters(config).values()):,} parameters"
     )
     say(

@@ -45,7 +45,9 @@ def test_values_on_the_command_line(arguments: list[str], name: str, value: obje
 
 def test_a_file_may_hold_code_and_private_names(tmp_path: Path) -> None:
     file = tmp_path / "code.py"
-    file.write_text("import math\n_width = 16\ndef double(x):\n    return 2 * x\nn_embd = double(_width) * 3\n")
+    file.write_text(
+        "import math\n_width = 16\ndef double(x):\n    return 2 * x\nn_embd = double(_width) * 3\n"
+    )
     assert settings(str(file)).n_embd == 96
 
 
@@ -116,5 +118,6 @@ def test_help_lists_every_setting_without_importing_torch() -> None:
     assert finished.returncode == 0
     for name in TrainSettings.__dataclass_fields__:
         assert f"--{name}" in finished.stdout
-    probe = "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    probe = "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: pass\n"
+    probe += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True).returncode == 0
