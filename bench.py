@@ -29,7 +29,8 @@ from engine.errors import run_script
 
 PLAIN = {
     "gradient_accumulation_steps": 1, "batch_size": 12, "block_size": 64, "n_layer": 4, "n_head": 4,
-    "n_embd": 128,    "bias": False, "learning_rate": 1e-3, "beta2": 0.99, "max_iters": 2000, "warmup_iters": 100,
+    "n_embd": 128,
+    "bias": False, "learning_rate": 1e-3, "beta2": 0.99, "max_iters": 2000, "warmup_iters": 100,
 }  # fmt: skip
 
 

@@ -198,7 +198,7 @@ def open_checkpoint(run: Path, which: str) -> Checkpoint:
 
 
 def open_newest(run: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest intact checkpoint of a run, and a remark on each damaged one passed over. Raises UserError."""
+    """The newest intact checkpoint of a run, and a remark on each damaged one passed. Raises UserError."""
     remarks: list[str] = []
     for folder in checkpoint_folders(run):
         try:

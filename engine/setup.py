@@ -456,7 +456,7 @@ def in_parallel(run: Run, forward: Any) -> Any:
 
 
 def warm_up(run: Run, forward: Any) -> None:
-    """One forward and backward pass that leaves nothing behind, so that compiling is not counted as training."""
+    """A forward and backward pass that leaves nothing behind, so compiling does not count as training."""
     ids = torch.zeros(run.micro_batch, run.settings.block_size, dtype=torch.int64, device=run.device)
     with run.choices.autocast():
         loss = forward(ids, ids)[1]
