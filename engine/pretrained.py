@@ -1,0 +1,370 @@
+"""Weights from elsewhere: OpenAI's GPT-2, any folder in Hugging Face's GPT-2 layout, a nanoGPT checkpoint, a run.
+
+    python sample.py --init_from=gpt2
+    python train.py configs/finetune_shakespeare.py --init_from=FOLDER
+
+Read are JSON and safetensors, and of nanoGPT's ckpt.pt the tensors and numbers alone (`weights_only=True`), so that
+nothing in a download can run code. `GPT2_NAMES` is the one place that knows GPT-2's names for our parameters.
+Hugging Face keeps the four matrices of a block as (in, out), we and nanoGPT as (out, in), like `nn.Linear`.
+"""
+
+import dataclasses
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from engine import checkpoint as checkpoints
+from engine.errors import UserError
+from engine.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
+from engine.tokenizer_files import read_tokenizer
+from model import GPT, GPTConfig
+
+# OpenAI's four sizes on the hub, each pinned to a revision.
+GPT2_REVISIONS = {
+    "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    "gpt2-medium": "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
+    "gpt2-large": "32b71b12589c2f8d625668d2335a01cac3249519",
+    "gpt2-xl": "15ea56dee5df4983c59b2538573817e1667135e2",
+}
+HUB_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+NANOGPT_FILE = "ckpt.pt"
+
+GPT2_NAMES = {
+    "token_embedding": "wte",
+    "position_embedding": "wpe",
+    "attention_norm": "ln_1",
+    "attention.qkv": "attn.c_attn",
+    "attention.out": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+    "final_norm": "ln_f",
+}
+TRANSPOSED = ("attention.qkv.weight", "attention.out.weight", "mlp.up.weight", "mlp.down.weight")
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+
+# Settings of Hugging Face's GPT-2 that change what it computes, and the values that our model computes.
+REQUIRED = {
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "layer_norm_epsilon": (1e-5,),
+}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model at rest: its shape, its tensors by our parameter names, and its tokenizer where one is known."""
+
+    config: GPTConfig
+    tensors: dict[str, Tensor]
+    tokenizer: Tokenizer | None
+    source: str
+
+    def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
+        """The model on a device, in the tensors' own precision unless one is given."""
+        model = GPT.empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.tensors[name])
+        return model
+
+    def known_tokenizer(self) -> Tokenizer:
+        """The tokenizer; UserError where none came with the weights."""
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.source} brings no tokenizer; put its vocab.json and merges.txt (or tokenizer.json) beside the "
+                f"weights, or for a nanoGPT model of characters name its text: python convert.py {self.source} "
+                f"--text input.txt --to run out/NAME"
+            )
+        return self.tokenizer
+
+    def with_block_size(self, block_size: int) -> "Pretrained":
+        """The same for shorter texts: the first `block_size` position embeddings. UserError where it has fewer."""
+        if block_size > self.config.block_size:
+            raise UserError(
+                f"block_size is {block_size}, but {self.source} has {self.config.block_size} positions; "
+                f"take --block_size={self.config.block_size} or less"
+            )
+        positions = self.tensors["position_embedding.weight"][:block_size]
+        return dataclasses.replace(
+            self,
+            config=dataclasses.replace(self.config, block_size=block_size),
+            tensors=self.tensors | {"position_embedding.weight": positions},
+        )
+
+
+def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = None) -> Pretrained:
+    """What `source` names: gpt2 … gpt2-xl, OWNER/NAME@COMMIT on the hub, a folder, a nanoGPT ckpt.pt, or a run.
+
+    `checkpoint` says which one of a run; `text` is the text that a nanoGPT model of characters was trained on.
+    Raises UserError for anything that cannot be read, or is no GPT-2.
+    """
+    path = Path(source)
+    if source in GPT2_REVISIONS and not path.exists():
+        return read_folder(download(f"openai-community/{source}", GPT2_REVISIONS[source]), source)
+    if (match := HUB_NAME.fullmatch(source)) and not path.exists():
+        return read_folder(download(match[1], match[2]), source)
+    if path.is_file():
+        return read_nanogpt(path, text)
+    if not path.is_dir():
+        raise UserError(
+            f"there are no weights {source}: it can be {', '.join(GPT2_REVISIONS)}, OWNER/NAME@COMMIT on the hub, a run "
+            f"such as out/NAME, a folder with config.json and model.safetensors, or a nanoGPT ckpt.pt"
+        )
+    if checkpoints.checkpoint_folders(path):
+        found = checkpoints.open_checkpoint(path, checkpoint)
+        model = checkpoints.model_from(found)
+        tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        return Pretrained(model.config, tensors, tokenizer_from_dict(found.meta.get("tokenizer")), source)
+    if (path / NANOGPT_FILE).is_file() and not (path / "config.json").is_file():
+        return read_nanogpt(path / NANOGPT_FILE, text)
+    return read_folder(path, source)
+
+
+def download(repository: str, revision: str) -> Path:
+    """The folder in which huggingface_hub keeps these files of a revision; it downloads the ones missing.
+
+    Raises UserError where they cannot be had.
+    """
+    import huggingface_hub
+
+    try:
+        paths = [huggingface_hub.hf_hub_download(repository, name, revision=revision) for name in HUB_FILES]
+    except OSError as error:  # whatever goes wrong on the way: huggingface_hub derives its errors from it
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"the weights of {repository} cannot be had ({reason[0]}); where there is no network, put "
+            f"{', '.join(HUB_FILES)} from https://huggingface.co/{repository} into a folder and name it: "
+            f"--init_from=FOLDER"
+        ) from error
+    return Path(paths[0]).parent
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hugging Face's layout
+
+
+def read_folder(folder: Path, source: str) -> Pretrained:
+    """A folder in Hugging Face's GPT-2 layout: config.json, model.safetensors, tokenizer files. Raises UserError."""
+    description = read_json(folder / "config.json", f"{source} holds no model in Hugging Face's layout")
+    config = config_from(description, str(folder / "config.json"))
+    tensors = rename(config, read_safetensors(folder), transposed=True, where=source)
+    if config.bias and description.get("bias") is False:  # written by us, from a model without biases
+        config, tensors = without_bias(config, tensors, source)
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None and config.vocab_size in (50257, 50304):
+        tokenizer = GPT2Tokenizer()
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} entries and the model {config.vocab_size}; "
+            f"one of the files belongs to another model"
+        )
+    return Pretrained(config, tensors, tokenizer, source)
+
+
+def read_json(path: Path, missing: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError; `missing` begins the sentence where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{missing}: there is no {path}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return content
+
+
+def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
+    """Our configuration of a GPT-2 config.json; what it leaves out is GPT-2's. Raises UserError for other models."""
+    if description.get("model_type") != "gpt2":
+        raise UserError(
+            f"{where} describes a model of type {description.get('model_type')!r}; only gpt2 can be read, "
+            f"since other networks compute something else"
+        )
+    for name, accepted in REQUIRED.items():
+        if description.get(name, accepted[0]) not in accepted:
+            raise UserError(f"{where}: {name} is {description[name]}; this program computes {name}={accepted[0]} only")
+    width = description.get("n_embd", 768)
+    if description.get("n_inner") not in (None, 4 * width if isinstance(width, int) else None):
+        raise UserError(f"{where}: n_inner is {description['n_inner']}; this program's MLPs are 4 n_embd = {4 * width}")
+    activation = description.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{where}: activation_function is {activation}; known are {', '.join(ACTIVATIONS)}")
+    values = {
+        "vocab_size": description.get("vocab_size", 50257),
+        "block_size": description.get("n_positions", 1024),
+        "n_layer": description.get("n_layer", 12),
+        "n_head": description.get("n_head", 12),
+        "n_embd": width,
+        "dropout": description.get("resid_pdrop", 0.1),
+        "bias": True,
+        "activation": ACTIVATIONS[activation],
+        "tied_head": description.get("tie_word_embeddings", True),
+    }
+    return checked_config(values, where)
+
+
+def checked_config(values: Mapping[str, Any], where: str) -> GPTConfig:
+    """A configuration from values that a stranger wrote. Raises UserError."""
+    for field in dataclasses.fields(GPTConfig):
+        if field.name in values:
+            value = values[field.name]
+            kind = (int, float) if field.type is float else (field.type,)
+            if type(value) not in kind:
+                raise UserError(f"{where}: the value of {field.name} is {value!r}; it must be {field.type.__name__}")
+    try:
+        return GPTConfig(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def read_safetensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, from model.safetensors or the shards that its index lists. Raises UserError."""
+    names = ["model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / names[0]).is_file():
+        listed = read_json(index, "").get("weight_map")
+        if not isinstance(listed, dict) or not all(re.fullmatch(r"[\w.-]+\.safetensors", str(n)) for n in listed.values()):
+            raise UserError(f"{index}: weight_map must name safetensors files beside it")
+        names = sorted(set(listed.values()))
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise UserError(missing_weights(folder, path))
+        try:
+            tensors |= safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path} is damaged or cut short ({error}); download or copy it again") from error
+    return tensors
+
+
+def missing_weights(folder: Path, path: Path) -> str:
+    """The sentence for a folder without safetensors; pickled weights are named, and how to convert them."""
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    if not pickled:
+        return f"there are no weights in {folder}: {path} is missing"
+    return (
+        f"{folder} holds pickled weights only ({pickled[0]}), which can run code as they load; where you trust them, "
+        f"convert them: python -c \"from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# names and shapes
+
+
+def gpt2_name(name: str) -> str:
+    """GPT-2's name of our parameter: blocks.3.mlp.up.weight is transformer.h.3.mlp.c_fc.weight."""
+    if name == "head.weight":
+        return "lm_head.weight"
+    place, _, kind = name.rpartition(".")
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", place)
+    if match:
+        return f"transformer.h.{match[1]}.{GPT2_NAMES[match[2]]}.{kind}"
+    return f"transformer.{GPT2_NAMES[place]}.{kind}"
+
+
+def rename(config: GPTConfig, foreign: Mapping[str, Tensor], *, transposed: bool, where: str) -> dict[str, Tensor]:
+    """Tensors under our names, as `config` asks for them: float64 stays, everything else becomes float32.
+
+    `transposed` says that matrices are (in, out). Raises UserError for a tensor that is missing, has another shape,
+    or has no place in GPT-2. Masks that older files carry are left out.
+    """
+    there = {}
+    for name, tensor in foreign.items():
+        name = name.removeprefix("_orig_mod.").removeprefix("module.")
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):
+            there[name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"] = tensor
+    with torch.device("meta"):
+        expected = {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
+    tensors = {}
+    for name, shape in expected.items():
+        tensor = there.pop(gpt2_name(name), None)
+        if tensor is None:
+            raise UserError(f"{where}: the weights lack {gpt2_name(name)}, which the configuration asks for")
+        if transposed and name.endswith(TRANSPOSED):
+            tensor = tensor.mT
+        if tensor.shape != shape or not tensor.is_floating_point():
+            raise UserError(
+                f"{where}: {gpt2_name(name)} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}, where "
+                f"the configuration asks for floating-point {list(shape)} (rows are outputs)"
+            )
+        tensors[name] = tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32).contiguous()
+    if config.tied_head:
+        there.pop("lm_head.weight", None)  # a copy of the token embedding
+    if there:
+        raise UserError(f"{where}: the weights hold {min(there)}, which has no place in a GPT-2 of this configuration")
+    return tensors
+
+
+def without_bias(config: GPTConfig, tensors: dict[str, Tensor], where: str) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """The model without its biases, which must be zero. Raises UserError where one is not."""
+    for name, tensor in tensors.items():
+        if name.endswith(".bias") and tensor.any():
+            raise UserError(f"{where}: config.json says bias=false, but {gpt2_name(name)} is not zero; remove that line")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias")}
+    return dataclasses.replace(config, bias=False), kept
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# nanoGPT's checkpoints
+
+
+def read_nanogpt(path: Path, text: Path | None) -> Pretrained:
+    """The weights in a nanoGPT ckpt.pt; of a pickle only tensors, numbers and texts are read. Raises UserError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} cannot be read as a nanoGPT checkpoint ({reason}); nothing in it was run") from error
+    arguments = content.get("model_args") if isinstance(content, dict) else None
+    weights = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(arguments, dict) or not isinstance(weights, dict):
+        raise UserError(f"{path} is no nanoGPT checkpoint: it lacks model_args or model")
+    names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    missing = [name for name in names if name not in arguments]
+    if missing or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"{path} is no nanoGPT checkpoint: model_args lacks {', '.join(missing) or 'nothing, model does'}")
+    values = {name: arguments[name] for name in names} | {"activation": "gelu", "tied_head": True}
+    config = checked_config(values, str(path))
+    tensors = rename(config, weights, transposed=False, where=str(path))
+    return Pretrained(config, tensors, nanogpt_tokenizer(path, config, content.get("config"), text), str(path))
+
+
+def nanogpt_tokenizer(path: Path, config: GPTConfig, settings: Any, text: Path | None) -> Tokenizer | None:
+    """GPT-2's BPE for its vocabulary; otherwise the characters of `text`, or of nanoGPT's data/NAME/input.txt.
+
+    nanoGPT's table of characters is a pickle, which is never opened. None where there is no text to be found.
+    Raises UserError for a text that has another number of characters.
+    """
+    if text is None and config.vocab_size in (50257, 50304):
+        return GPT2Tokenizer()
+    name = settings.get("dataset") if isinstance(settings, dict) else None
+    if text is None and isinstance(name, str) and re.fullmatch(r"[\w-]+", name):
+        text = path.resolve().parent.parent / "data" / name / "input.txt"
+        text = text if text.is_file() else None
+    if text is None:
+        return None
+    try:
+        tokenizer = CharTokenizer.of_text(text.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{text} cannot be read as text: {error}") from error
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            f"{text} has {tokenizer.vocab_size} different characters and the model {config.vocab_size} entries; "
+            f"give the text that it was trained on: --text FILE"
+        )
+    return tokenizer
