@@ -3,6 +3,7 @@
     python sample.py --temperature 0.8
     python sample.py --start "ROMEO:" --num_samples 3 --max_new_tokens 300 --top_k 40 --seed 7
     python sample.py --out_dir=out/shakespeare_char --checkpoint=last --start FILE:prompt.txt
+    python sample.py --init_from=gpt2 --start "The meaning of life is"
 
 Without --out_dir the newest run in out/ is taken. The same seed gives the same text on the same machine; a sample depends
 on the seed and its number, not on how many are drawn.
@@ -16,25 +17,30 @@ from engine.errors import UserError, run_script
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load a checkpoint, continue the prompt, print."""
+    """Load a model, continue the prompt, print."""
     sources = read_settings(SampleSettings, arguments, __doc__)
     settings: SampleSettings = sources.settings(on_cpu=False)
 
     import torch
 
-    from engine.checkpoint import find_runs, load
+    from engine.checkpoint import find_runs
     from engine.device import Choices, choose_dtype, choose_threads, find_device
+    from engine.pretrained import read_pretrained
     from engine.tokenizer import encode_prompt
 
     device = find_device(settings.device)
     choices = Choices(device.type, choose_dtype(settings.dtype, device), False, choose_threads(settings.threads, 1))
     choices.apply()
-    folder = settings.out_dir or next(iter(find_runs()), None)
-    if folder is None:
+    source = settings.init_from
+    if source == "resume":
+        source = settings.out_dir or next(iter(find_runs()), None)
+    if source is None:
         raise UserError(
             "there is no run in out/ to sample from; train one: python train.py configs/shakespeare_char.py"
         )
-    model, tokenizer = load(folder, device, settings.checkpoint, choices.weights_dtype())
+    found = read_pretrained(str(source), settings.checkpoint)
+    tokenizer = found.known_tokenizer()
+    model = found.model(device, choices.weights_dtype()).eval()
     prompt = encode_prompt(tokenizer, read_prompt(settings.start))
     ids = torch.from_numpy(prompt)[None].repeat(settings.num_samples, 1).to(device)
     with choices.autocast():

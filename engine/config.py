@@ -25,6 +25,7 @@ from typing import Any, Literal
 from engine.errors import UserError
 
 AUTO = "auto"
+STARTS = ("scratch", "resume", "auto", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def setting(default: Any, meaning: str, **limits: float) -> Any:
@@ -70,8 +71,10 @@ class TrainSettings:
     sample_tokens: int = setting(100, "tokens of the sample printed at an evaluation; 0: none", at_least=0)
     keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best one", at_least=1)
     out_dir: str | None = setting(None, "folder of the run; None: out/NAME, named after the configuration file")
-    init_from: Literal["scratch", "resume", "auto"] = setting(
-        "scratch", "start anew, go on from a checkpoint, or go on if there is one"
+    init_from: str = setting(
+        "scratch",
+        "scratch; resume a checkpoint; auto: resume if there is one; or weights to start from: gpt2, gpt2-medium, "
+        "gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its layout, a nanoGPT ckpt.pt, a run",
     )
     checkpoint: str = setting("last", "the checkpoint to resume: last, best, or a folder name such as step-00000250")
     wandb_log: bool = setting(False, "log to Weights & Biases as well")
@@ -96,6 +99,7 @@ class TrainSettings:
             raise UserError(
                 f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it, or set it to None"
             )
+        check_start(self.init_from)
         if self.eval_only and self.init_from == "scratch":
             raise UserError("eval_only needs a model to evaluate: add --init_from=resume")
 
@@ -116,6 +120,7 @@ class TrainSettings:
 class SampleSettings:
     """Settings of sample.py."""
 
+    init_from: str = setting("resume", "resume: a run of yours; or weights as in train.py: gpt2, a folder, a ckpt.pt, …")
     out_dir: str | None = setting(None, "the run to sample from; None: the newest in out/")
     checkpoint: str = setting("best", "best, last, or a folder name such as step-00000250")
     start: str | None = setting(None, "the prompt, or FILE:prompt.txt; None: a line break")
@@ -132,7 +137,17 @@ class SampleSettings:
     threads: int | None = setting(None, "CPU threads; None: the machine's cores", at_least=1)
 
     def check(self) -> None:
-        """Nothing here depends on two settings at once."""
+        """Raise UserError for settings that do not fit together."""
+        check_start(self.init_from)
+        if self.init_from != "resume" and self.out_dir is not None:
+            raise UserError(f"--out_dir names a run and --init_from={self.init_from} other weights; give one of them")
+
+
+def check_start(init_from: str) -> None:
+    """Raise UserError for a misspelled way to start. Names with a dot, slash or at sign are looked for as they are."""
+    close = difflib.get_close_matches(init_from, STARTS, n=1, cutoff=0.6)
+    if init_from not in STARTS and close and not any(sign in init_from for sign in "./\\@") and not Path(init_from).exists():
+        raise UserError(f"init_from is {init_from!r}; did you mean {close[0]}?")
 
 
 # nanoGPT's settings that have no place here. They are accepted with this remark, so that its files run.

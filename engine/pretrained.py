@@ -121,7 +121,7 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
             f"there are no weights {source}: it can be {', '.join(GPT2_REVISIONS)}, OWNER/NAME@COMMIT on the hub, a run "
             f"such as out/NAME, a folder with config.json and model.safetensors, or a nanoGPT ckpt.pt"
         )
-    if checkpoints.checkpoint_folders(path):
+    if checkpoints.checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         found = checkpoints.open_checkpoint(path, checkpoint)
         model = checkpoints.model_from(found)
         tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}

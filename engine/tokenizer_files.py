@@ -1,10 +1,9 @@
 """Tokenizers as Hugging Face's files: tokenizer.json, tokenizer_config.json, vocab.json and merges.txt, in and out.
 
 The JSON is that of the `tokenizers` library, so that `AutoTokenizer` loads what is written here; the library itself
-is not needed. A tokenizer with GPT-2's own vocabulary is known by its hash, and stays a name in checkpoints.
+is not needed. A tokenizer with GPT-2's own vocabulary is known by its hashes, and stays a name in checkpoints.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.merges import BYTE_CHARACTERS, END_OF_TEXT, MergesTokenizer, as_characters, merges_of, parse_merge
+from engine.sources import keep_gpt2_vocabulary
 from engine.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 
-GPT2_FINGERPRINT = "6b81dbd64442b650b767e6e6aa14045b56f3503a1341ba574de0ad9977262983"
 SINGLE_CHARACTERS = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
 
 
@@ -64,14 +63,13 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
         if END_OF_TEXT in pairs.special:
             config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-            files["vocab.json"] = dict(sorted((pairs.vocabulary | pairs.special).items(), key=lambda item: item[1]))
-            lines = ["#version: 0.2", *(f"{left} {right}" for left, right in pairs.merges)]
-            files["merges.txt"] = "\n".join(lines) + "\n"
+            openai = openai_files(pairs.vocabulary | pairs.special, pairs.merges)
+            files |= {"vocab.json": openai["encoder.json"], "merges.txt": openai["vocab.bpe"]}
     else:
         raise UserError(f"a tokenizer of the kind {tokenizer.to_dict().get('kind')} has no form in Hugging Face's files")
     files["tokenizer_config.json"] = config
     return {
-        name: (content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=1)).encode()
+        name: content if isinstance(content, bytes) else json.dumps(content, ensure_ascii=False, indent=1).encode()
         for name, content in files.items()
     }
 
@@ -157,12 +155,13 @@ def from_pipeline(content: dict[str, Any]) -> Tokenizer:
 def from_byte_pairs(vocabulary: dict[str, int], merges: list[Any], special: dict[str, int]) -> Tokenizer:
     """GPT-2's own tokenizer where the vocabulary is GPT-2's, else one by its merges."""
     pairs = [parse_merge(merge) for merge in merges]
-    if special == {END_OF_TEXT: 50256} and fingerprint(vocabulary | special, pairs) == GPT2_FINGERPRINT:
+    if special == {END_OF_TEXT: 50256} and keep_gpt2_vocabulary(openai_files(vocabulary | special, pairs)):
         return GPT2Tokenizer()
     return MergesTokenizer({name: index for name, index in vocabulary.items() if name not in special}, pairs, special)
 
 
-def fingerprint(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> str:
-    """A hash of a vocabulary in the order of its ids, and its merges."""
-    ordered = [list(item) for item in sorted(vocabulary.items(), key=lambda item: item[1])]
-    return hashlib.sha256(json.dumps([ordered, [" ".join(pair) for pair in merges]]).encode()).hexdigest()
+def openai_files(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> dict[str, bytes]:
+    """A vocabulary as OpenAI published GPT-2's, byte for byte, so that its hashes tell whether it is that one."""
+    ordered = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    return {"encoder.json": json.dumps(ordered).encode(), "vocab.bpe": ("\n".join(lines) + "\n").encode()}
