@@ -74,7 +74,7 @@ class TrainSettings:
     init_from: str = setting(
         "scratch",
         "scratch; resume a checkpoint; auto: resume if there is one; or weights to start from: gpt2, gpt2-medium, "
-        "gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its layout, a nanoGPT ckpt.pt, a run",
+        "gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its layout, a ckpt.pt, a run",
     )
     checkpoint: str = setting("last", "the checkpoint to resume: last, best, or a folder name such as step-00000250")
     wandb_log: bool = setting(False, "log to Weights & Biases as well")
@@ -120,7 +120,9 @@ class TrainSettings:
 class SampleSettings:
     """Settings of sample.py."""
 
-    init_from: str = setting("resume", "resume: a run of yours; or weights as in train.py: gpt2, a folder, a ckpt.pt, …")
+    init_from: str = setting(
+        "resume", "resume: a run of yours; or weights as in train.py: gpt2, a folder, a ckpt.pt, …"
+    )
     out_dir: str | None = setting(None, "the run to sample from; None: the newest in out/")
     checkpoint: str = setting("best", "best, last, or a folder name such as step-00000250")
     start: str | None = setting(None, "the prompt, or FILE:prompt.txt; None: a line break")
@@ -146,7 +148,12 @@ class SampleSettings:
 def check_start(init_from: str) -> None:
     """Raise UserError for a misspelled way to start. Names with a dot, slash or at sign are looked for as they are."""
     close = difflib.get_close_matches(init_from, STARTS, n=1, cutoff=0.6)
-    if init_from not in STARTS and close and not any(sign in init_from for sign in "./\\@") and not Path(init_from).exists():
+    if (
+        init_from not in STARTS
+        and close
+        and not any(sign in init_from for sign in "./\\@")
+        and not Path(init_from).exists()
+    ):
         raise UserError(f"init_from is {init_from!r}; did you mean {close[0]}?")
 
 

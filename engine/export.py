@@ -1,6 +1,7 @@
 """A model for other programs: a folder that `transformers` loads, a GGUF file for llama.cpp, a run folder of ours.
 
-What a layout cannot hold is refused, and the settings in the way are named. Each target is there completely or not at all.
+What a layout cannot hold is refused, and the settings in the way are named. A target is there completely
+or not at all.
 """
 
 import dataclasses
@@ -19,9 +20,8 @@ from torch import Tensor
 from engine import checkpoint as checkpoints
 from engine.config import TrainSettings
 from engine.errors import UserError
-from engine.merges import BYTE_CHARACTERS, END_OF_TEXT, MergesTokenizer
+from engine.merges import END_OF_TEXT, MergesTokenizer
 from engine.pretrained import ACTIVATIONS, TRANSPOSED, Pretrained, gpt2_name
-from engine.tokenizer import CharTokenizer
 from engine.tokenizer_files import byte_pairs_of, tokenizer_files
 from model import GPT, GPTConfig
 
@@ -187,13 +187,16 @@ def write_gguf(found: Pretrained, path: Path) -> None:
 
 
 def gguf_byte_pairs(found: Pretrained) -> MergesTokenizer:
-    """The tokenizer as bytes and merges, the one kind that llama.cpp's GPT-2 knows. UserError for any other."""
-    tokenizer = found.known_tokenizer()
-    if isinstance(tokenizer, CharTokenizer) and tokenizer.characters.isascii():  # each character is one byte
-        return MergesTokenizer({BYTE_CHARACTERS[ord(one)]: i for i, one in enumerate(tokenizer.characters)}, [], {})
-    pairs = byte_pairs_of(tokenizer)
-    if pairs is None:
-        raise UserError("llama.cpp's GPT-2 reads bytes: a table of characters must be plain ASCII to go into GGUF")
+    """The tokenizer as llama.cpp's GPT-2 knows it: bytes, merges, an end-of-text token. UserError for any other.
+
+    Where none is named, llama.cpp takes token 11 for the end of a text, whatever it is, so one is needed.
+    """
+    pairs = byte_pairs_of(found.known_tokenizer())
+    if pairs is None or not pairs.merges or END_OF_TEXT not in pairs.special:
+        raise UserError(
+            "llama.cpp reads GPT-2 models of byte pairs with an end-of-text token, and this model has none; "
+            "--to hf takes it"
+        )
     return pairs
 
 
@@ -210,12 +213,10 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    if pairs.merges:
-        writer.add_token_merges([f"{left} {right}" for left, right in pairs.merges])
+    writer.add_token_merges([f"{left} {right}" for left, right in pairs.merges])
     writer.add_add_bos_token(False)
-    if END_OF_TEXT in pairs.special:
-        writer.add_bos_token_id(pairs.special[END_OF_TEXT])
-        writer.add_eos_token_id(pairs.special[END_OF_TEXT])
+    writer.add_bos_token_id(pairs.special[END_OF_TEXT])
+    writer.add_eos_token_id(pairs.special[END_OF_TEXT])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
 
 
 def write_run(found: Pretrained, folder: Path) -> None:
-    """Write a run folder with one checkpoint, of step 0 and without an optimizer: to sample, evaluate, finetune from."""
+    """Write a run folder with one checkpoint, of step 0 and without optimizer, to sample, evaluate and finetune from."""
     config = found.config
     shape = {field.name for field in dataclasses.fields(TrainSettings)} & set(dataclasses.asdict(config))
     meta = {

@@ -1,12 +1,13 @@
 """Byte-level byte-pair encoding by an explicit list of merges: vocab.json and merges.txt of a Hugging Face folder.
 
 A text is cut into words as GPT-2 does (Radford et al., 2019), the bytes of a word are written as printable
-characters, and neighbours are merged in the order of the list (Sennrich et al., 2016). Ids are free, as the vocabulary says.
+characters, and neighbours are merged in the order of the list (Sennrich et al., 2016). Ids are the vocabulary's.
 
     merges [("h", "e"), ("he", "y")]:   h e y  ->  he y  ->  hey
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def as_characters(sequence: bytes) -> str:
 
 
 class MergesTokenizer:
-    """A byte-pair encoding with a vocabulary, a list of merges and special tokens, all by their spelling in the files."""
+    """A byte-pair encoding: vocabulary, list of merges and special tokens, by their spelling in the files."""
 
     def __init__(
         self, vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]], special: Mapping[str, int]
@@ -101,7 +102,7 @@ class MergesTokenizer:
         """Ids of one word: the earliest merge that applies is done everywhere, until none applies."""
         parts = list(as_characters(word.encode("utf-8")))
         while len(parts) > 1:
-            pairs = set(zip(parts, parts[1:], strict=False)) & self._ranks.keys()
+            pairs = set(pairwise(parts)) & self._ranks.keys()
             if not pairs:
                 break
             parts = merge_pair(parts, min(pairs, key=self._ranks.__getitem__))
@@ -164,7 +165,7 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [bytes([byte]) for byte in token]
         while len(parts) > 2:
-            joined = [ranks.get(left + right, rank) for left, right in zip(parts, parts[1:], strict=False)]
+            joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
             earliest = min(range(len(joined)), key=joined.__getitem__)
             if joined[earliest] >= rank:
                 break

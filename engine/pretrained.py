@@ -118,8 +118,8 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
         return read_nanogpt(path, text)
     if not path.is_dir():
         raise UserError(
-            f"there are no weights {source}: it can be {', '.join(GPT2_REVISIONS)}, OWNER/NAME@COMMIT on the hub, a run "
-            f"such as out/NAME, a folder with config.json and model.safetensors, or a nanoGPT ckpt.pt"
+            f"there are no weights {source}: it can be {', '.join(GPT2_REVISIONS)}, OWNER/NAME@COMMIT on the hub, "
+            f"a run such as out/NAME, a folder with config.json and model.safetensors, or a nanoGPT ckpt.pt"
         )
     if checkpoints.checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         found = checkpoints.open_checkpoint(path, checkpoint)
@@ -235,7 +235,9 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / names[0]).is_file():
         listed = read_json(index, "").get("weight_map")
-        if not isinstance(listed, dict) or not all(re.fullmatch(r"[\w.-]+\.safetensors", str(n)) for n in listed.values()):
+        if not isinstance(listed, dict) or not all(
+            re.fullmatch(r"[\w.-]+\.safetensors", str(n)) for n in listed.values()
+        ):
             raise UserError(f"{index}: weight_map must name safetensors files beside it")
         names = sorted(set(listed.values()))
     tensors: dict[str, Tensor] = {}
@@ -257,7 +259,7 @@ def missing_weights(folder: Path, path: Path) -> str:
         return f"there are no weights in {folder}: {path} is missing"
     return (
         f"{folder} holds pickled weights only ({pickled[0]}), which can run code as they load; where you trust them, "
-        f"convert them: python -c \"from transformers import AutoModelForCausalLM as M; "
+        f'convert them: python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
     )
 
@@ -314,7 +316,9 @@ def without_bias(config: GPTConfig, tensors: dict[str, Tensor], where: str) -> t
     """The model without its biases, which must be zero. Raises UserError where one is not."""
     for name, tensor in tensors.items():
         if name.endswith(".bias") and tensor.any():
-            raise UserError(f"{where}: config.json says bias=false, but {gpt2_name(name)} is not zero; remove that line")
+            raise UserError(
+                f"{where}: config.json says bias=false, but {gpt2_name(name)} is not zero; remove that line"
+            )
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias")}
     return dataclasses.replace(config, bias=False), kept
 
@@ -337,7 +341,9 @@ def read_nanogpt(path: Path, text: Path | None) -> Pretrained:
     names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     missing = [name for name in names if name not in arguments]
     if missing or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise UserError(f"{path} is no nanoGPT checkpoint: model_args lacks {', '.join(missing) or 'nothing, model does'}")
+        raise UserError(
+            f"{path} is no nanoGPT checkpoint: model_args lacks {', '.join(missing) or 'nothing, model does'}"
+        )
     values = {name: arguments[name] for name in names} | {"activation": "gelu", "tied_head": True}
     config = checked_config(values, str(path))
     tensors = rename(config, weights, transposed=False, where=str(path))

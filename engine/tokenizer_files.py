@@ -47,7 +47,7 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """File names and contents from which `AutoTokenizer` makes this tokenizer. UserError for one that has no such form."""
+    """Names and contents of the files from which `AutoTokenizer` makes this tokenizer. UserError where there are none."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
@@ -66,7 +66,9 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
             openai = openai_files(pairs.vocabulary | pairs.special, pairs.merges)
             files |= {"vocab.json": openai["encoder.json"], "merges.txt": openai["vocab.bpe"]}
     else:
-        raise UserError(f"a tokenizer of the kind {tokenizer.to_dict().get('kind')} has no form in Hugging Face's files")
+        raise UserError(
+            f"a tokenizer of the kind {tokenizer.to_dict().get('kind')} has no form in Hugging Face's files"
+        )
     files["tokenizer_config.json"] = config
     return {
         name: content if isinstance(content, bytes) else json.dumps(content, ensure_ascii=False, indent=1).encode()

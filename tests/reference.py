@@ -64,7 +64,9 @@ def save_nanogpt(model: GPT2LMHeadModel, path: Path, prefix: str = "", **extra) 
     return path
 
 
-def save_run(config: GPTConfig, tokenizer: Tokenizer, folder: Path, seed: int, dtype: torch.dtype = torch.float32) -> GPT:
+def save_run(
+    config: GPTConfig, tokenizer: Tokenizer, folder: Path, seed: int, dtype: torch.dtype = torch.float32
+) -> GPT:
     """A run folder of ours that holds a model of random weights; returns the model."""
     model = GPT.empty(config, "cpu", dtype)
     stream = torch.Generator().manual_seed(seed)

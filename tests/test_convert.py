@@ -15,7 +15,7 @@ import convert
 from engine import sources
 from engine.errors import UserError
 from engine.export import check_is_gpt2, gguf_name, write_gguf, write_hugging_face, write_run
-from engine.pretrained import Pretrained, read_pretrained
+from engine.pretrained import read_pretrained
 from engine.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from engine.tokenizer_files import read_tokenizer
 from model import GPT, GPTConfig
@@ -85,7 +85,9 @@ def test_greedy_text_is_equal_on_20_prompts(tmp_path: Path) -> None:
 def own_bpe(folder: Path) -> Tokenizer:
     """A small byte-pair encoding that the `tokenizers` library trained."""
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(["the theme of the thesis, those 3 theories of 東京 😀"] * 3, 330, 1, special_tokens=["<|endoftext|>"])
+    trained.train_from_iterator(
+        ["the theme of the thesis, those 3 theories of 東京 😀"] * 3, 330, 1, special_tokens=["<|endoftext|>"]
+    )
     trained.save_model(str(folder))
     return read_tokenizer(folder)
 
@@ -112,7 +114,8 @@ def gpt2_vocabulary_is_at_hand() -> bool:
 
 
 @pytest.mark.skipif(
-    not gpt2_vocabulary_is_at_hand(), reason="GPT-2's vocabulary is not in tiktoken's cache: python prepare.py shakespeare"
+    not gpt2_vocabulary_is_at_hand(),
+    reason="GPT-2's vocabulary is not in tiktoken's cache: python prepare.py shakespeare",
 )
 def test_gpt2s_own_tokenizer_travels_as_openai_published_it(tmp_path: Path) -> None:
     tokenizer = GPT2Tokenizer()
@@ -139,9 +142,7 @@ def test_a_model_that_gpt2s_layout_cannot_hold_is_refused_by_setting() -> None:
         check_is_gpt2(other)
 
 
-def test_foreign_weights_become_a_run_that_sample_continues(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_foreign_weights_become_a_run_that_sample_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = random_gpt2(6, vocab_size=LETTERS.vocab_size, activation_function="gelu")
     save_nanogpt(reference, tmp_path / "ckpt.pt")
     (tmp_path / "letters.txt").write_text(LETTERS.characters, encoding="utf-8")
@@ -177,19 +178,12 @@ def test_gguf_holds_every_tensor_and_token_under_llama_cpps_names(tmp_path: Path
     assert stored and all(re.search(r"\.bias$", name) and not tensor.any() for name, tensor in stored.items())
 
 
-def test_gguf_of_characters_is_for_ascii_alone(tmp_path: Path) -> None:
+def test_gguf_needs_a_token_that_ends_a_text(tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="the package gguf is not installed: pip install -r requirements-dev.txt")
-    plain = CharTokenizer.of_text("abc \n")
-    for tokenizer, fits in ((plain, True), (LETTERS, False)):
-        config = small(vocab_size=tokenizer.vocab_size)
-        found = Pretrained(config, dict(GPT.empty(config, "cpu").named_parameters()), tokenizer, "test")
-        found = dataclasses.replace(found, tensors={name: value.detach() for name, value in found.tensors.items()})
-        if fits:
-            write_gguf(found, tmp_path / "plain.gguf")
-            assert (tmp_path / "plain.gguf").stat().st_size > 4 * 24 * 32
-        else:
-            with pytest.raises(UserError, match="plain ASCII"):
-                write_gguf(found, tmp_path / "letters.gguf")
+    save_run(small(activation="gelu_tanh"), LETTERS, tmp_path / "run", 9)
+    with pytest.raises(UserError, match="end-of-text token"):
+        write_gguf(read_pretrained(str(tmp_path / "run")), tmp_path / "letters.gguf")
+    assert not (tmp_path / "letters.gguf").exists()
 
 
 def test_what_is_there_already_is_not_touched(tmp_path: Path) -> None:

@@ -179,7 +179,11 @@ def test_without_network_the_sentence_says_what_to_put_where(tmp_path: Path) -> 
     where = {"HF_HUB_CACHE": str(tmp_path / "empty"), "HF_HUB_OFFLINE": "1"}
     failed = sample(["--init_from=gpt2"], tmp_path, **where)
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1
-    for words in ("config.json, model.safetensors", "https://huggingface.co/openai-community/gpt2", "--init_from=FOLDER"):
+    for words in (
+        "config.json, model.safetensors",
+        "https://huggingface.co/openai-community/gpt2",
+        "--init_from=FOLDER",
+    ):
         assert words in failed.stderr
 
 
@@ -192,7 +196,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small byte-level BPE that the `tokenizers` library trained."""
     folder = tmp_path_factory.mktemp("bpe")
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator([TEXT * 3, "aaaa aaa aaaaaaaa bananas nab a banana"], 420, 1, special_tokens=["<|endoftext|>"])
+    tokenizer.train_from_iterator(
+        [TEXT * 3, "aaaa aaa aaaaaaaa bananas nab a banana"], 420, 1, special_tokens=["<|endoftext|>"]
+    )
     tokenizer.save_model(str(folder))
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
@@ -226,7 +232,11 @@ def test_special_tokens_documents_and_the_trip_through_a_checkpoint(trained: Pat
 def test_merges_are_recovered_from_a_table_of_ranks(trained: Path) -> None:
     ours = read_tokenizer(trained)
     made = {left + right for left, right in ours.merges}
-    ranks = {spelled.encode("latin-1"): index for spelled, index in ours.vocabulary.items() if spelled.isascii() and spelled in made}
+    ranks = {
+        spelled.encode("latin-1"): index
+        for spelled, index in ours.vocabulary.items()
+        if spelled.isascii() and spelled in made
+    }
     singles = {bytes([byte]): -256 + byte for byte in range(256)}
     expected = [(left.encode(), right.encode()) for left, right in ours.merges if (left + right).isascii()]
     assert merges_of(singles | ranks) == expected and expected
