@@ -5,8 +5,8 @@
     python sample.py --out_dir=out/shakespeare_char --checkpoint=last --start FILE:prompt.txt
     python sample.py --init_from=gpt2 --start "The meaning of life is"
 
-Without --out_dir the newest run in out/ is taken. The same seed gives the same text on the same machine; a sample depends
-on the seed and its number, not on how many are drawn.
+Without --out_dir the newest run in out/ is taken. The same seed gives the same text on the same machine; a sample
+depends on the seed and its number, not on how many are drawn.
 """
 
 from collections.abc import Sequence

@@ -149,8 +149,8 @@ def log(run: "Run", report: "StepReport | None", clock: "Clock") -> bool:
     loss, norm, stop = report.read()
     if not math.isfinite(loss) or not (math.isfinite(norm) or run.scaler.is_enabled()):
         raise UserError(
-            f"step {report.step}: loss {loss}, gradient norm {norm}, learning rate {report.learning_rate:.3g}: training "
-            f"has diverged. The checkpoints before it are good; resume with a lower --learning_rate"
+            f"step {report.step}: loss {loss}, gradient norm {norm}, learning rate {report.learning_rate:.3g}: "
+            f"training has diverged. The checkpoints before it are good; resume with a lower --learning_rate"
         )
     due = report.step % run.settings.log_interval == 0 or report.step == run.settings.max_iters
     line = f"loss {loss:.4f}"

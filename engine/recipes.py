@@ -94,7 +94,8 @@ def write_dataset(
     write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
     tokens = {split: len(content) // dtype.itemsize for split, content in contents.items()}
     say(
-        f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, vocabulary {tokenizer.vocab_size:,}"
+        f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, "
+        f"vocabulary {tokenizer.vocab_size:,}"
     )
     return folder
 

@@ -79,7 +79,7 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the bytes."""
-        return bytes(ids).decode("utf-8", errors="replace")
+        return bytes(int(index) for index in ids).decode("utf-8", errors="replace")
 
     def to_dict(self) -> dict[str, Any]:
         """Nothing but the kind."""
