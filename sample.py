@@ -31,9 +31,9 @@ def main(arguments: Sequence[str]) -> None:
     device = find_device(settings.device)
     choices = Choices(device.type, choose_dtype(settings.dtype, device), False, choose_threads(settings.threads, 1))
     choices.apply()
-    source = settings.init_from
-    if source == "resume":
-        source = settings.out_dir or next(iter(find_runs()), None)
+    source = (
+        (settings.out_dir or next(iter(find_runs()), None)) if settings.init_from == "resume" else settings.init_from
+    )
     if source is None:
         raise UserError(
             "there is no run in out/ to sample from; train one: python train.py configs/shakespeare_char.py"

@@ -58,7 +58,7 @@ class TrainSettings:
     beta1: float = setting(0.9, "AdamW's first decay rate", at_least=0, below=1)
     beta2: float = setting(0.95, "AdamW's second decay rate", at_least=0, below=1)
     grad_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", at_least=0)
-    decay_lr: bool = setting(True, "cosine decay to min_lr; otherwise constant after the warm-up")
+    decay_lr: bool = setting(True, "warm-up and cosine decay to min_lr; otherwise constant from the first step")
     warmup_iters: int = setting(2000, "steps over which the learning rate rises", at_least=0)
     lr_decay_iters: int | None = setting(None, "step at which min_lr is reached; None: max_iters", at_least=1)
     min_lr: float | None = setting(None, "lowest learning rate; None: a tenth of learning_rate", at_least=0)

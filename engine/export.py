@@ -224,7 +224,7 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
 
 
 def write_run(found: Pretrained, folder: Path) -> None:
-    """Write a run folder with one checkpoint, of step 0 and without optimizer, to sample, evaluate and finetune from."""
+    """Write a run folder with one checkpoint, of step 0 and without optimizer: to sample, evaluate, finetune from."""
     config = found.config
     shape = {field.name for field in dataclasses.fields(TrainSettings)} & set(dataclasses.asdict(config))
     meta = {

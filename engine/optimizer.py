@@ -24,10 +24,10 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
     """The rate of the update that follows `step` completed ones: linear warm-up, then a cosine to the lowest."""
-    if step < settings.warmup_iters:
-        return settings.learning_rate * (step + 1) / (settings.warmup_iters + 1)
     if not settings.decay_lr:
         return settings.learning_rate
+    if step < settings.warmup_iters:
+        return settings.learning_rate * (step + 1) / (settings.warmup_iters + 1)
     lowest, end = settings.lowest_learning_rate(), settings.decay_steps()
     if step >= end:
         return lowest

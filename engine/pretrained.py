@@ -118,8 +118,8 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
         return read_nanogpt(path, text)
     if not path.is_dir():
         raise UserError(
-            f"there are no weights {source}: it can be {', '.join(GPT2_REVISIONS)}, OWNER/NAME@COMMIT on the hub, "
-            f"a run such as out/NAME, a folder with config.json and model.safetensors, or a nanoGPT ckpt.pt"
+            f"{source} holds no checkpoint and is no name of one: it can be {', '.join(GPT2_REVISIONS)}, "
+            f"OWNER/NAME@COMMIT on the hub, a run such as out/NAME, a folder with config.json and model.safetensors, or a nanoGPT ckpt.pt"
         )
     if checkpoints.checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         found = checkpoints.open_checkpoint(path, checkpoint)

@@ -47,7 +47,7 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """Names and contents of the files from which `AutoTokenizer` makes this tokenizer. UserError where there are none."""
+    """Names and contents of the files that `AutoTokenizer` makes this tokenizer of. UserError where none can be."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -14,8 +11,6 @@ from engine.checkpoint import save_checkpoint
 from engine.tokenizer import CharTokenizer, Tokenizer
 from engine.tokenizer_files import tokenizer_files
 from model import GPT, GPTConfig
-
-ROOT = Path(__file__).parent.parent
 
 
 def random_gpt2(seed: int, **shape) -> GPT2LMHeadModel:
@@ -76,9 +71,3 @@ def save_run(
     meta = {"model": dataclasses.asdict(config), "tokenizer": tokenizer.to_dict(), "step": 3}
     save_checkpoint(folder, meta, {"model": dict(model.named_parameters())})
     return model.eval()
-
-
-def run_script(script: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Run one of the project's scripts as a user does."""
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | environment)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import random_gpt2, run_script, save_folder, save_nanogpt, save_run
+from conftest import command
+from reference import random_gpt2, save_folder, save_nanogpt, save_run
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,7 +67,7 @@ def test_an_exported_model_has_the_same_logits_and_comes_back_bit_for_bit(seed: 
 
 def test_greedy_text_is_equal_on_20_prompts(tmp_path: Path) -> None:
     model = save_run(small(vocab_size=LETTERS.vocab_size + 5), LETTERS, tmp_path / "run", 1).double()
-    done = run_script("convert.py", "run", "--to", "hf", "exported", cwd=tmp_path)
+    done = command(tmp_path, "convert.py", "run", "--to", "hf", "exported")
     assert done.returncode == 0, done.stderr
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float64).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
@@ -151,7 +152,7 @@ def test_foreign_weights_become_a_run_that_sample_continues(tmp_path: Path, monk
         convert.main(["ckpt.pt", "--to", "run", "out/letters"])
     convert.main(["ckpt.pt", "--text", "letters.txt", "--to", "run", "out/letters"])
     options = ("--device=cpu", "--temperature=0", "--dtype=float64", "--num_samples=1", "--max_new_tokens=9")
-    sampled = run_script("sample.py", "--start=hey", *options, cwd=tmp_path)
+    sampled = command(tmp_path, "sample.py", "--start=hey", *options)
     ids = torch.from_numpy(LETTERS.encode("hey"))[None]
     expected = reference.double().generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -200,12 +201,12 @@ def test_what_is_there_already_is_not_touched(tmp_path: Path) -> None:
 
 def test_bad_command_lines_say_what_to_type(tmp_path: Path) -> None:
     for arguments, words in (
-        (("nowhere", "--to", "hf", "x"), "there are no weights nowhere"),
+        (("nowhere", "--to", "hf", "x"), "nowhere holds no checkpoint"),
         (("gpt", "--to", "onnx", "x"), "it can be hf, gguf, run"),
         (("gpt",), "--to"),
         (("gpt", "--to", "hf", "x", "--block_size=0"), "at least 1"),
     ):
         with pytest.raises(UserError, match=words):
             convert.main(arguments)
-    failed = run_script("convert.py", "nowhere", "--to", "hf", "x", cwd=tmp_path)
+    failed = command(tmp_path, "convert.py", "nowhere", "--to", "hf", "x")
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
