@@ -9,6 +9,7 @@ Without --out_dir the newest run in out/ is taken. The same seed gives the same 
 depends on the seed and its number, not on how many are drawn.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str]) -> None:
     """Load a model, continue the prompt, print."""
     sources = read_settings(SampleSettings, arguments, __doc__)
     settings: SampleSettings = sources.settings(on_cpu=False)
+    for remark in sources.remarks:
+        print(f"note: {remark}", file=sys.stderr)
 
     import torch
 

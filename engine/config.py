@@ -157,11 +157,30 @@ def check_start(init_from: str) -> None:
         raise UserError(f"init_from is {init_from!r}; did you mean {close[0]}?")
 
 
-# nanoGPT's settings that have no place here. They are accepted with this remark, so that its files run.
+# nanoGPT's settings that a script of ours has no use for. It takes them with this remark, so that its files run.
 RETIRED = {
+    "compile": "sampling runs as it is, one token at a time",
     "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
     "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
 }
+
+# nanoGPT's configuration files, and what to type here.
+NANOGPT_CONFIGS = {
+    "train_shakespeare_char": "configs/shakespeare_char.py",
+    "train_gpt2": "configs/gpt2.py",
+    "finetune_shakespeare": "configs/finetune_shakespeare.py",
+    "eval_gpt2": "--init_from=gpt2 --eval_only=True",
+    "eval_gpt2_medium": "--init_from=gpt2-medium --eval_only=True",
+    "eval_gpt2_large": "--init_from=gpt2-large --eval_only=True",
+    "eval_gpt2_xl": "--init_from=gpt2-xl --eval_only=True",
+}
+
+
+def retired(kind: type) -> dict[str, str]:
+    """The names in RETIRED that are not settings of this script."""
+    return {
+        name: why for name, why in RETIRED.items() if name not in {field.name for field in dataclasses.fields(kind)}
+    }
 
 
 def read_settings(kind: type, arguments: Sequence[str], description: str) -> "Sources":
@@ -186,9 +205,9 @@ def read_settings(kind: type, arguments: Sequence[str], description: str) -> "So
         parser.add_argument(
             *spellings, dest=field.name, metavar=type_name(field.type), help=text, default=argparse.SUPPRESS
         )
-    if kind is TrainSettings:
-        for name in RETIRED:
-            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    ignored = retired(kind)
+    for name in ignored:
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     known, unknown = parser.parse_known_args(list(arguments))
     for argument in unknown:
         if not argument.startswith("-"):
@@ -199,8 +218,8 @@ def read_settings(kind: type, arguments: Sequence[str], description: str) -> "So
         raise UserError(f"command line: --{name} is not a setting{_did_you_mean(name, kind)}")
     given = vars(known)
     path = given.pop("config_file", None)
-    remarks = [f"{name} is ignored: {RETIRED[name]}" for name in given if name in RETIRED]
-    command_line = {name: parse_text(kind, name, text) for name, text in given.items() if name not in RETIRED}
+    remarks = [f"{name} is ignored: {ignored[name]}" for name in given if name in ignored]
+    command_line = {name: parse_text(kind, name, text) for name, text in given.items() if name not in ignored}
     from_file, for_cpu = ({}, {}) if path is None else read_config_file(kind, path, remarks)
     return Sources(kind, path, from_file, for_cpu, command_line, remarks)
 
@@ -247,8 +266,9 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
     values = {
         name: value for name, value in namespace.items() if not name.startswith("_") and not isinstance(value, ignored)
     }
-    remarks += [f"{path}: {name} is ignored: {RETIRED[name]}" for name in values if name in RETIRED]
-    values = {name: value for name, value in values.items() if name not in RETIRED}
+    without = retired(kind)
+    remarks += [f"{path}: {name} is ignored: {without[name]}" for name in values if name in without]
+    values = {name: value for name, value in values.items() if name not in without}
     for name in ("device", "init_from", "out_dir"):
         if name in cpu:
             raise UserError(f"{path}: {name} cannot stand in the cpu part, which is read after the device is known")
@@ -356,6 +376,8 @@ def _did_you_mean(name: str, kind: type) -> str:
 
 
 def _similar_file(path: str) -> str:
+    if Path(path).parent.name == "config" and Path(path).stem in NANOGPT_CONFIGS:
+        return f"; here nanoGPT's file is: python train.py {NANOGPT_CONFIGS[Path(path).stem]}"
     folder = Path(path).parent
     names = [str(file) for file in sorted(folder.glob("*.py"))] if folder.is_dir() else []
     close = difflib.get_close_matches(path, names, n=1)

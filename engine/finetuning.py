@@ -8,7 +8,6 @@ from engine.dataset import Dataset
 from engine.distributed import World
 from engine.errors import UserError
 from engine.pretrained import Pretrained, read_pretrained
-from engine.tokenizer_files import same_ids
 from model import GPTConfig
 
 
@@ -42,11 +41,5 @@ def shape_settings(config: GPTConfig) -> dict[str, Any]:
 
 def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) -> Pretrained:
     """The weights with the run's dropout. Raises UserError where the data set's ids mean something else to them."""
-    if data.tokenizer.vocab_size > pretrained.config.vocab_size or not (
-        pretrained.tokenizer is None or same_ids(pretrained.tokenizer, data.tokenizer)
-    ):
-        raise UserError(
-            f"{data.folder} is written in another vocabulary than {pretrained.source} reads; "
-            f"prepare the text again with the tokenizer of these weights"
-        )
+    pretrained.check_reads(data.tokenizer, str(data.folder))
     return dataclasses.replace(pretrained, config=dataclasses.replace(pretrained.config, dropout=settings.dropout))

@@ -24,7 +24,7 @@ from torch import Tensor
 from engine import checkpoint as checkpoints
 from engine.errors import UserError
 from engine.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
-from engine.tokenizer_files import read_tokenizer
+from engine.tokenizer_files import read_tokenizer, same_ids
 from model import GPT, GPTConfig
 
 # OpenAI's four sizes on the hub, each pinned to a revision.
@@ -69,6 +69,7 @@ class Pretrained:
     tensors: dict[str, Tensor]
     tokenizer: Tokenizer | None
     source: str
+    dataset: str | None = None  # the name of the one that a run was trained on
 
     def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
         """The model on a device, in the tensors' own precision unless one is given."""
@@ -87,6 +88,16 @@ class Pretrained:
                 f"--text input.txt --to run out/NAME"
             )
         return self.tokenizer
+
+    def check_reads(self, tokenizer: Tokenizer, where: str) -> None:
+        """Raise UserError where the ids of a tokenizer mean something else to this model."""
+        if tokenizer.vocab_size > self.config.vocab_size or not (
+            self.tokenizer is None or same_ids(self.tokenizer, tokenizer)
+        ):
+            raise UserError(
+                f"{where} is written in another vocabulary than {self.source} reads; "
+                f"prepare its text again with the tokenizer of these weights"
+            )
 
     def with_block_size(self, block_size: int) -> "Pretrained":
         """The same for shorter texts: the first `block_size` position embeddings. UserError where it has fewer."""
@@ -118,14 +129,15 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
         return read_nanogpt(path, text)
     if not path.is_dir():
         raise UserError(
-            f"{source} holds no checkpoint and is no name of one: it can be {', '.join(GPT2_REVISIONS)}, "
-            f"OWNER/NAME@COMMIT on the hub, a run such as out/NAME, a folder with config.json and model.safetensors, or a nanoGPT ckpt.pt"
+            f"{source} holds no checkpoint and names none: it can be {', '.join(GPT2_REVISIONS)}, OWNER/NAME@COMMIT "
+            f"on the hub, a run such as out/NAME, a folder with config.json and model.safetensors, or a nanoGPT ckpt.pt"
         )
     if checkpoints.checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         found = checkpoints.open_checkpoint(path, checkpoint)
         model = checkpoints.model_from(found)
         tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        return Pretrained(model.config, tensors, tokenizer_from_dict(found.meta.get("tokenizer")), source)
+        dataset = found.meta.get("data", {}).get("name")
+        return Pretrained(model.config, tensors, tokenizer_from_dict(found.meta.get("tokenizer")), source, dataset)
     if (path / NANOGPT_FILE).is_file() and not (path / "config.json").is_file():
         return read_nanogpt(path / NANOGPT_FILE, text)
     return read_folder(path, source)
@@ -304,7 +316,7 @@ def rename(config: GPTConfig, foreign: Mapping[str, Tensor], *, transposed: bool
                 f"{where}: {gpt2_name(name)} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}, where "
                 f"the configuration asks for floating-point {list(shape)} (rows are outputs)"
             )
-        tensors[name] = tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32).contiguous()
+        tensors[name] = tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
     if config.tied_head:
         there.pop("lm_head.weight", None)  # a copy of the token embedding
     if there:
