@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import command
-from reference import random_gpt2, save_folder, save_nanogpt, save_run
+from random_models import random_gpt2, save_folder, save_nanogpt, save_run
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

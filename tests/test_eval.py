@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEXT, command
-from reference import random_gpt2, save_run
+from random_models import random_gpt2, save_run
 from torch.nn.functional import cross_entropy
 from transformers import GPT2LMHeadModel
 

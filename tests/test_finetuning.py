@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TEXT, command
-from reference import random_gpt2, save_nanogpt, save_run
+from random_models import random_gpt2, save_nanogpt, save_run
 from transformers import AutoModelForCausalLM
 
 import convert

@@ -11,7 +11,7 @@ import torch
 from conftest import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import edit_json, random_gpt2, save_folder, save_nanogpt
+from random_models import edit_json, random_gpt2, save_folder, save_nanogpt
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
