@@ -194,7 +194,7 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 def test_a_report_is_the_mean_over_processes() -> None:
     from engine.distributed import World
 
-    report = StepReport(3, 0.1, torch.tensor([2.0, 4.0, 1.0]), World(0, 1, 0, 1))
+    report = StepReport(3, 1.0, 0.1, torch.tensor([2.0, 4.0, 1.0]), World(0, 1, 0, 1))
     assert report.read() == (2.0, 4.0, True)
 
 
