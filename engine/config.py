@@ -25,7 +25,8 @@ from typing import Any, Literal
 from engine.errors import UserError
 
 AUTO = "auto"
-STARTS = ("scratch", "resume", "auto", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+STARTS = ("scratch", "resume", "auto")
+GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def setting(default: Any, meaning: str, **limits: float) -> Any:
@@ -105,7 +106,7 @@ class TrainSettings:
             raise UserError(
                 f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it, or set it to None"
             )
-        check_start(self.init_from)
+        check_start(self.init_from, STARTS)
         if self.eval_only and self.init_from == "scratch":
             raise UserError("eval_only needs a model to evaluate: add --init_from=resume")
 
@@ -146,21 +147,21 @@ class SampleSettings:
 
     def check(self) -> None:
         """Raise UserError for settings that do not fit together."""
-        check_start(self.init_from)
+        check_start(self.init_from, ("resume",))
         if self.init_from != "resume" and self.out_dir is not None:
             raise UserError(f"--out_dir names a run and --init_from={self.init_from} other weights; give one of them")
 
 
-def check_start(init_from: str) -> None:
-    """Raise UserError for a misspelled way to start. Names with a dot, slash or at sign are looked for as they are."""
-    close = difflib.get_close_matches(init_from, STARTS, n=1, cutoff=0.6)
-    if (
-        init_from not in STARTS
-        and close
-        and not any(sign in init_from for sign in "./\\@")
-        and not Path(init_from).exists()
-    ):
-        raise UserError(f"init_from is {init_from!r}; did you mean {close[0]}?")
+def check_start(init_from: str, ways: Sequence[str]) -> None:
+    """Raise UserError for an `init_from` that is none of the ways to start, no GPT-2, and no path."""
+    names = (*ways, *GPT2_SIZES)
+    if init_from in names or "@" in init_from or Path(init_from).exists():
+        return
+    close = difflib.get_close_matches(init_from, names, n=1, cutoff=0.6)
+    raise UserError(
+        f"init_from is {init_from!r}; it can be {', '.join(names)}, OWNER/NAME@COMMIT on the Hugging Face hub, or "
+        f"the path of a folder or a ckpt.pt{f'; did you mean {close[0]}?' if close else ''}"
+    )
 
 
 # nanoGPT's settings that a script of ours has no use for. It takes them with this remark, so that its files run.

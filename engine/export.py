@@ -20,8 +20,9 @@ from torch import Tensor
 from engine import checkpoint as checkpoints
 from engine.config import TrainSettings
 from engine.errors import UserError
+from engine.gpt2_layout import ACTIVATIONS, TRANSPOSED, gpt2_name
 from engine.merges import END_OF_TEXT, MergesTokenizer
-from engine.pretrained import ACTIVATIONS, TRANSPOSED, Pretrained, gpt2_name
+from engine.pretrained import Pretrained
 from engine.tokenizer_files import byte_pairs_of, tokenizer_files
 from model import GPT, GPTConfig
 
@@ -118,7 +119,7 @@ def write_hugging_face(found: Pretrained, folder: Path) -> None:
     write_folder(folder, fill)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
     """Make a folder whole: filled beside its place, then renamed. Raises UserError where something is there already."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists already and is not empty; give the name of a new folder")
@@ -236,4 +237,4 @@ def write_run(found: Pretrained, folder: Path) -> None:
     }
     names = [name for name, _ in GPT.empty(config, "meta").named_parameters()]
     parts = {"model": {name: found.tensors[name] for name in names}}
-    write_folder(folder, lambda beside: checkpoints.save_checkpoint(beside, meta, parts) and None)
+    write_folder(folder, lambda beside: checkpoints.save_checkpoint(beside, meta, parts))

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from engine.config import Sources, TrainSettings
+from engine.config import STARTS, Sources, TrainSettings
 from engine.dataset import Dataset
 from engine.distributed import World
 from engine.errors import UserError
@@ -16,7 +16,7 @@ def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world:
 
     Raises UserError where a setting that the user gave asks for another shape than theirs.
     """
-    if settings.init_from in ("scratch", "resume", "auto"):
+    if settings.init_from in STARTS:
         return None
     found = read_pretrained(settings.init_from) if world.is_main else None
     world.wait()

@@ -20,7 +20,7 @@ def random_gpt2(seed: int, **shape) -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(GPT2Config(**values, attn_implementation="eager")).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape) + (parameter.dim() == 1))
+            parameter.copy_(0.1 * torch.randn(parameter.shape) + (parameter.dim() == 1))
     return model
 
 

@@ -94,7 +94,7 @@ def test_settings_and_data_that_contradict_the_weights_are_named(
     assert command(place, "prepare.py", "other.txt").returncode == 0
     assert "data/other is written in another vocabulary" in refused("--dataset=other")
     assert "did you mean gpt2-medium?" in fails(train.main, CONFIG, "--init_from=gpt2-medum")
-    assert "holds no checkpoint" in fails(train.main, CONFIG, "--init_from=./nowhere")
+    assert "the path of a folder" in fails(train.main, CONFIG, "--init_from=./nowhere")
 
 
 def test_what_has_no_training_state_is_not_resumed(folder: Path, place: Path, fails: Callable[..., str]) -> None:
