@@ -2,17 +2,22 @@
 
 import ast
 import dataclasses
+import io
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
+from random_models import random_gpt2, save_nanogpt
 
+import sample
 import train
 from engine.config import SampleSettings, TrainSettings, read_settings
 from engine.errors import UserError
 from engine.recipes import RECIPES
+from engine.tokenizer import CharTokenizer
 
 PAGE = (ROOT / "docs" / "from-nanogpt.md").read_text(encoding="utf-8")
 
@@ -118,6 +123,23 @@ def test_a_configuration_file_in_nanogpts_manner_trains(place: Path, capsys: pyt
     output = capsys.readouterr().out
     assert "theirs.py: backend is ignored" in output and "done: 2 steps" in output
     assert (place / "out-topics" / "last").is_file()
+
+
+def test_sampling_from_nanogpts_folder_finds_its_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    characters = CharTokenizer.of_text("\n !abcdefghijklmnopqrstuvwxyz")
+    reference = random_gpt2(1, vocab_size=characters.vocab_size, activation_function="gelu")
+    save_nanogpt(reference, tmp_path / "out-letters" / "ckpt.pt", prefix="_orig_mod.")
+    (tmp_path / "data" / "letters").mkdir(parents=True)
+    (tmp_path / "data" / "letters" / "input.txt").write_text(characters.characters)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdout", output := io.StringIO())
+    options = ["--temperature=0", "--num_samples=1", "--max_new_tokens=8", "--device=cpu", "--dtype=float64"]
+    sample.main(["--out_dir=out-letters", "--start=abc", "--compile=False", *options])
+    ids = torch.from_numpy(characters.encode("abc"))[None]
+    expected = reference.double().generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert output.getvalue().strip("\n") == characters.decode(expected[0].tolist()).strip("\n")
 
 
 def test_a_constant_learning_rate_is_constant_from_the_first_step() -> None:

@@ -4,10 +4,13 @@ import json
 import random
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
+import tiktoken
 import torch
+from conftest import TEXT as LONG_TEXT
 from conftest import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +20,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from engine.config import GPT2_SIZES
 from engine.errors import UserError
-from engine.merges import MergesTokenizer, merges_of
+from engine.merges import BYTES, WORDS, MergesTokenizer, merges_of
 from engine.pretrained import GPT2_REVISIONS, read_pretrained
 from engine.tokenizer import CharTokenizer, tokenizer_from_dict
 from engine.tokenizer_files import byte_pairs_of, read_tokenizer, same_ids, tokenizer_files
@@ -244,6 +247,25 @@ def test_merges_are_recovered_from_a_table_of_ranks(trained: Path) -> None:
     assert merges_of(singles | ranks) == expected and expected
 
 
+def test_a_tiktoken_encoding_of_ones_own_is_exported_with_the_merges_it_was_trained_with(tmp_path: Path) -> None:
+    library = ByteLevelBPETokenizer()
+    library.train_from_iterator([LONG_TEXT], 1500, 2, special_tokens=[])
+    library.save_model(str(tmp_path))
+    theirs = read_tokenizer(tmp_path)
+    ranks = {bytes(BYTES[one] for one in spelled): index for spelled, index in theirs.vocabulary.items()}
+    encoding = tiktoken.Encoding(
+        "own", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
+    )
+    ours = byte_pairs_of(SimpleNamespace(encoding=encoding))
+    assert ours.merges == theirs.merges and ours.vocabulary == theirs.vocabulary
+    assert ours.encode("a<|endoftext|>").tolist()[-1] == len(ranks)
+    draw = random.Random(1)
+    for _ in range(300):
+        start = draw.randrange(len(LONG_TEXT) - 200)
+        text = LONG_TEXT[start : start + draw.randint(1, 200)] + "".join(draw.choices("ab n-_=*#\n\t é", k=30))
+        assert encoding.encode(text) == ours.encode(text).tolist() == library.encode(text).ids
+
+
 def test_tokenizers_that_are_not_gpt2s_kind_are_refused(trained: Path, tmp_path: Path) -> None:
     content = json.loads((trained / "tokenizer.json").read_text())
     content["pre_tokenizer"]["add_prefix_space"] = True
@@ -260,6 +282,29 @@ def test_tokenizers_that_are_not_gpt2s_kind_are_refused(trained: Path, tmp_path:
     with pytest.raises(UserError, match="before the merges that make its parts"):
         read_tokenizer(tmp_path)
     assert byte_pairs_of(CharTokenizer.of_text("ab")) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocabulary": None},
+        {"vocabulary": {}, "special": {}, "merges": []},
+        {"vocabulary": {"a": "1"}},
+        {"vocabulary": {"a": -1}},
+        {"vocabulary": {"a": True}},
+        {"vocabulary": {"a": 1, "b": 1}},
+        {"vocabulary": {"": 3}},
+        {"merges": ["a"]},
+        {"merges": [["a", 1]]},
+        {"merges": ["a b"]},
+        {"special": {"<|endoftext|>": None}},
+    ],
+)
+def test_a_damaged_vocabulary_in_a_checkpoint_is_one_sentence(changes: dict) -> None:
+    sound = {"kind": "merges", "vocabulary": {"a": 1, "b": 2}, "merges": [], "special": {}}
+    assert tokenizer_from_dict(sound).decode([2, 1]) == "ba"
+    with pytest.raises(UserError, match="vocabulary is damaged"):
+        tokenizer_from_dict(sound | changes)
 
 
 def test_a_folders_own_bpe_loads_in_transformers_too(trained: Path, tmp_path: Path) -> None:
