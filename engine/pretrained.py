@@ -112,7 +112,8 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
         found = checkpoints.open_checkpoint(path, checkpoint)
         model = checkpoints.model_from(found)
         tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        dataset = found.meta.get("data", {}).get("name")
+        data = found.meta.get("data")
+        dataset = data.get("name") if isinstance(data, dict) and isinstance(data.get("name"), str) else None
         return Pretrained(model.config, tensors, tokenizer_from_dict(found.meta.get("tokenizer")), source, dataset)
     if (path / NANOGPT_FILE).is_file() and not (path / "config.json").is_file():
         return read_nanogpt(path / NANOGPT_FILE, text)

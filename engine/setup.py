@@ -132,7 +132,7 @@ def set_up(
     scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
     if checkpoint is not None:
         checkpoints.restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
-        scaler.load_state_dict(checkpoint.meta["scaler"])
+        checkpoints.restore_scaler(scaler, checkpoint.meta["scaler"])
 
     run = Run(
         settings,
@@ -166,6 +166,7 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
     checkpoint = checkpoints.read_checkpoint(Path(found[1]))
     if "choices" not in checkpoint.meta:  # made by convert.py
         raise UserError(f"{found[0]} holds weights and no training state; start from them: --init_from={found[0]}")
+    checkpoints.require_resumable(checkpoint)
     return Path(found[0]), checkpoint
 
 
