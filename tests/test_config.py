@@ -71,7 +71,7 @@ def test_nanogpt_settings_without_a_place_here_are_accepted_with_a_remark(tmp_pa
         (["--learning_rate=inf"], "finite"),
         (["--n_head=5"], "n_embd 768 is not divisible by n_head 5"),
         (["--min_lr=1"], "above learning_rate"),
-        (["--init_from=memory"], "scratch, resume or auto"),
+        (["--init_from=memory"], "it can be scratch, resume, auto, gpt2"),
         (["--eval_only=True"], "--init_from=resume"),
         (["stray", "words"], "no setting"),
         (["missing.py"], "no configuration file"),
