@@ -34,6 +34,8 @@ from model import GPT, GPTConfig, count_parameters
 FORMAT = 1
 SHARD_BYTES = 4 * 2**30
 RUNS_FOLDER = Path("out")
+# What a model's description cannot do without. Other fields may be newer than it; their defaults are GPT-2's way.
+SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -249,11 +251,11 @@ def _problem(meta: dict[str, Any]) -> str | None:
     ):
         return "files must name safetensors files beside it"
     fields = {field.name: field.type for field in dataclasses.fields(GPTConfig)}
-    if not isinstance(model, dict) or set(model) != set(fields):
-        return f"model must hold {', '.join(fields)}"
-    for name, kind in fields.items():
-        if type(model[name]) is not kind:
-            return f"model: {name} must be {kind.__name__}"
+    if not isinstance(model, dict) or not set(SHAPE) <= set(model) <= set(fields):
+        return f"model must hold {', '.join(SHAPE)}, and of the rest no more than {', '.join(fields)}"
+    for name, value in model.items():
+        if type(value) is not fields[name]:
+            return f"model: {name} must be {fields[name].__name__}"
     try:
         GPTConfig(**model)
     except ValueError as error:

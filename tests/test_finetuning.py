@@ -1,6 +1,5 @@
 """Training that starts from GPT-2's kind of weights: the real commands, with tiny stand-ins."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -40,9 +39,8 @@ def test_finetuning_runs_end_to_end_and_leaves_for_transformers(folder: Path, pl
     losses = [float(loss) for loss in re.findall(r"validation loss (\d+\.\d+)", tuned.stdout)]
     assert losses[-1] < losses[0] - 0.1
     config = open_checkpoint(Path("out/finetune_shakespeare"), "last").model_config()
-    assert dataclasses.asdict(config) == SHAPE | dict(
-        vocab_size=TOPICS.vocab_size, block_size=48, dropout=0.1, tied_head=True
-    )
+    expected = SHAPE | dict(vocab_size=TOPICS.vocab_size, block_size=48, dropout=0.1, tied_head=True)
+    assert config == GPTConfig(**expected)
 
     train.main([CONFIG, *SMALL, *FEW, "--init_from=resume", "--max_iters=7"])
     assert open_checkpoint(Path("out/finetune_shakespeare"), "last").meta["step"] == 7
