@@ -34,7 +34,7 @@ from model import GPT, GPTConfig, count_parameters
 FORMAT = 1
 SHARD_BYTES = 4 * 2**30
 RUNS_FOLDER = Path("out")
-# What a model's description cannot do without. Other fields may be newer than it, with GPT-2's way as default.
+# What a model's description cannot do without. Other fields may be newer than it, and default to GPT-2's way.
 SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
