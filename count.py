@@ -38,10 +38,15 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("what", help="a preset, a configuration file, or a run's folder")
     parser.add_argument("--cpu", action="store_true", help="apply the configuration file's part for CPUs")
-    parser.add_argument("--vocab_size", type=int, help="vocabulary, where the configuration's data is not prepared yet")
+    parser.add_argument(
+        "--vocab_size", type=int, help="vocabulary, where the configuration's data is not prepared yet"
+    )
     parser.add_argument("--tokens", type=float, help="tokens to train on (default: 20 for each parameter)")
     parser.add_argument(
-        "--flops", type=float, default=400e12, help="FLOP/s that training reaches (default: 400e12, an H100 at 40%%)"
+        "--flops",
+        type=float,
+        default=400e12,
+        help="FLOP/s that training reaches (default: 400e12, an H100 at 40%%)",
     )
     options = parser.parse_args(arguments)
     for name in ("tokens", "flops", "vocab_size"):
@@ -106,7 +111,9 @@ def report(name: str, config: "GPTConfig", counts: dict[str, int], tokens: float
     lines += [f"{'everything':<14}{total:>20,}", ""]
 
     training = flops_per_token(config)
-    lines.append(f"FLOPs per token at {config.block_size} positions: {training:,} to train, {training // 3:,} to read")
+    lines.append(
+        f"FLOPs per token at {config.block_size} positions: {training:,} to train, {training // 3:,} to read"
+    )
     lines.append(f"{'memory':<10}{'to train':>12}{'+ a sequence':>14}{'to sample':>12}{'+ a sequence':>14}")
     for dtype in BYTES:
         sizes = training_memory(config, total, dtype) + sampling_memory(config, total, dtype)

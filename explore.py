@@ -27,9 +27,13 @@ def main(arguments: Sequence[str]) -> None:
     """Load a model; serve the page, or write it."""
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("source", nargs="?", help="a run's folder (default: the newest in out/)")
-    parser.add_argument("--checkpoint", default="best", help="best, last, or a folder name such as step-00000250")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best, last, or a folder name such as step-00000250"
+    )
     parser.add_argument("--prompt", default=PROMPT, help=f"the text to begin with (default: {PROMPT!r})")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the page to a file instead of serving it")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the page to a file instead of serving it"
+    )
     parser.add_argument("--port", type=int, default=0, help="port of the page (default: any that is free)")
     parser.add_argument("--no-open", action="store_true", help="print the address without opening a browser")
     parser.add_argument("--device", default=AUTO, help="auto, cpu, cuda, cuda:1, mps or xpu")
@@ -53,7 +57,9 @@ def open_explorer(source: str | None, checkpoint: str, device: str) -> "Explorer
 
     found = source or next(iter(find_runs()), None)
     if found is None:
-        raise UserError("there is no run in out/ to look into; train one: python train.py configs/shakespeare_char.py")
+        raise UserError(
+            "there is no run in out/ to look into; train one: python train.py configs/shakespeare_char.py"
+        )
     model, tokenizer = load(found, find_device(device), checkpoint, torch.float32)
     return Explorer(str(found), model, tokenizer)
 

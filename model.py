@@ -1,7 +1,8 @@
 """A GPT in one file: token ids go in, logits and a loss come out.
 
 The network is GPT-2's (Radford et al., 2019): learned position embeddings, pre-norm blocks of causal
-self-attention (Vaswani et al., 2017) and a GELU MLP, a final LayerNorm, and a head tied to the token embedding.
+self-attention (Vaswani et al., 2017) and a GELU MLP, a final LayerNorm, and a head tied to the token
+embedding.
 
 Shapes: B sequences, T positions, C channels (n_embd), H heads, D = C / H channels of one head, V vocabulary.
 
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ACTIVATIONS = ("gelu", "gelu_tanh")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu2")
+POSITIONS = ("learned", "rotary")
 ATTENTION_KERNELS = ("sdpa", "matmul")
+LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class GPTConfig:
     bias: bool = True
     activation: str = "gelu_tanh"
     tied_head: bool = True
+    position: str = "learned"
+    qk_norm: bool = False
+    zero_init: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -48,6 +54,12 @@ class GPTConfig:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is {self.activation!r}; it can be {' or '.join(ACTIVATIONS)}")
+        if self.position not in POSITIONS:
+            raise ValueError(f"position is {self.position!r}; it can be {' or '.join(POSITIONS)}")
+        if self.position == "rotary" and self.n_embd // self.n_head % 2:
+            raise ValueError(
+                f"rotary positions turn pairs of channels, and a head has {self.n_embd // self.n_head}"
+            )
 
 
 def count_parameters(config: GPTConfig) -> dict[str, int]:
@@ -55,7 +67,7 @@ def count_parameters(config: GPTConfig) -> dict[str, int]:
     width, layers, bias = config.n_embd, config.n_layer, int(config.bias)
     return {
         "token_embedding": config.vocab_size * width,
-        "position_embedding": config.block_size * width,
+        "position_embedding": config.block_size * width if config.position == "learned" else 0,
         "attention": layers * (4 * width * width + bias * 4 * width),
         "mlp": layers * (8 * width * width + bias * 5 * width),
         "norms": (2 * layers + 1) * (1 + bias) * width,
@@ -67,8 +79,8 @@ def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
     """Floating-point operations of one training token, forward and backward: 6 N + 12 L C T.
 
     N leaves out the position embedding, which is added and not multiplied (and the token embedding
-    where an untied head does its multiplications). The formula is that of PaLM (Chowdhery et al., 2022, appendix B).
-    `length` is T, by default `block_size`.
+    where an untied head does its multiplications). The formula is that of PaLM (Chowdhery et al., 2022,
+    appendix B). `length` is T, by default `block_size`.
     """
     counts = count_parameters(config)
     looked_up = counts["position_embedding"] + (0 if config.tied_head else counts["token_embedding"])
@@ -80,13 +92,16 @@ class KVCache:
     """Keys and values of the positions already seen, so that each new token costs one position.
 
     The caller makes it and passes it to `GPT.features`, which writes into it and advances `length`.
-    `starts` (B,) holds the index at which each row's text begins, for rows padded on the left; None: all at 0.
+    `starts` (B,) holds the index at which each row's text begins, for rows padded on the left; None: all at
+    0.
     """
 
     def __init__(self, model: "GPT", batch: int, starts: Tensor | None = None) -> None:
         config, weight = model.config, model.token_embedding.weight
-        shape = (batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.layers = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(config.n_layer)]
+        shape = (2, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.layers = [
+            weight.new_zeros(shape) for _ in range(config.n_layer)
+        ]  # keys and values, (2, B, H, T, D)
         self.starts = starts
         self.length = 0
 
@@ -97,71 +112,122 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
+        self.qk_norm = config.qk_norm
         self.dropout = config.dropout
         self.kernel = "sdpa"
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.out_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cached: tuple[Tensor, Tensor] | None, seen: int) -> Tensor:
-        """(B, T, C) to (B, T, C). `mask` is added to the scores; None means plainly causal.
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cached: Tensor | None = None,
+        seen: int = 0,
+    ) -> Tensor:
+        """(B, T, C) to (B, T, C). `rotation` turns queries and keys; `mask` is added to the scores, None:
+        just causal.
 
-        `cached` holds this layer's keys and values, of which the first `seen` positions are filled.
+        `cached` (2, B, H, block_size, D) holds this layer's keys and values, `seen` positions of them so far.
         """
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        qkv = (
+            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        )  # (3, B, H, T, D)
+        if self.qk_norm:  # scores that cannot grow bear a higher learning rate (Dehghani et al., 2023)
+            qkv = torch.cat((F.layer_norm(qkv[:2], qkv.shape[-1:]), qkv[2:]))
+        if rotation is not None:
+            qkv = torch.cat((rotate(qkv[:2], *rotation), qkv[2:]))
         if cached is not None:
-            keys, values = cached
-            keys[:, :, seen : seen + T] = key
-            values[:, :, seen : seen + T] = value
-            key, value = keys[:, :, : seen + T], values[:, :, : seen + T]  # (B, H, S, D)
-        dropout = self.dropout if self.training else 0.0
-        attend = attend_by_matmul if self.kernel == "matmul" or T == 1 else attend_by_sdpa
-        mixed = attend(query, key, value, mask, dropout)  # (B, H, T, D)
-        return self.out_dropout(self.out(mixed.transpose(1, 2).reshape(B, T, C)))
+            cached[..., seen : seen + T, :] = qkv[1:]
+            query, (key, value) = (
+                qkv[0],
+                cached[..., : seen + T, :].unbind(),
+            )  # (B, H, T, D), twice (B, H, S, D)
+        elif self.kernel == "matmul":
+            query, key, value = qkv.contiguous().unbind()  # one copy here saves three below
+        else:
+            query, key, value = qkv.unbind()
+        attend = attend_by_matmul if self.kernel == "matmul" and T > 1 else attend_by_sdpa
+        mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        return drop(self.out(mixed.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
+
+
+def drop(x: Tensor, share: float, training: bool) -> Tensor:
+    """Dropout in training; elsewhere the tensor itself, at no cost."""
+    return F.dropout(x, share) if training and share > 0 else x
+
+
+def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for positions (T,) or (B, T): (T, D) or (B, 1, T, D), to pass to `rotate`.
+
+    Channel pair i of D / 2 turns by 10000^(-2i / D) a position (Su et al., 2021). The pairs are (i, i + D /
+    2), and the sines of the first half carry the minus sign of a rotation.
+    """
+    frequencies = 10000.0 ** (
+        -torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    )
+    angles = positions[..., None].float() * frequencies  # (…, T, D / 2)
+    cosines, sines = angles.cos(), angles.sin()
+    pair = torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
+    cosines, sines = (tensor.to(dtype) for tensor in pair)
+    return (cosines, sines) if positions.dim() == 1 else (cosines[:, None], sines[:, None])
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """(…, T, D) turned by position, so that scores depend on distances alone."""
+    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines).to(x.dtype)
 
 
 def attend_by_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(Q Kᵀ / √D) V through PyTorch's fused kernels: the fastest on GPUs and for long texts."""
-    return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
+    """softmax(Q Kᵀ / √D) V through PyTorch's fused kernels: the fastest on GPUs, for long texts and single
+    queries.
+    """
+    causal = mask is None and query.shape[2] > 1
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
 
 
-def attend_by_matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The same, written out: the fastest on a CPU for short texts, and for one query at a time."""
+def attend_by_matmul(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """The same, written out: the fastest on a CPU for short texts."""
     B, H, T, D = query.shape
     S = key.shape[2]
-    if mask is None and T > 1:
-        mask = causal_mask(T, query)
-    query, key, value = (tensor.reshape(B * H, -1, D) for tensor in (query, key, value))
     if mask is None:
-        scores = torch.bmm(query * D**-0.5, key.transpose(1, 2))  # (B·H, 1, S)
-    else:
-        if mask.dim() == 4:  # one mask for each row of the batch
-            mask = mask.expand(B, H, T, S).reshape(B * H, T, S)
-        scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=D**-0.5)  # (B·H, T, S)
-    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
+        mask = causal_mask(T, query.dtype, query.device)
+    elif mask.dim() == 4:  # one mask for each row of the batch
+        mask = mask.expand(B, H, T, S).reshape(B * H, T, S)
+    query, key, value = (tensor.reshape(B * H, -1, D) for tensor in (query, key, value))
+    scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=D**-0.5)  # (B·H, T, S)
+    weights = drop(scores.softmax(dim=-1), dropout, True)
     return torch.bmm(weights, value).view(B, H, T, D)
 
 
-def causal_mask(T: int, like: Tensor) -> Tensor:
+def causal_mask(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(T, T): 0 where a position may look, -inf where it would look ahead."""
-    return torch.full((T, T), -math.inf, dtype=like.dtype, device=like.device).triu(1)
+    return torch.full((T, T), -math.inf, dtype=dtype, device=device).triu(1)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)² (So et al., 2021, "Primer")."""
+    return x.relu().square()
 
 
 class MLP(nn.Module):
-    """Each position by itself: up to four times the width, a GELU, and down again."""
+    """Each position by itself: up to four times the width, a nonlinearity, and down again."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.activation = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        gelu = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        self.activation = squared_relu if config.activation == "relu2" else gelu
         self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.out_dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        return self.out_dropout(self.down(self.activation(self.up(x))))
+        return drop(self.down(self.activation(self.up(x))), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -174,15 +240,11 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        cached: tuple[Tensor, Tensor] | None = None,
-        seen: int = 0,
-    ) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        x = x + self.attention(self.attention_norm(x), mask, cached, seen)
+    def forward(self, x: Tensor, *context: object) -> Tensor:
+        """(B, T, C) to (B, T, C). `context` is what attention needs beside x: see
+        `CausalSelfAttention.forward`.
+        """
+        x = x + self.attention(self.attention_norm(x), *context)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -193,8 +255,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
-        self.embedding_dropout = nn.Dropout(config.dropout)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -202,13 +264,17 @@ class GPT(nn.Module):
             self.head.weight = self.token_embedding.weight
 
     @classmethod
-    def empty(cls, config: GPTConfig, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "GPT":
+    def empty(
+        cls, config: GPTConfig, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> "GPT":
         """A GPT on a device, with memory for its weights and nothing meaningful in it."""
         with torch.device("meta"):
             model = cls(config).to(dtype)
         model.to_empty(device=device)
         if config.tied_head:
             model.head.weight = model.token_embedding.weight
+        short = torch.device(device).type == "cpu" and config.block_size <= LONGEST_FOR_MATMUL
+        model.use_attention_kernel("matmul" if short else "sdpa")
         return model
 
     @torch.no_grad()
@@ -216,7 +282,9 @@ class GPT(nn.Module):
         """Draw GPT-2's initial weights, each parameter from a stream of its own: a function of (seed, name).
 
         matrices and embeddings   normal, standard deviation 0.02
-        attention.out, mlp.down   normal, 0.02 / √(2 n_layer): they add to the residual stream, 2 n_layer of them
+        attention.out, mlp.down   normal, 0.02 / √(2 n_layer): they add to the residual stream, 2 n_layer of
+        them;
+                                  with `zero_init` 0, so that every block begins as the identity
         biases                    0
         LayerNorm weights         1
         """
@@ -226,8 +294,9 @@ class GPT(nn.Module):
             elif parameter.dim() == 1:
                 parameter.fill_(1.0)
             else:
-                residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
-                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                std = 0.02
+                if name.endswith(("attention.out.weight", "mlp.down.weight")):
+                    std = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
                 stream = torch.Generator().manual_seed(derive_seed(seed, "weights", name))
                 parameter.copy_(torch.randn(parameter.shape, generator=stream) * std)
 
@@ -264,10 +333,14 @@ class GPT(nn.Module):
             positions = (positions - cache.starts[:, None]).clamp(min=0)  # (B, T)
         elif seen and T > 1:
             mask = padded_mask(positions, positions.new_zeros(1), self.token_embedding.weight.dtype)
-        x = self.token_embedding(ids) + self.position_embedding(positions)  # (B, T, C)
-        x = self.embedding_dropout(x)
+        x, rotation = self.token_embedding(ids), None  # (B, T, C)
+        if self.config.position == "learned":
+            x = x + self.position_embedding(positions)
+        else:
+            rotation = rotary_angles(positions, self.config.n_embd // self.config.n_head, x.dtype)
+        x = drop(x, self.config.dropout, self.training)
         for index, block in enumerate(self.blocks):
-            x = block(x) if cache is None else block(x, mask, cache.layers[index], seen)
+            x = block(x, rotation) if cache is None else block(x, rotation, mask, cache.layers[index], seen)
         if cache is not None:
             cache.length += T
         return self.final_norm(x)
@@ -281,6 +354,8 @@ class GPT(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
         seed: int = 0,
         first_index: int = 0,
         n_tokens: int | None = None,
@@ -292,27 +367,38 @@ class GPT(nn.Module):
         not depend on the batch that it is drawn in. `temperature` 0 takes the most probable token.
         `n_tokens` is the tokenizer's vocabulary where the model's is padded: no id beyond it is drawn.
         `starts` (B,) marks where each row's text begins in prompts padded on the left.
+        What the other options do to the distribution is said at `penalise` and `next_token_probabilities`.
 
-        The model sees at most `block_size` positions. When they are full, the oldest quarter is
-        dropped and the rest read again, so it always sees three quarters of them or more.
+        The model sees at most `block_size` positions. When they are full, the older half is dropped
+        and the newer read again, so it always sees half of them or more.
         """
         batch, prompt_length = ids.shape
         if prompt_length == 0:
             raise ValueError("the prompt is empty; generation needs at least one token to continue")
-        check_sampling(temperature, top_k, top_p)
+        check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         text = torch.cat((ids, ids.new_empty(batch, max_new_tokens)), dim=1)
         streams = [
-            torch.Generator().manual_seed(derive_seed(seed, "sample", first_index + row)) for row in range(batch)
+            torch.Generator().manual_seed(derive_seed(seed, "sample", first_index + row))
+            for row in range(batch)
         ]
-        cache, logits = self._prefill(ids, starts)
+        unseen = max(
+            0, prompt_length - self.config.block_size
+        )  # a prompt may be longer than what the model sees
+        cache = KVCache(self, batch, None if starts is None else (starts - unseen).clamp(min=0))
+        logits = self._prefill(ids[:, unseen:], cache)
         for step in range(max_new_tokens):
+            logits = logits[:, :n_tokens]
+            if repetition_penalty != 1:
+                logits = penalise(logits, text[:, : prompt_length + step], starts, repetition_penalty)
             if temperature == 0:
-                token = logits[:, :n_tokens].argmax(dim=-1)
+                token = logits.argmax(dim=-1)
             else:
                 if step % UNIFORMS_AT_ONCE == 0:
-                    uniforms = torch.stack([torch.rand(UNIFORMS_AT_ONCE, generator=stream) for stream in streams])
+                    uniforms = torch.stack(
+                        [torch.rand(UNIFORMS_AT_ONCE, generator=stream) for stream in streams]
+                    )
                     uniforms = uniforms.to(ids.device)
-                probabilities = next_token_probabilities(logits[:, :n_tokens], temperature, top_k, top_p)
+                probabilities = next_token_probabilities(logits, temperature, top_k, top_p, min_p)
                 token = draw(probabilities, uniforms[:, step % UNIFORMS_AT_ONCE])
             end = prompt_length + step
             text[:, end] = token
@@ -320,49 +406,72 @@ class GPT(nn.Module):
             if step + 1 == max_new_tokens:
                 return
             if cache.length < self.config.block_size:
-                logits = self.head(self.features(token[:, None], cache))[:, -1]
+                logits = self.head(self.features(token[:, None], cache)[:, -1])
             else:
-                kept = self.config.block_size - max(1, self.config.block_size // 4) + 1
-                dropped = end + 1 - kept
-                moved = None if starts is None else (starts - dropped).clamp(min=0)
-                cache, logits = self._prefill(text[:, dropped : end + 1], moved)
+                first = end + 1 - max(1, self.config.block_size // 2)
+                cache.starts = None if starts is None else (starts - first).clamp(min=0)
+                logits = self._prefill(text[:, first : end + 1], cache)
 
     def generate(self, ids: Tensor, max_new_tokens: int, **sampling) -> Tensor:
-        """The prompts (B, T) with `max_new_tokens` more tokens, (B, T + max_new_tokens). Options as in `stream`."""
+        """The prompts (B, T) with `max_new_tokens` more tokens, (B, T + max_new_tokens). Options as in
+        `stream`.
+        """
         new = list(self.stream(ids, max_new_tokens, **sampling))
         return torch.cat((ids, torch.stack(new, dim=1)), dim=1) if new else ids
 
-    def _prefill(self, ids: Tensor, starts: Tensor | None) -> tuple[KVCache, Tensor]:
-        """A cache filled with the last `block_size` positions of `ids`, and the last position's logits (B, V)."""
-        dropped = max(0, ids.shape[1] - self.config.block_size)
-        if starts is not None:
-            starts = (starts - dropped).clamp(min=0)
-        cache = KVCache(self, ids.shape[0], starts)
-        return cache, self.head(self.features(ids[:, dropped:], cache)[:, -1])
+    def _prefill(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Fill the cache with `ids` (B, T), T up to `block_size`, anew; the last position's logits (B, V)."""
+        cache.length = 0
+        return self.head(self.features(ids, cache)[:, -1])
 
 
 UNIFORMS_AT_ONCE = 256
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_sampling(
+    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, repetition_penalty: float
+) -> None:
     """Raise ValueError for settings that no distribution can be drawn with."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be 0 (most probable token) or more")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every token")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    for name, share in (("top_p", top_p), ("min_p", min_p)):
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"{name} is {share}; it must be above 0 and at most 1")
+    if not 0 < repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty is {repetition_penalty}; it must be above 0, and 1 for none")
 
 
-def next_token_probabilities(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def penalise(logits: Tensor, text: Tensor, starts: Tensor | None, penalty: float) -> Tensor:
+    """Logits (B, V) with those of tokens in the text (B, T) divided by the penalty, or multiplied where
+    negative.
+
+    Keskar et al., 2019 (CTRL). Left padding before `starts` (B,) does not count as text.
+    """
+    if starts is not None:
+        positions = torch.arange(text.shape[1], device=text.device)
+        text = torch.where(positions < starts[:, None], text[:, -1:], text)
+    inside = text.clamp(max=logits.shape[-1] - 1)
+    known = logits.gather(-1, inside)
+    return logits.scatter(-1, inside, torch.where(known > 0, known / penalty, known * penalty))
+
+
+def next_token_probabilities(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None = None
+) -> Tensor:
     """The distribution (B, V) that the next token is drawn from, temperature above 0.
 
-    Top-k keeps the k most probable tokens (and ties with the last of them); top-p (Holtzman et al., 2020)
-    the fewest whose probabilities, after the temperature and top-k, reach p.
+    Top-k keeps the k most probable tokens (and ties with the last of them); min-p those at least that share
+    as probable as the most probable (Nguyen et al., 2024); top-p (Holtzman et al., 2020) the fewest whose
+    probabilities, after the others, reach p.
     """
     logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if min_p is not None:
+        least = logits.amax(dim=-1, keepdim=True) + math.log(min_p)
         logits = logits.masked_fill(logits < least, -math.inf)
     probabilities = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
@@ -375,14 +484,17 @@ def next_token_probabilities(logits: Tensor, temperature: float, top_k: int | No
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """One token (B,) from each row of (B, V): the first at which the running sum passes a uniform number (B,)."""
+    """One token (B,) from each row of (B, V): the first at which the running sum passes a uniform number
+    (B,).
+    """
     cumulative = probabilities.cumsum(dim=-1)
     passed = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, passed, right=True).squeeze(-1)
 
 
 def padded_mask(positions: Tensor, starts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, T, S) for queries at `positions` (T,) over keys 0 … S - 1 of rows that begin at `starts`.
+    """Additive mask (B, 1, T, S) for queries at `positions` (T,) over keys 0 … S - 1 of rows that begin at
+    `starts`.
 
     Padding sees itself, so that no row of scores is empty; nothing else sees padding.
     """
@@ -394,6 +506,8 @@ def padded_mask(positions: Tensor, starts: Tensor, dtype: torch.dtype) -> Tensor
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed for a purpose, e.g. derive_seed(1337, "weights", "head.weight"); unrelated for other parts."""
+    """A 63-bit seed for a purpose, e.g. derive_seed(1337, "weights", "head.weight"); unrelated for other
+    parts.
+    """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

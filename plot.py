@@ -22,9 +22,15 @@ def main(arguments: Sequence[str]) -> None:
     """Read the runs' metrics and draw them."""
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs; none: the newest in out/")
-    parser.add_argument("--output", type=Path, help="the PNG to write (default: loss.png in the first run's folder)")
-    parser.add_argument("--x", choices=tuple(AXES), default="step", help="the horizontal axis (default: step)")
-    parser.add_argument("--attention", metavar="TEXT", help="draw where each head looks while the model reads TEXT")
+    parser.add_argument(
+        "--output", type=Path, help="the PNG to write (default: loss.png in the first run's folder)"
+    )
+    parser.add_argument(
+        "--x", choices=tuple(AXES), default="step", help="the horizontal axis (default: step)"
+    )
+    parser.add_argument(
+        "--attention", metavar="TEXT", help="draw where each head looks while the model reads TEXT"
+    )
     options = parser.parse_args(arguments)
     if options.attention is not None:
         runs = options.runs or newest_run()
@@ -53,7 +59,9 @@ def newest_run() -> list[Path]:
     """The run in out/ whose metrics were written last."""
     found = sorted(Path("out").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError("there is no run in out/ to draw; train one: python train.py configs/shakespeare_char.py")
+        raise UserError(
+            "there is no run in out/ to draw; train one: python train.py configs/shakespeare_char.py"
+        )
     return [found[-1].parent]
 
 
@@ -73,14 +81,18 @@ def draw(curves: dict[str, list[dict[str, Any]]], axis: str, output: Path) -> No
             ("eval", "val_loss", {"marker": "o", "markersize": 3, "linewidth": 2, "label": name}),
         ):
             points = [
-                (line[axis], line[key]) for line in lines if line.get("kind") == kind and line.get(key) is not None
+                (line[axis], line[key])
+                for line in lines
+                if line.get("kind") == kind and line.get(key) is not None
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), color=color, **style)
         best = min((line["val_loss"] for line in lines if line.get("val_loss") is not None), default=None)
         if best is not None:
             axes.axhline(best, color=color, linestyle=":", linewidth=1)
-            axes.annotate(f"{best:.3f}", (1, best), xycoords=("axes fraction", "data"), color=color, va="center")
+            axes.annotate(
+                f"{best:.3f}", (1, best), xycoords=("axes fraction", "data"), color=color, va="center"
+            )
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)
@@ -106,7 +118,9 @@ def draw_attention(run: Path, text: str, output: Path) -> None:
     config = model.config
     ids = encode_prompt(tokenizer, text)[: min(config.block_size, 256)]
     attention = inspect(model, torch.from_numpy(ids)).attention  # (L, H, T, T)
-    names = [tokenizer.decode([index]).replace(" ", "·").replace("\n", "↵").replace("$", r"\$") for index in ids]
+    names = [
+        tokenizer.decode([index]).replace(" ", "·").replace("\n", "↵").replace("$", r"\$") for index in ids
+    ]
     size = 2.4 if len(ids) > 24 else 0.8 + 0.12 * len(ids)
     figure, panels = pyplot.subplots(
         config.n_layer,

@@ -3,54 +3,109 @@
     python sample.py --temperature 0.8
     python sample.py --start "ROMEO:" --num_samples 3 --max_new_tokens 300 --top_k 40 --seed 7
     python sample.py --out_dir=out/shakespeare_char --checkpoint=last --start FILE:prompt.txt
+    python sample.py --interactive=True --stop="\\n\\n"
+    python sample.py --init_from=gpt2 --start "The meaning of life is"
 
-Without --out_dir the newest run in out/ is taken. The same seed gives the same text on the same machine; a sample
-depends on the seed and its number, not on how many are drawn.
+Without --out_dir the newest run in out/ is taken. Samples are drawn together, the first is shown as it comes.
+The same seed gives the same text on the same machine; a sample depends on the seed and its number, not on how
+many are drawn.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.config import SampleSettings, read_settings
 from engine.errors import UserError, run_script
 
+if TYPE_CHECKING:
+    from engine.tokenizer import Tokenizer
+    from model import GPT
+
 
 def main(arguments: Sequence[str]) -> None:
-    """Load a checkpoint, continue the prompt, print."""
+    """Load a model, continue the prompt, print."""
     sources = read_settings(SampleSettings, arguments, __doc__)
     settings: SampleSettings = sources.settings(on_cpu=False)
+    for remark in sources.remarks:
+        print(f"note: {remark}", file=sys.stderr)
 
-    import torch
-
-    from engine.checkpoint import find_runs, load
+    from engine.checkpoint import find_runs
     from engine.device import Choices, choose_dtype, choose_threads, find_device
-    from engine.tokenizer import encode_prompt
+    from engine.pretrained import read_pretrained
 
     device = find_device(settings.device)
-    choices = Choices(device.type, choose_dtype(settings.dtype, device), False, choose_threads(settings.threads, 1))
+    choices = Choices(
+        device.type, choose_dtype(settings.dtype, device), False, choose_threads(settings.threads, 1)
+    )
     choices.apply()
-    folder = settings.out_dir or next(iter(find_runs()), None)
-    if folder is None:
+    source = (
+        (settings.out_dir or next(iter(find_runs()), None))
+        if settings.init_from == "resume"
+        else settings.init_from
+    )
+    if source is None:
         raise UserError(
             "there is no run in out/ to sample from; train one: python train.py configs/shakespeare_char.py"
         )
-    model, tokenizer = load(folder, device, settings.checkpoint, choices.weights_dtype())
-    prompt = encode_prompt(tokenizer, read_prompt(settings.start))
-    ids = torch.from_numpy(prompt)[None].repeat(settings.num_samples, 1).to(device)
+    found = read_pretrained(str(source), settings.checkpoint)
+    tokenizer = found.known_tokenizer()
+    model = found.model(device, choices.weights_dtype()).eval()
     with choices.autocast():
-        texts = model.generate(
-            ids,
-            settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            seed=settings.seed,
-            n_tokens=tokenizer.vocab_size,
-        )
-    for number, text in enumerate(texts.tolist()):
-        if number:
-            print("-" * 80)
-        print(tokenizer.decode(text).strip("\n"))
+        if settings.interactive:
+            converse(model, tokenizer, settings)
+        else:
+            write_samples(model, tokenizer, read_prompt(settings.start), settings)
+
+
+def write_samples(model: "GPT", tokenizer: "Tokenizer", start: str | None, settings: SampleSettings) -> None:
+    """Print `num_samples` continuations of a prompt: the first as it is drawn, the others behind it."""
+    import torch
+
+    from engine.tokenizer import TextStream, encode_prompt
+
+    prompt = encode_prompt(tokenizer, start)
+    stop = None if settings.stop is None else settings.stop.replace("\\n", "\n")
+    streams = [TextStream(tokenizer, stop) for _ in range(settings.num_samples)]
+    texts = ["" if start is None else start for _ in streams]
+    ids = torch.from_numpy(prompt)[None].repeat(settings.num_samples, 1)
+    tokens = model.stream(
+        ids.to(model.token_embedding.weight.device),
+        settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        seed=settings.seed,
+        n_tokens=tokenizer.vocab_size,
+    )
+    print(texts[0], end="", flush=True)
+    for step in tokens:
+        pieces = [stream.push(token) for stream, token in zip(streams, step.tolist(), strict=True)]
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        print(pieces[0], end="", flush=sys.stdout.isatty())
+        if all(stream.stopped for stream in streams):
+            break
+    rest = [stream.finish() for stream in streams]
+    print(rest[0])
+    for text, piece in zip(texts[1:], rest[1:], strict=True):
+        print("-" * 80 + "\n" + text + piece)
+
+
+def converse(model: "GPT", tokenizer: "Tokenizer", settings: SampleSettings) -> None:
+    """Read prompts from the terminal, one a line, until the end of the input; answer each."""
+    while True:
+        try:
+            start = input("prompt> ")
+        except EOFError:
+            print()
+            return
+        try:
+            write_samples(model, tokenizer, start or None, settings)
+        except UserError as error:
+            print(f"error: {error}")
 
 
 def read_prompt(start: str | None) -> str | None:

@@ -5,8 +5,8 @@
     python train.py configs/shakespeare_char.py --init_from=resume --max_iters 4000
     torchrun --standalone --nproc_per_node=8 train.py configs/gpt2.py
 
-Step s means s completed updates. The sequences of a step, its dropout and the initial weights are functions of the
-seed and the step, so a run that is stopped and resumed ends in the same weights as one that is not.
+Step s means s completed updates. The sequences of a step, its dropout and the initial weights are functions
+of the seed and the step, so a run that is stopped and resumed ends in the same weights as one that is not.
 """
 
 import contextlib
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from engine.config import TrainSettings, read_settings
 from engine.errors import UserError, run_script
 
-if TYPE_CHECKING:  # at run time torch is imported inside the functions: --help and a mistyped setting answer at once
+if (
+    TYPE_CHECKING
+):  # at run time torch is imported inside the functions: --help and a mistyped setting answer at once
     from torch import Tensor
 
     from engine.setup import Progress, Run
@@ -27,7 +29,7 @@ if TYPE_CHECKING:  # at run time torch is imported inside the functions: --help 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Set up, then train. Returns the exit status: 0, or 128 + the number of the signal that ended the run."""
+    """Set up, then train. Returns the exit status: 0, or 128 + the number of the signal that ended it."""
     sources = read_settings(TrainSettings, arguments, __doc__)
     from engine import distributed
     from engine.metrics import Console
@@ -49,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         world.stop()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# -
 # training
 
 
@@ -112,16 +115,16 @@ def loop(run: "Run", forward: Any, progress: "Progress", resumed: bool, requests
 def update(
     run: "Run", forward: Any, micro_batches: "Iterator[tuple[Tensor, Tensor]]", step: int, stop_asked: bool
 ) -> "tuple[Tensor, float]":
-    """Update number `step`: forward, backward, clip, optimizer. Returns the report's numbers, and the learning rate."""
+    """Update number `step`: forward, backward, clip, optimizer. Returns the report's numbers and the rate."""
     import torch
 
-    from engine.optimizer import learning_rate
+    from engine.optimizer import clip_gradients, learning_rate_factor
     from model import derive_seed
 
     settings, optimizer, scaler = run.settings, run.optimizer, run.scaler
-    rate = learning_rate(step, settings)
+    factor = learning_rate_factor(step, settings)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = factor * group["peak"]
     mean_loss = torch.zeros((), device=run.device, dtype=run.choices.weights_dtype())
     for index, (ids, targets) in enumerate(micro_batches):
         if settings.dropout > 0:
@@ -134,14 +137,17 @@ def update(
             scaler.scale(loss).backward()
         mean_loss += loss.detach()
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.grad_clip or math.inf)
+    norm = clip_gradients(run.model.parameters(), settings.grad_clip)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return torch.stack((mean_loss, norm.to(mean_loss), torch.full_like(mean_loss, float(stop_asked)))), rate
+    return torch.stack(
+        (mean_loss, norm.to(mean_loss), torch.full_like(mean_loss, float(stop_asked)))
+    ), factor * settings.learning_rate
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# -
 # logging, evaluation, saving
 
 
@@ -159,12 +165,14 @@ def log(run: "Run", report: "StepReport | None", clock: "Clock") -> bool:
         raise Diverged(
             report.step,
             f"training diverged at step {report.step} (loss {loss}, gradient norm {norm}, learning rate "
-            f"{report.learning_rate:.3g}); the checkpoints before it are good, resume with a lower --learning_rate",
+            f"{report.learning_rate:.3g}); the checkpoints before it are good, resume with a lower "
+            f"--learning_rate",
         )
     usual = statistics.fmean(run.recent_losses or [loss])
     if run.settings.loss_spike is not None and loss > run.settings.loss_spike * usual:
         raise UserError(
-            f"the loss of step {report.step} is {loss:.4f}, more than loss_spike {run.settings.loss_spike} times the "
+            f"the loss of step {report.step} is {loss:.4f}, more than loss_spike {run.settings.loss_spike} "
+            f"times the "
             f"mean of those before, {usual:.4f}; resume from the last checkpoint, or raise loss_spike"
         )
     run.recent_losses.append(loss)
@@ -208,7 +216,7 @@ def evaluate_and_record(run: "Run", progress: "Progress") -> None:
 
 
 def measure(run: "Run") -> "Evaluation":
-    """The losses on both splits, by the plain model: windows differ in shape, and compiling each would take longer."""
+    """The losses on both splits, by the plain model: compiling for each shape of window would take longer."""
     from engine.training import evaluate, inference_mode_of
 
     with inference_mode_of(run.model):

@@ -1,4 +1,5 @@
-# A GPT on tiny Shakespeare in the byte-pair encoding of GPT-2: 300,000 tokens, so a small model, stopped early.
+# A GPT on tiny Shakespeare in the byte-pair encoding of GPT-2: 300,000 tokens, so a small model, stopped
+# early.
 
 dataset = "shakespeare"
 gradient_accumulation_steps = 1

@@ -4,8 +4,8 @@
     out/NAME/checkpoints/step-00000250/        model.safetensors, optimizer.safetensors, meta.json
     out/NAME/last, out/NAME/best               text files that name a checkpoint
 
-A checkpoint is written beside its place, synced to disk, and renamed. Its meta.json holds the SHA-256 of the other
-files and of itself, so damage is noticed. Nothing in it can run code: safetensors and JSON only.
+A checkpoint is written beside its place, synced to disk, and renamed. Its meta.json holds the SHA-256 of the
+other files and of itself, so damage is noticed. Nothing in it can run code: safetensors and JSON only.
 
     from engine.checkpoint import load
     model, tokenizer = load("out/shakespeare_char")
@@ -34,6 +34,8 @@ from model import GPT, GPTConfig, count_parameters
 FORMAT = 1
 SHARD_BYTES = 4 * 2**30
 RUNS_FOLDER = Path("out")
+# What a model's description cannot do without. Other fields may be newer than it, and default to GPT-2's way.
+SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -146,7 +148,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def clean_leftovers(run: Path) -> None:
-    """Delete what a save that was killed left beside the checkpoints. Only for the holder of the run's lock."""
+    """Delete what a killed save left beside the checkpoints. Only for the holder of the run's lock."""
     for leftover in (run / "checkpoints").glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for name in ("last", "best"):
@@ -171,7 +173,9 @@ def _pointer(run: Path, name: str) -> str | None:
 
 
 def find_runs(root: Path = RUNS_FOLDER, name: str | None = None) -> list[Path]:
-    """Folders that hold checkpoints, the most recently saved first; with `name`, NAME, NAME-2, NAME-3, … alone."""
+    """Folders that hold checkpoints, the most recently saved first; with `name`, NAME, NAME-2, NAME-3, …
+    alone.
+    """
     if not root.is_dir():
         return []
     pattern = re.compile(r".+" if name is None else re.escape(name) + r"(-\d+)?")
@@ -182,7 +186,9 @@ def find_runs(root: Path = RUNS_FOLDER, name: str | None = None) -> list[Path]:
 def open_checkpoint(run: Path, which: str) -> Checkpoint:
     """The checkpoint `which` ("last", "best" or a folder name) of a run, checked. Raises UserError."""
     if not checkpoint_folders(run):
-        raise UserError(f"{run} holds no checkpoint; train one with: python train.py configs/shakespeare_char.py")
+        raise UserError(
+            f"{run} holds no checkpoint; train one with: python train.py configs/shakespeare_char.py"
+        )
     name = _pointer(run, which) if which in ("last", "best") else which
     if name is None and which in ("last", "best"):
         name = checkpoint_folders(run)[0].name
@@ -193,7 +199,7 @@ def open_checkpoint(run: Path, which: str) -> Checkpoint:
 
 
 def open_newest(run: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest intact checkpoint of a run, and a remark for each damaged one passed over. Raises UserError."""
+    """The newest intact checkpoint of a run, and a remark on each damaged one passed. Raises UserError."""
     remarks: list[str] = []
     for folder in checkpoint_folders(run):
         try:
@@ -209,7 +215,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}): the checkpoint is damaged") from error
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): the checkpoint is damaged"
+        ) from error
     if isinstance(meta, dict) and meta.get("format") not in (FORMAT, None):
         raise UserError(
             f"{path} has format {str(meta['format'])[:20]}, and this program reads format {FORMAT}: "
@@ -225,23 +233,29 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             with open(folder / name, "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise UserError(f"{folder / name} cannot be read ({error.strerror}): the checkpoint is damaged") from error
+            raise UserError(
+                f"{folder / name} cannot be read ({error.strerror}): the checkpoint is damaged"
+            ) from error
         if found != expected:
             raise UserError(f"{folder / name} is damaged: its SHA-256 is not the one in meta.json")
     return Checkpoint(folder, meta)
 
 
 def _problem(meta: dict[str, Any]) -> str | None:
-    """What is wrong with a meta.json whose hash is right, as a stranger may have made it; None where nothing is."""
+    """What is wrong with a meta.json whose hash is right, as a stranger may have made it; None where nothing
+    is.
+    """
     files, model = meta.get("files"), meta.get("model")
-    if not isinstance(files, dict) or not all(re.fullmatch(r"[\w-]+\.safetensors", str(name)) for name in files):
+    if not isinstance(files, dict) or not all(
+        re.fullmatch(r"[\w-]+\.safetensors", str(name)) for name in files
+    ):
         return "files must name safetensors files beside it"
     fields = {field.name: field.type for field in dataclasses.fields(GPTConfig)}
-    if not isinstance(model, dict) or set(model) != set(fields):
-        return f"model must hold {', '.join(fields)}"
-    for name, kind in fields.items():
-        if type(model[name]) is not kind:
-            return f"model: {name} must be {kind.__name__}"
+    if not isinstance(model, dict) or not set(SHAPE) <= set(model) <= set(fields):
+        return f"model must hold {', '.join(SHAPE)}, and of the rest no more than {', '.join(fields)}"
+    for name, value in model.items():
+        if type(value) is not fields[name]:
+            return f"model: {name} must be {fields[name].__name__}"
     try:
         GPTConfig(**model)
     except ValueError as error:
@@ -255,8 +269,8 @@ def require_resumable(checkpoint: Checkpoint) -> None:
     """Raise UserError where meta.json lacks what a run needs to go on, beyond what sampling needs."""
     number = (int, float)
     wanted: dict[str, Any] = {
-        "settings": dict, "choices": dict, "data": dict, "scaler": dict, "used_cpu_part": bool, "processes": int,
-        "sequences": int, "seconds": number, "evaluations_without_gain": int,
+        "settings": dict, "choices": dict, "data": dict, "scaler": dict, "used_cpu_part": bool,
+        "processes": int,        "sequences": int, "seconds": number, "evaluations_without_gain": int,
         "best_step": (int, type(None)), "best_loss": (*number, type(None)), "wandb_id": (str, type(None)),
     }  # fmt: skip
     for name, kind in wanted.items():
@@ -266,7 +280,9 @@ def require_resumable(checkpoint: Checkpoint) -> None:
             )
     for name in ("name", "fingerprint"):
         if not isinstance(checkpoint.meta["data"].get(name), str):
-            raise UserError(f"{checkpoint.folder}/meta.json: the data's {name} is missing; it cannot be resumed")
+            raise UserError(
+                f"{checkpoint.folder}/meta.json: the data's {name} is missing; it cannot be resumed"
+            )
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
@@ -312,7 +328,9 @@ def load(
     checkpoint: str = "best",
     dtype: torch.dtype | None = None,
 ) -> tuple[GPT, Tokenizer]:
-    """The model, ready to generate, and the tokenizer of a run such as out/shakespeare_char. Raises UserError."""
+    """The model, ready to generate, and the tokenizer of a run such as out/shakespeare_char. Raises
+    UserError.
+    """
     found = open_checkpoint(Path(run), checkpoint)
     return model_from(found, device, dtype).eval(), tokenizer_from_dict(found.meta.get("tokenizer"))
 
@@ -327,7 +345,9 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     }
 
 
-def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
     """Put back what `optimizer_tensors` took. Raises UserError where it does not belong to this model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,4 +1,5 @@
-"""Settings: every name, default, meaning and check, for every script. Imports no torch, so `--help` is immediate.
+"""Settings: every name, default, meaning and check, for every script. Imports no torch, so `--help` is
+immediate.
 
     defaults < configuration file < its `cpu` part, on a CPU < command line
 
@@ -7,8 +8,8 @@ The names are nanoGPT's where nanoGPT has the setting, and so are the defaults, 
 
     device, dtype, compile   "auto": what the machine has
     out_dir                  None: out/NAME, named after the configuration file
-    lr_decay_iters, min_lr   None: max_iters and a tenth of learning_rate (which is what nanoGPT's numbers are)
-    num_samples              3: ten texts scroll off the screen
+    lr_decay_iters, min_lr   None: max_iters and a tenth of learning_rate (which is what nanoGPT's numbers
+    are) num_samples              3: ten texts scroll off the screen
 """
 
 import argparse
@@ -25,6 +26,8 @@ from typing import Any, Literal
 from engine.errors import UserError
 
 AUTO = "auto"
+STARTS = ("scratch", "resume", "auto")
+GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 def setting(default: Any, meaning: str, **limits: float) -> Any:
@@ -49,15 +52,34 @@ class TrainSettings:
     block_size: int = setting(1024, "positions that the model sees at once", at_least=1)
     dropout: float = setting(0.0, "fraction of activations dropped in training", at_least=0, below=1)
     bias: bool = setting(False, "biases in linear layers and layer norms, as in GPT-2")
-    activation: Literal["gelu", "gelu_tanh"] = setting("gelu", "the MLP's GELU: exact, or OpenAI's tanh form")
+    activation: Literal["gelu", "gelu_tanh", "relu2"] = setting(
+        "gelu", "the MLP's nonlinearity: GELU, GELU in OpenAI's tanh form, or squared ReLU"
+    )
+    position: Literal["learned", "rotary"] = setting(
+        "learned", "positions: an embedding, or rotated queries and keys"
+    )
+    qk_norm: bool = setting(False, "normalise queries and keys")
+    zero_init: bool = setting(False, "start the blocks' output projections at zero")
+    tied_head: bool = setting(True, "the head shares the token embedding's matrix")
     # optimizer and schedule
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw", "muon: for the matrices of the blocks; AdamW for the rest"
+    )
+    muon_learning_rate: float = setting(0.02, "highest learning rate of Muon's matrices", above=0)
     learning_rate: float = setting(6e-4, "highest learning rate", above=0)
     max_iters: int = setting(600_000, "number of optimizer steps of the whole run", at_least=0)
     weight_decay: float = setting(0.1, "AdamW's decay, of matrices only", at_least=0)
     beta1: float = setting(0.9, "AdamW's first decay rate", at_least=0, below=1)
     beta2: float = setting(0.95, "AdamW's second decay rate", at_least=0, below=1)
     grad_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", at_least=0)
-    decay_lr: bool = setting(True, "cosine decay to min_lr; otherwise constant after the warm-up")
+    decay_lr: bool = setting(True, "warm-up, and decay to min_lr; otherwise constant from the first step")
+    schedule: Literal["cosine", "linear"] = setting(
+        "cosine",
+        "decay by a cosine from the warm-up on, or stay high and fall linearly over the last stretch",
+    )
+    decay_share: float = setting(
+        0.5, "last share of the steps over which a linear schedule falls", above=0, at_most=1
+    )
     warmup_iters: int = setting(2000, "steps over which the learning rate rises", at_least=0)
     lr_decay_iters: int | None = setting(None, "step at which min_lr is reached; None: max_iters", at_least=1)
     min_lr: float | None = setting(None, "lowest learning rate; None: a tenth of learning_rate", at_least=0)
@@ -75,18 +97,28 @@ class TrainSettings:
     loss_spike: float | None = setting(
         None, "stop when a loss exceeds this many times the mean of the 100 before; None: never", above=1
     )
-    out_dir: str | None = setting(None, "folder of the run; None: out/NAME, named after the configuration file")
-    init_from: Literal["scratch", "resume", "auto"] = setting(
-        "scratch", "start anew, go on from a checkpoint, or go on if there is one"
+    out_dir: str | None = setting(
+        None, "folder of the run; None: out/NAME, named after the configuration file"
     )
-    checkpoint: str = setting("last", "the checkpoint to resume: last, best, or a folder name such as step-00000250")
+    init_from: str = setting(
+        "scratch",
+        "scratch; resume a checkpoint; auto: resume if there is one; or weights to start from: gpt2, "
+        "gpt2-medium, "
+        "gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its layout, a "
+        "ckpt.pt, a run",
+    )
+    checkpoint: str = setting(
+        "last", "the checkpoint to resume: last, best, or a folder name such as step-00000250"
+    )
     wandb_log: bool = setting(False, "log to Weights & Biases as well")
     wandb_project: str = setting("plaingpt", "project name there")
     wandb_run_name: str | None = setting(None, "run name there; None: the run folder's name")
     # machine
     seed: int = setting(1337, "seed of the initial weights, the order of the data, and dropout")
     device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(AUTO, "precision of the arithmetic")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(
+        AUTO, "precision of the arithmetic"
+    )
     compile: bool | Literal["auto"] = setting(AUTO, "torch.compile: auto, True or False")
     threads: int | None = setting(None, "CPU threads of one process; None: the machine's cores", at_least=1)
     deterministic: bool = setting(False, "bit-exact repeats on GPUs too, at some cost in speed")
@@ -95,13 +127,16 @@ class TrainSettings:
         """Raise UserError for settings that do not fit together."""
         if self.n_embd % self.n_head:
             raise UserError(
-                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: every head has the same width; "
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: every head has the same "
+                f"width; "
                 f"try --n_embd={self.n_head * max(1, round(self.n_embd / self.n_head))}"
             )
         if self.lowest_learning_rate() > self.learning_rate:
             raise UserError(
-                f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it, or set it to None"
+                f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it, or set it to "
+                f"None"
             )
+        check_start(self.init_from, STARTS)
         if self.eval_only and self.init_from == "scratch":
             raise UserError("eval_only needs a model to evaluate: add --init_from=resume")
 
@@ -122,6 +157,9 @@ class TrainSettings:
 class SampleSettings:
     """Settings of sample.py."""
 
+    init_from: str = setting(
+        "resume", "resume: a run of yours; or weights as in train.py: gpt2, a folder, a ckpt.pt, …"
+    )
     out_dir: str | None = setting(None, "the run to sample from; None: the newest in out/")
     checkpoint: str = setting("best", "best, last, or a folder name such as step-00000250")
     start: str | None = setting(None, "the prompt, or FILE:prompt.txt; None: a line break")
@@ -131,29 +169,86 @@ class SampleSettings:
         0.8, "below 1: safer text; above: wilder; 0: always the most probable token", at_least=0
     )
     top_k: int | None = setting(200, "draw among the k most probable tokens; None: among all", at_least=1)
-    top_p: float | None = setting(None, "draw among the most probable tokens that sum to p", above=0, at_most=1)
+    top_p: float | None = setting(
+        None, "draw among the most probable tokens that sum to p", above=0, at_most=1
+    )
+    min_p: float | None = setting(
+        None, "draw among tokens this share as probable as the first", above=0, at_most=1
+    )
+    repetition_penalty: float = setting(
+        1.0, "above 1: tokens that stand in the text already get less likely", above=0
+    )
+    stop: str | None = setting(None, "end a sample before this text; \\n stands for a line break")
+    interactive: bool = setting(False, "ask for a prompt, answer, and ask again")
     seed: int = setting(1337, "seed of the samples; the same seed gives the same text")
     device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(AUTO, "precision of the arithmetic")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(
+        AUTO, "precision of the arithmetic"
+    )
     threads: int | None = setting(None, "CPU threads; None: the machine's cores", at_least=1)
 
     def check(self) -> None:
-        """Nothing here depends on two settings at once."""
+        """Raise UserError for settings that do not fit together."""
+        check_start(self.init_from, ("resume",))
+        if self.init_from != "resume" and self.out_dir is not None:
+            raise UserError(
+                f"--out_dir names a run and --init_from={self.init_from} other weights; give one of them"
+            )
 
 
-# nanoGPT's settings that have no place here. They are accepted with this remark, so that its files run.
+def check_start(init_from: str, ways: Sequence[str]) -> None:
+    """Raise UserError for an `init_from` that is none of the ways to start, no GPT-2, and no path."""
+    names = (*ways, *GPT2_SIZES)
+    if init_from in names or "@" in init_from or Path(init_from).exists():
+        return
+    close = difflib.get_close_matches(init_from, names, n=1, cutoff=0.6)
+    raise UserError(
+        f"init_from is {init_from!r}; it can be {', '.join(names)}, OWNER/NAME@COMMIT on the Hugging Face "
+        f"hub, or "
+        f"the path of a folder or a ckpt.pt{f'; did you mean {close[0]}?' if close else ''}"
+    )
+
+
+# nanoGPT's settings that a script of ours has no use for. It takes them with this remark, so that its files
+# run.
 RETIRED = {
+    "compile": "sampling runs as it is, one token at a time",
     "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
     "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
 }
+
+# nanoGPT's configuration files, and what to type here.
+NANOGPT_CONFIGS = {
+    "train_shakespeare_char": "configs/shakespeare_char.py",
+    "train_gpt2": "configs/gpt2.py",
+    "finetune_shakespeare": "configs/finetune_shakespeare.py",
+    "eval_gpt2": "--init_from=gpt2 --eval_only=True",
+    "eval_gpt2_medium": "--init_from=gpt2-medium --eval_only=True",
+    "eval_gpt2_large": "--init_from=gpt2-large --eval_only=True",
+    "eval_gpt2_xl": "--init_from=gpt2-xl --eval_only=True",
+}
+
+
+def retired(kind: type) -> dict[str, str]:
+    """The names in RETIRED that are not settings of this script."""
+    return {
+        name: why
+        for name, why in RETIRED.items()
+        if name not in {field.name for field in dataclasses.fields(kind)}
+    }
 
 
 def read_settings(kind: type, arguments: Sequence[str], description: str) -> "Sources":
     """Read a command line, and the configuration file that it may name, into checked values.
 
-    Raises UserError for anything that is not a setting of `kind` or not of its type. `--help` prints and exits.
+    Raises UserError for anything that is not a setting of `kind` or not of its type. `--help` prints and
+    exits.
     """
-    usage = "%(prog)s [CONFIG_FILE] [--NAME=VALUE ...]" if kind is TrainSettings else "%(prog)s [--NAME=VALUE ...]"
+    usage = (
+        "%(prog)s [CONFIG_FILE] [--NAME=VALUE ...]"
+        if kind is TrainSettings
+        else "%(prog)s [--NAME=VALUE ...]"
+    )
     parser = Parser(
         usage=usage,
         description=description,
@@ -170,9 +265,9 @@ def read_settings(kind: type, arguments: Sequence[str], description: str) -> "So
         parser.add_argument(
             *spellings, dest=field.name, metavar=type_name(field.type), help=text, default=argparse.SUPPRESS
         )
-    if kind is TrainSettings:
-        for name in RETIRED:
-            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    ignored = retired(kind)
+    for name in ignored:
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     known, unknown = parser.parse_known_args(list(arguments))
     for argument in unknown:
         if not argument.startswith("-"):
@@ -183,8 +278,8 @@ def read_settings(kind: type, arguments: Sequence[str], description: str) -> "So
         raise UserError(f"command line: --{name} is not a setting{_did_you_mean(name, kind)}")
     given = vars(known)
     path = given.pop("config_file", None)
-    remarks = [f"{name} is ignored: {RETIRED[name]}" for name in given if name in RETIRED]
-    command_line = {name: parse_text(kind, name, text) for name, text in given.items() if name not in RETIRED}
+    remarks = [f"{name} is ignored: {ignored[name]}" for name in given if name in ignored]
+    command_line = {name: parse_text(kind, name, text) for name, text in given.items() if name not in ignored}
     from_file, for_cpu = ({}, {}) if path is None else read_config_file(kind, path, remarks)
     return Sources(kind, path, from_file, for_cpu, command_line, remarks)
 
@@ -229,13 +324,18 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
         raise UserError(f"{path}: cpu must be a dictionary of settings, such as cpu = dict(n_layer=4)")
     ignored = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     values = {
-        name: value for name, value in namespace.items() if not name.startswith("_") and not isinstance(value, ignored)
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and not isinstance(value, ignored)
     }
-    remarks += [f"{path}: {name} is ignored: {RETIRED[name]}" for name in values if name in RETIRED]
-    values = {name: value for name, value in values.items() if name not in RETIRED}
+    without = retired(kind)
+    remarks += [f"{path}: {name} is ignored: {without[name]}" for name in values if name in without]
+    values = {name: value for name, value in values.items() if name not in without}
     for name in ("device", "init_from", "out_dir"):
         if name in cpu:
-            raise UserError(f"{path}: {name} cannot stand in the cpu part, which is read after the device is known")
+            raise UserError(
+                f"{path}: {name} cannot stand in the cpu part, which is read after the device is known"
+            )
     checked = [
         {name: check_value(kind, name, value, where) for name, value in part.items()}
         for part, where in ((values, path), (cpu, f"{path}, cpu part"))
@@ -244,7 +344,7 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
 
 
 def check_value(kind: type, name: str, value: Any, where: str) -> Any:
-    """A value of the setting's type and within its limits; UserError otherwise. An integer serves as a float."""
+    """A value of the setting's type and within its limits, else UserError. An integer serves as a float."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if name not in fields:
         raise UserError(f"{where}: {name} is not a setting{_did_you_mean(name, kind)}")
@@ -291,7 +391,9 @@ def type_name(annotation: Any) -> str:
     """An annotation in words: "int", "float or none", "scratch, resume or auto"."""
     words = []
     for choice in _alternatives(annotation):
-        words.append({type(None): "none", bool: "True, False"}.get(choice) or getattr(choice, "__name__", str(choice)))
+        words.append(
+            {type(None): "none", bool: "True, False"}.get(choice) or getattr(choice, "__name__", str(choice))
+        )
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
@@ -335,11 +437,15 @@ def _as_number(number: type, text: str) -> list[Any]:
 
 
 def _did_you_mean(name: str, kind: type) -> str:
-    close = difflib.get_close_matches(name, [field.name for field in dataclasses.fields(kind)], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(
+        name, [field.name for field in dataclasses.fields(kind)], n=1, cutoff=0.6
+    )
     return f"; did you mean {close[0]}?" if close else "; --help lists them all"
 
 
 def _similar_file(path: str) -> str:
+    if Path(path).parent.name == "config" and Path(path).stem in NANOGPT_CONFIGS:
+        return f"; here nanoGPT's file is: python train.py {NANOGPT_CONFIGS[Path(path).stem]}"
     folder = Path(path).parent
     names = [str(file) for file in sorted(folder.glob("*.py"))] if folder.is_dir() else []
     close = difflib.get_close_matches(path, names, n=1)

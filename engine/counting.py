@@ -23,7 +23,7 @@ def count_by_matrix(config: GPTConfig) -> dict[str, int]:
         "up": 4 * square,
         "down": 4 * square,
         "unembedding": 0 if config.tied_head else config.vocab_size * width,
-        "positions": config.block_size * width,
+        "positions": config.block_size * width if config.position == "learned" else 0,
         "norms": (2 * layers + 1) * width,
         "biases": bias * (layers * 9 * width + (2 * layers + 1) * width),
     }

@@ -2,10 +2,11 @@
 
 A data set is a folder: meta.json, and the files of token ids that it lists (little-endian uint16 or uint32).
 
-The sequences of a step are a function of (seed, number of sequences consumed before it) alone. Each epoch cuts the text
-into windows of `block_size` at an offset of its own and visits them in a random order, each one once. The order
-is computed, not stored: a keyed permutation (a Feistel network with cycle walking, Black and Rogaway 2002).
-So resuming needs one number, and any number of processes read the same sequences at the same step.
+The sequences of a step are a function of (seed, number of sequences consumed before it) alone. Each epoch
+cuts the text into windows of `block_size` at an offset of its own and visits them in a random order, each one
+once. The order is computed, not stored: a keyed permutation (a Feistel network with cycle walking, Black and
+Rogaway 2002). So resuming needs one number, and any number of processes read the same sequences at the same
+step.
 """
 
 import hashlib
@@ -72,7 +73,8 @@ class Split:
         """Raise UserError for an id that the vocabulary does not have."""
         if ids.max() >= self.vocab_size:
             raise UserError(
-                f"the {self.name} split holds the token id {ids.max()}, but its vocabulary has {self.vocab_size} "
+                f"the {self.name} split holds the token id {ids.max()}, but its vocabulary has "
+                f"{self.vocab_size} "
                 f"entries; prepare the data set again"
             )
 
@@ -103,10 +105,14 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
     folder = root / name
     path = folder / "meta.json"
     if not path.is_file():
-        raise UserError(f"there is no data set {folder} (no {path}); prepare it with: python prepare.py {name}")
+        raise UserError(
+            f"there is no data set {folder} (no {path}); prepare it with: python prepare.py {name}"
+        )
     meta = read_meta(path)
     files = [
-        TokenFile(folder / entry["path"], entry["split"], entry["tokens"], entry["header_bytes"], entry["sha256"])
+        TokenFile(
+            folder / entry["path"], entry["split"], entry["tokens"], entry["header_bytes"], entry["sha256"]
+        )
         for entry in meta["files"]
     ]
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
@@ -121,13 +127,18 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
     for split in splits.values():
         if split.tokens <= block_size:
             raise UserError(
-                f"the {split.name} split of {folder} has {split.tokens} tokens, which is not longer than block_size "
+                f"the {split.name} split of {folder} has {split.tokens} tokens, which is not longer than "
+                f"block_size "
                 f"{block_size}; take a longer text or a smaller --block_size"
             )
     tokenizer = tokenizer_from_dict(meta["tokenizer"])
     if tokenizer.vocab_size != meta["vocab_size"]:
-        raise UserError(f"{path}: vocab_size {meta['vocab_size']} is not its tokenizer's {tokenizer.vocab_size}")
-    identity = [[str(entry["path"]), entry["split"], entry["tokens"], entry["sha256"]] for entry in meta["files"]]
+        raise UserError(
+            f"{path}: vocab_size {meta['vocab_size']} is not its tokenizer's {tokenizer.vocab_size}"
+        )
+    identity = [
+        [str(entry["path"]), entry["split"], entry["tokens"], entry["sha256"]] for entry in meta["files"]
+    ]
     fingerprint = hashlib.sha256(json.dumps([identity, meta["tokenizer"]]).encode()).hexdigest()
     return Dataset(name, folder, meta, tokenizer, splits["train"], splits["val"], fingerprint)
 
@@ -203,7 +214,9 @@ def verify_hashes(files: list[TokenFile], name: str) -> None:
         with open(file.path, "rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != file.sha256:
-            raise UserError(f"{file.path} is damaged (SHA-256 differs); prepare it again: python prepare.py {name}")
+            raise UserError(
+                f"{file.path} is damaged (SHA-256 differs); prepare it again: python prepare.py {name}"
+            )
 
 
 def training_starts(seed: int, consumed: int, count: int, tokens: int, block_size: int) -> np.ndarray:
@@ -263,7 +276,9 @@ def evaluation_windows(split: Split, block_size: int, windows: int | None) -> in
 def evaluation_batches(
     split: Split, block_size: int, first: int, last: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets of the fixed windows `first` to `last`, in batches; the split's short last one comes alone."""
+    """Inputs and targets of the fixed windows `first` to `last`, in batches; the split's short last one comes
+    alone.
+    """
     full = (split.tokens - 1) // block_size
     for begin in range(first, min(last, full), batch_size):
         count = min(batch_size, min(last, full) - begin)

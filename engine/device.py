@@ -1,6 +1,7 @@
 """What to compute with: device, precision, compiler, threads and kernels, chosen once at the start.
 
-Every choice can be overridden by a setting, is printed, recorded in the checkpoint, and reused when a run resumes.
+Every choice can be overridden by a setting, is printed, recorded in the checkpoint, and reused when a run
+resumes.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ PEAKS = {
 
 @dataclass
 class Choices:
-    """What was chosen. `device` is a kind (cuda, cpu, …); which of several it is, follows from the process."""
+    """What was chosen. `device` is a kind (cuda, cpu, …); which one of several follows from the process."""
 
     device: str
     dtype: str
@@ -90,10 +91,12 @@ class Choices:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory that tensors give back, instead of returning it to the system every time.
+    """Let the C library keep the memory that tensors give back, instead of returning it to the system every
+    time.
 
-    Without this, glibc maps each tensor above 128 KiB anew, and touching it costs a page fault for every 4 KiB:
-    7,000 faults and a third of the time of a small model's step. Elsewhere than on glibc nothing changes.
+    Without this, glibc maps each tensor above 128 KiB anew, and touching it costs a page fault for every 4
+    KiB: 7,000 faults and a third of the time of a small model's step. Elsewhere than on glibc nothing
+    changes.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
         libc = ctypes.CDLL(None)
@@ -102,7 +105,9 @@ def keep_freed_memory() -> None:
 
 
 def find_device(wanted: str) -> torch.device:
-    """The device that a setting names, or for "auto" the best there is. Raises UserError where it is not there."""
+    """The device that a setting names, or for "auto" the best there is. Raises UserError where it is not
+    there.
+    """
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -116,7 +121,9 @@ def find_device(wanted: str) -> torch.device:
         raise UserError(f"device {wanted!r} is not known; it can be auto, cpu, cuda, cuda:1, mps or xpu")
     if not available[kind]:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise UserError(f"device {wanted} is not available on this machine (there is: {there}); leave --device out")
+        raise UserError(
+            f"device {wanted} is not available on this machine (there is: {there}); leave --device out"
+        )
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UserError(f"device {wanted} does not exist: this machine has {torch.cuda.device_count()} GPUs")
     return torch.device(wanted)
@@ -142,7 +149,8 @@ def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]
     if device.type != "cuda":
         return (
             False,
-            f"on {device.type} compiling takes longer than it saves in a short run; --compile=True turns it on",
+            f"on {device.type} compiling takes longer than it saves in a short run; --compile=True turns "
+            f"it on",
         )
     if torch.cuda.get_device_capability(device) < (7, 0):
         return False, "the GPU is older than what Triton supports"
@@ -161,11 +169,14 @@ def choose_threads(wanted: int | None, processes_here: int) -> int:
     return max(1, usable // processes_here)
 
 
-def probe_kernels(choices: Choices, batch: int, length: int, heads: int, width: int, dropout: float) -> list[str]:
-    """On a CPU, time the ways to do the same arithmetic, keep the fastest that are exact; what was found, in words.
+def probe_kernels(
+    choices: Choices, batch: int, length: int, heads: int, width: int, dropout: float
+) -> list[str]:
+    """On a CPU, time the ways to do the same arithmetic, keep the fastest that are exact; what was found, in
+    words.
 
-    `torch.set_float32_matmul_precision("medium")` lets products go to oneDNN, which is up to twice as fast on some
-    processors at fp32's accuracy and rounds to bf16 on others, so its error decides. For attention, the
+    `torch.set_float32_matmul_precision("medium")` lets products go to oneDNN, which is up to twice as fast on
+    some processors at fp32's accuracy and rounds to bf16 on others, so its error decides. For attention, the
     fused kernel wins for long texts and the written-out form for short ones.
     """
     if choices.device != "cpu" or choices.dtype == "float64":
@@ -190,12 +201,15 @@ def _probe_matmul(choices: Choices, tokens: int, width: int) -> str:
     if errors["medium"] <= LARGEST_ERROR and seconds["medium"] < 0.95 * seconds["highest"]:
         choices.matmul_precision = "medium"
     return (
-        f"matmul {choices.matmul_precision} (oneDNN takes {seconds['medium'] / seconds['highest']:.2f} of the "
+        f"matmul {choices.matmul_precision} (oneDNN takes {seconds['medium'] / seconds['highest']:.2f} of "
+        f"the "
         f"default's time at a relative error of {errors['medium']:.1e})"
     )
 
 
-def _probe_attention(choices: Choices, batch: int, length: int, heads: int, width: int, dropout: float) -> str:
+def _probe_attention(
+    choices: Choices, batch: int, length: int, heads: int, width: int, dropout: float
+) -> str:
     stream = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if choices.dtype == "bfloat16" else torch.float32
     qkv = torch.randn(3, batch, heads, length, width // heads, generator=stream).to(dtype).requires_grad_()
@@ -237,7 +251,9 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
     if device.type != "cuda" or dtype not in ("bfloat16", "float16"):
         return None
     words = torch.cuda.get_device_name(device).replace("-", " ")
-    return next((peak for name, peak in PEAKS.items() if all(word in words.split() for word in name.split())), None)
+    return next(
+        (peak for name, peak in PEAKS.items() if all(word in words.split() for word in name.split())), None
+    )
 
 
 def device_name(device: torch.device) -> str:

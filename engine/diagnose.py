@@ -1,4 +1,6 @@
-"""Where a run diverged: the failing update is computed again from the last checkpoint, with every tensor watched."""
+"""Where a run diverged: the failing update is computed again from the last checkpoint, with every tensor
+watched.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +23,8 @@ class Diverged(UserError):
 
 
 def first_not_finite(run: Run, forward: Any, update: Callable[..., Any], step: int) -> str:
-    """Name the first tensor that is not finite in the update that leads to `step`, replayed from the last checkpoint.
+    """Name the first tensor that is not finite in the update that leads to `step`, replayed from the last
+    checkpoint.
 
     Leaves the model in the state of that update. All processes take part.
     """
@@ -37,12 +40,14 @@ def first_not_finite(run: Run, forward: Any, update: Callable[..., Any], step: i
     batches = Batches(run, progress.sequences)
     for number in range(progress.step, step - 1):
         update(run, forward, batches.step(), number, False)
-    found = next((f"the weight {name}" for name, value in run.model.named_parameters() if not _is_finite(value)), None)
+    found = next(
+        (f"the weight {name}" for name, value in run.model.named_parameters() if not _is_finite(value)), None
+    )
     if found is None:
         found = _watch(run.model, lambda: update(run, forward, batches.step(), step - 1, False))
     batches.close()
     if found is None:
-        return f"replayed from step {progress.step}, all is finite: it does not repeat, which points at the hardware"
+        return f"replayed from step {progress.step}, all is finite: no repeat, which points at the hardware"
     return f"replayed from step {progress.step}, the first tensor that is not finite is {found}"
 
 
@@ -65,9 +70,12 @@ def _watch(model: nn.Module, run_update: Callable[[], Any]) -> str | None:
 
         return hook
 
-    handles = [module.register_forward_hook(see_output(name)) for name, module in model.named_modules() if name]
+    handles = [
+        module.register_forward_hook(see_output(name)) for name, module in model.named_modules() if name
+    ]
     handles += [
-        parameter.register_post_accumulate_grad_hook(see_gradient(name)) for name, parameter in model.named_parameters()
+        parameter.register_post_accumulate_grad_hook(see_gradient(name))
+        for name, parameter in model.named_parameters()
     ]
     try:
         run_update()

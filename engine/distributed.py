@@ -70,7 +70,8 @@ def start() -> World:
         if local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on a machine with "
-                f"{torch.cuda.device_count()} GPUs; start torchrun with --nproc_per_node={torch.cuda.device_count()}"
+                f"{torch.cuda.device_count()} GPUs; start torchrun with "
+                f"--nproc_per_node={torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
@@ -87,7 +88,8 @@ def share_of_step(sequences: int, batch_size: int, world: World) -> tuple[int, i
     if sequences % world.size:
         fitting = [size for size in range(1, min(sequences, 1024) + 1) if sequences % size == 0]
         raise UserError(
-            f"a step of {sequences} sequences (batch_size × gradient_accumulation_steps) cannot be shared evenly by "
+            f"a step of {sequences} sequences (batch_size × gradient_accumulation_steps) cannot be shared "
+            f"evenly by "
             f"{world.size} processes; numbers that can: {', '.join(map(str, fitting))}"
         )
     share = sequences // world.size

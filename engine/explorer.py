@@ -102,7 +102,9 @@ class Explorer:
         ids, position = question.get("ids"), question.get("position")
         self._check_ids(ids)
         if len(ids) > self.limit or not _is_index(position, len(ids)):
-            raise Refused(400, f"position must be one of the text's, and the text at most {self.limit} tokens")
+            raise Refused(
+                400, f"position must be one of the text's, and the text at most {self.limit} tokens"
+            )
         return {"layers": layer_guesses(self.model, self._look(ids), position, GUESSES, self.n_tokens)}
 
     def _neighbours(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +240,11 @@ def handler_of(explorer: Explorer, page: bytes, policy: str) -> Callable[..., Ba
                     raise Refused(403, f"ask for http://127.0.0.1:{port}/")
                 kind, body = answer()
             except Refused as refused:
-                status, kind, body = refused.status, "application/json", json.dumps({"error": str(refused)}).encode()
+                status, kind, body = (
+                    refused.status,
+                    "application/json",
+                    json.dumps({"error": str(refused)}).encode(),
+                )
                 self.close_connection = True  # what is left of the request stays unread
             self.send_response(status)
             for name, value in (

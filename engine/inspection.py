@@ -46,7 +46,7 @@ class WatchAttention(TorchFunctionMode):
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     """softmax(Q Kᵀ / √D) of (B, H, T, D) with the future masked (Vaswani et al., 2017), (B, H, T, T)."""
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    return (scores + causal_mask(query.shape[-2], query)).softmax(dim=-1)
+    return (scores + causal_mask(query.shape[-2], query.dtype, query.device)).softmax(dim=-1)
 
 
 @torch.inference_mode()
@@ -61,7 +61,9 @@ def inspect(model: GPT, ids: Tensor, n_tokens: int | None = None) -> Inspection:
     kernels = [block.attention.kernel for block in model.blocks]
     model.use_attention_kernel("sdpa")
     streams: list[Tensor] = []
-    hooks = [model.blocks[0].register_forward_pre_hook(lambda block, arguments: streams.append(arguments[0][0]))]
+    hooks = [
+        model.blocks[0].register_forward_pre_hook(lambda block, arguments: streams.append(arguments[0][0]))
+    ]
     hooks += [
         block.register_forward_hook(lambda block, arguments, output: streams.append(output[0]))
         for block in model.blocks
@@ -74,18 +76,19 @@ def inspect(model: GPT, ids: Tensor, n_tokens: int | None = None) -> Inspection:
             hook.remove()
         for block, kernel in zip(model.blocks, kernels, strict=True):
             block.attention.kernel = kernel
-    if len(ids) == 1:  # model.py computes a single position another way; there is only one place to look
-        attention = features.new_ones(model.config.n_layer, model.config.n_head, 1, 1)
-    else:
-        attention = torch.cat(watch.weights)
-    assert attention.shape[:2] == (model.config.n_layer, model.config.n_head), "every layer's attention was seen"
+    attention = torch.cat(watch.weights)
+    assert attention.shape[:2] == (model.config.n_layer, model.config.n_head), (
+        "every layer's attention was seen"
+    )
     logits = model.head(features)[:, :n_tokens]
     losses = F.cross_entropy(logits[:-1].double(), ids[1:], reduction="none").tolist()
     return Inspection(ids, attention, torch.stack(streams), logits[-1], [None, *losses])
 
 
 @torch.inference_mode()
-def layer_guesses(model: GPT, seen: Inspection, position: int, count: int, n_tokens: int) -> list[list[tuple]]:
+def layer_guesses(
+    model: GPT, seen: Inspection, position: int, count: int, n_tokens: int
+) -> list[list[tuple]]:
     """What the stream would predict if it went to the head after each layer: L + 1 lists of (id, probability).
 
     The final norm and the head are applied to the residual stream at `position` ("logit lens", nostalgebraist, 2020).

@@ -1,4 +1,4 @@
-"""What a run reports: lines for a person, metrics.jsonl for programs, Weights & Biases where it is asked for."""
+"""What a run reports: lines for a person, metrics.jsonl for programs, Weights & Biases where asked for."""
 
 import contextlib
 import json
@@ -69,13 +69,16 @@ class MetricsLog:
         """Append one line. Numbers that are not finite become null, which JSON can hold."""
         assert self._file is not None, "the log is not open"
         tidy = {
-            key: None if value != value or value in (math.inf, -math.inf) else value for key, value in values.items()
+            key: None if value != value or value in (math.inf, -math.inf) else value
+            for key, value in values.items()
         }
         try:
             self._file.write(json.dumps(tidy) + "\n")
             self._file.flush()
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}; resume when there is room") from error
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}; resume when there is room"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -99,13 +102,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class WandbLog:
-    """Weights & Biases, kept at arm's length: whatever it raises becomes one warning, and training goes on."""
+    """Weights & Biases at arm's length: whatever it raises becomes one warning, and training goes on."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.run: Any = None
 
-    def start(self, project: str, name: str, run_id: str | None, folder: Path, settings: dict[str, Any]) -> None:
+    def start(
+        self, project: str, name: str, run_id: str | None, folder: Path, settings: dict[str, Any]
+    ) -> None:
         """Start a run, or go on with the one of this id."""
         try:
             import wandb

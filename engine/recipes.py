@@ -54,7 +54,8 @@ def prepare_files(
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
             raise UserError(
-                f"{path} is not UTF-8 (byte {error.start}, line {line}); convert it: iconv -f ENCODING -t UTF-8"
+                f"{path} is not UTF-8 (byte {error.start}, line {line}); convert it: iconv -f ENCODING -t "
+                f"UTF-8"
             ) from error
         sources.append({"name": Path(path).name, "sha256": hashlib.sha256(content).hexdigest()})
     return write_dataset(name, "".join(texts), tokenizer, val, sources, say, root)
@@ -77,7 +78,7 @@ def write_dataset(
     say: Callable[[str], None],
     root: Path = DATA_FOLDER,
 ) -> Path:
-    """Tokenise a text and write data/NAME: the first part for training, the last `val` of it for validation."""
+    """Tokenise a text and write data/NAME: its first part for training, the last `val` for validation."""
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"{name!r} cannot name a data set: it becomes a folder in {root}")
     if not text:

@@ -1,4 +1,6 @@
-"""Everything before the first step: which run, which machine, which data, which model; and what to tell the user."""
+"""Everything before the first step: which run, which machine, which data, which model; and what to tell the
+user.
+"""
 
 import contextlib
 import dataclasses
@@ -30,14 +32,19 @@ from engine.device import (
 )
 from engine.distributed import World, share_of_step
 from engine.errors import UserError
+from engine.finetuning import finetuned, read_weights, shape_settings
 from engine.metrics import Console, MetricsLog, WandbLog
 from engine.optimizer import make_optimizer
+from engine.pretrained import NANOGPT_FILE
 from engine.recipes import prepare_recipe
 from engine.sources import write_whole
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
-FIXED = ("n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "dataset", "seed")
+FIXED = (
+    "n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "position", "qk_norm", "zero_init",
+    "tied_head", "dataset", "seed", "optimizer",
+)  # fmt: skip
 # What belongs to one start of a run rather than to the run.
 OF_ONE_START = ("out_dir", "init_from", "checkpoint", "eval_only")
 
@@ -86,27 +93,36 @@ class Run:
         return self.settings.sequences_per_step() * self.settings.block_size
 
     def mfu(self, tokens_per_second: float) -> float | None:
-        """The share of the hardware's peak that the model's arithmetic takes; None where the peak is not known."""
+        """The share of the hardware's peak that the model's arithmetic takes; None where the peak is not
+        known.
+        """
         peak = peak_flops(self.device, self.choices.dtype)
         return (
-            None if peak is None else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
+            None
+            if peak is None
+            else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
         )
 
 
 def set_up(
     sources: Sources, world: World, console: Console, cleanup: contextlib.ExitStack
 ) -> tuple[Run, Progress, bool]:
-    """The run, where it stands, and whether it goes on. Writes to its folder only when all else has succeeded."""
+    """The run, where it stands, and whether it goes on. Writes to its folder only when all else has
+    succeeded.
+    """
     for remark in sources.remarks:
         console.say(f"note: {remark}")
     folder, checkpoint = find_start(sources, world, console)
     settings, choices, device, used_cpu_part = choose(sources, checkpoint, world, console)
+    pretrained = read_weights(settings, sources, used_cpu_part, world)
+    if pretrained is not None:
+        settings = dataclasses.replace(settings, **shape_settings(pretrained.config))
+        console.say(f"weights: {settings.init_from}")
     micro_batch, micro_steps = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     data = open_data(settings, world, console)
-    config = model_config(settings, data)
     if checkpoint is not None:
-        check_resumable(settings, config, data, checkpoint, console)
-    elif settings.init_from == "scratch" and settings.out_dir is not None:
+        check_resumable(settings, data, checkpoint, console)
+    elif settings.init_from != "auto" and settings.out_dir is not None:
         refuse_taken_folder(Path(settings.out_dir))
     if checkpoint is None or checkpoint.meta["choices"]["device"] != choices.device:
         probe(choices, settings, micro_batch, world, console)
@@ -114,8 +130,11 @@ def set_up(
 
     if checkpoint is None:
         progress = Progress()
-        model = GPT.empty(config, device, choices.weights_dtype())
-        model.init_weights(settings.seed)
+        if pretrained is not None:
+            model = finetuned(pretrained, settings, data).model(device, choices.weights_dtype())
+        else:
+            model = GPT.empty(model_config(settings, data), device, choices.weights_dtype())
+            model.init_weights(settings.seed)
     else:
         progress = Progress.from_meta(checkpoint.meta)
         model = checkpoints.model_from(checkpoint, device, choices.weights_dtype(), dropout=settings.dropout)
@@ -150,12 +169,16 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
     """The folder and checkpoint to go on from; (None, None) for a new run. Rank 0 looks, all read."""
     init_from, out_dir, which = (sources.peek(name) for name in ("init_from", "out_dir", "checkpoint"))
     found: list[str] | None = None
-    if world.is_main and init_from != "scratch":
+    if world.is_main and init_from in ("resume", "auto"):
         found = _find_checkpoint(sources, init_from, out_dir, which, console)
     found = world.broadcast(found)
     if found is None:
         return None, None
     checkpoint = checkpoints.read_checkpoint(Path(found[1]))
+    if "choices" not in checkpoint.meta:  # made by convert.py
+        raise UserError(
+            f"{found[0]} holds weights and no training state; start from them: --init_from={found[0]}"
+        )
     checkpoints.require_resumable(checkpoint)
     return Path(found[0]), checkpoint
 
@@ -170,6 +193,11 @@ def _find_checkpoint(
     if not runs:
         if init_from == "auto":
             return None
+        if out_dir is not None and (Path(out_dir) / NANOGPT_FILE).is_file():
+            raise UserError(
+                f"{out_dir} holds a nanoGPT checkpoint, whose optimizer state has no place here; "
+                f"start from its weights: --init_from={Path(out_dir) / NANOGPT_FILE}"
+            )
         where = out_dir or (f"{checkpoints.RUNS_FOLDER}/{name}" if name else str(checkpoints.RUNS_FOLDER))
         raise UserError(f"there is no run to resume in {where}; start one without --init_from=resume")
     if which != "last":
@@ -188,7 +216,8 @@ def run_name(sources: Sources) -> str | None:
 def choose(
     sources: Sources, checkpoint: Checkpoint | None, world: World, console: Console
 ) -> tuple[TrainSettings, Choices, torch.device, bool]:
-    """The settings and the machine's choices; the cpu part of a configuration file applies where the device is a CPU.
+    """The settings and the machine's choices; the cpu part of a configuration file applies where the device
+    is a CPU.
 
     A resumed run keeps the choices that its checkpoint recorded, but for those that the user sets now.
     """
@@ -204,9 +233,16 @@ def choose(
 
     used_cpu_part = device.type == "cpu" if checkpoint is None else bool(checkpoint.meta["used_cpu_part"])
     base = None
-    if checkpoint is not None and sources.path is None:
-        saved = {name: value for name, value in checkpoint.meta["settings"].items() if name not in OF_ONE_START}
-        base = {name: check_value(TrainSettings, name, value, str(checkpoint.folder)) for name, value in saved.items()}
+    if checkpoint is not None:
+        shape = shape_settings(checkpoint.model_config())
+        kept_settings = (
+            shape if sources.path is not None else checkpoint.meta["settings"].keys() - set(OF_ONE_START)
+        )
+        saved = {name: value for name, value in checkpoint.meta["settings"].items() if name in kept_settings}
+        base = {
+            name: check_value(TrainSettings, name, value, str(checkpoint.folder))
+            for name, value in saved.items()
+        }
     settings = sources.settings(on_cpu=used_cpu_part, base=base)
 
     compiled, reason = choose_compile(settings.compile, device)
@@ -229,7 +265,8 @@ def choose(
         reason = "as before"
     if used_cpu_part and sources.cpu:
         console.say(
-            f"cpu part of {sources.path}: " + ", ".join(f"{name}={value}" for name, value in sources.cpu.items())
+            f"cpu part of {sources.path}: "
+            + ", ".join(f"{name}={value}" for name, value in sources.cpu.items())
         )
     choices = Choices.from_dict(world.broadcast(choices.to_dict()))
     torch.set_num_threads(choices.threads)
@@ -240,7 +277,9 @@ def choose(
     return settings, choices, device, used_cpu_part
 
 
-def probe(choices: Choices, settings: TrainSettings, micro_batch: int, world: World, console: Console) -> None:
+def probe(
+    choices: Choices, settings: TrainSettings, micro_batch: int, world: World, console: Console
+) -> None:
     """Let rank 0 find the fastest exact kernels for this machine; all use them."""
     if world.is_main:
         remarks = probe_kernels(
@@ -266,6 +305,11 @@ def model_config(settings: TrainSettings, data: Dataset) -> GPTConfig:
     vocab_size = data.tokenizer.vocab_size
     if vocab_size > 1024:
         vocab_size = -(-vocab_size // 64) * 64
+    return model_shape(settings, vocab_size)
+
+
+def model_shape(settings: TrainSettings, vocab_size: int) -> GPTConfig:
+    """The shape that settings describe, for a vocabulary."""
     return GPTConfig(
         vocab_size=vocab_size,
         block_size=settings.block_size,
@@ -275,22 +319,25 @@ def model_config(settings: TrainSettings, data: Dataset) -> GPTConfig:
         dropout=settings.dropout,
         bias=settings.bias,
         activation=settings.activation,
+        tied_head=settings.tied_head,
+        position=settings.position,
+        qk_norm=settings.qk_norm,
+        zero_init=settings.zero_init,
     )
 
 
-def check_resumable(
-    settings: TrainSettings, config: GPTConfig, data: Dataset, checkpoint: Checkpoint, console: Console
-) -> None:
+def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoint, console: Console) -> None:
     """Print the settings that differ from the checkpoint's; raise UserError for those that may not."""
     before, now = checkpoint.meta["settings"], dataclasses.asdict(settings)
     for name in FIXED:
         if name in before and before[name] != now[name]:
             raise UserError(
-                f"{name} is {now[name]}, but the checkpoint {checkpoint.folder} was trained with {before[name]}; "
+                f"{name} is {now[name]}, but the checkpoint {checkpoint.folder} was trained with "
+                f"{before[name]}; "
                 f"add --{name}={before[name]}, or start a new run without --init_from"
             )
     same_tokenizer = checkpoint.meta["tokenizer"] == data.tokenizer.to_dict()
-    if not same_tokenizer or checkpoint.model_config().vocab_size != config.vocab_size:
+    if not same_tokenizer or checkpoint.model_config().vocab_size < data.tokenizer.vocab_size:
         raise UserError(
             f"the vocabulary of {data.folder} is not the one that {checkpoint.folder} was trained with; "
             f"put the data set of then back, or start a new run without --init_from"
@@ -302,7 +349,9 @@ def check_resumable(
     ]
     console.say(f"resuming {checkpoint.folder}" + (f", with {', '.join(changed)}" if changed else ""))
     if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
-        console.say(f"warning: {data.folder} has changed since this run began; its sequences are not those of before")
+        console.say(
+            f"warning: {data.folder} has changed since this run began; its sequences are not those of before"
+        )
 
 
 def refuse_taken_folder(folder: Path) -> None:
@@ -390,7 +439,8 @@ def describe(run: Run, progress: Progress) -> None:
         f"{run.data.val.tokens:,} validation tokens, vocabulary {run.data.tokenizer.vocab_size:,}"
     )
     say(
-        f"model: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, block {config.block_size}, "
+        f"model: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, block "
+        f"{config.block_size}, "
         f"{sum(count_parameters(config).values()):,} parameters"
     )
     say(
@@ -423,7 +473,7 @@ def in_parallel(run: Run, forward: Any) -> Any:
 
 
 def warm_up(run: Run, forward: Any) -> None:
-    """One forward and backward pass that leaves nothing behind, so that compiling is not counted as training."""
+    """A forward and backward pass that leaves nothing behind, so compiling does not count as training."""
     ids = torch.zeros(run.micro_batch, run.settings.block_size, dtype=torch.int64, device=run.device)
     with run.choices.autocast():
         loss = forward(ids, ids)[1]

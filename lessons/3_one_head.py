@@ -102,7 +102,10 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 def draw(widths: list[int], with_scale: list, without: list, weights: Tensor, characters: str) -> None:
     """Variance and entropy by head width, and the weights of the trained head on a few characters."""
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
-    for axes, which, title in ((left, 0, "variance of the scores"), (middle, 1, "entropy of the weights, nats")):
+    for axes, which, title in (
+        (left, 0, "variance of the scores"),
+        (middle, 1, "entropy of the weights, nats"),
+    ):
         axes.plot(widths, [pair[which] for pair in without], "C3o-", label="Q Kᵀ")
         axes.plot(widths, [pair[which] for pair in with_scale], "C0o-", label="Q Kᵀ / √D")
         axes.set_xscale("log", base=2)

@@ -161,16 +161,22 @@ def main(quick: bool = False, seed: int = 1, seeds: int = 1) -> dict[str, float]
     for rung in LADDER:
         losses[rung.name] = [climb(rung, seed + number, quick) for number in range(seeds)]
         spread = f"   {min(losses[rung.name]):.3f} … {max(losses[rung.name]):.3f}" if seeds > 1 else ""
-        print(f"{rung.name:<24}{rung.lecture:>8.2f}{statistics.mean(losses[rung.name]):>8.3f}{spread}", flush=True)
+        print(
+            f"{rung.name:<24}{rung.lecture:>8.2f}{statistics.mean(losses[rung.name]):>8.3f}{spread}",
+            flush=True,
+        )
     print("(the lecture's last figure: 10 million parameters on a GPU, as in configs/shakespeare_char.py)")
 
     torch.manual_seed(seed)
     gradients = {"residuals": gradient_by_depth(True), "none": gradient_by_depth(False)}
     print(
-        "gradient at block 0 of 12, relative to block 11: " + ", ".join(f"{k} {v[0]:.1e}" for k, v in gradients.items())
+        "gradient at block 0 of 12, relative to block 11: "
+        + ", ".join(f"{k} {v[0]:.1e}" for k, v in gradients.items())
     )
     moved = {kind: moved_by_neighbours(kind) for kind in ("layer", "batch")}
-    print(f"a sequence's logits move with its batch: LayerNorm {moved['layer']:.1e}, BatchNorm {moved['batch']:.2f}")
+    print(
+        f"a sequence's logits move with its batch: LayerNorm {moved['layer']:.1e}, BatchNorm {moved['batch']:.2f}"
+    )
     draw(losses, gradients, moved)
     return {name: statistics.mean(values) for name, values in losses.items()} | {
         "gradient_with": gradients["residuals"][0],
@@ -191,13 +197,20 @@ def draw(losses: dict[str, list[float]], gradients: dict[str, list[float]], move
     left.plot(places, means, "o-", color="C0", linewidth=2, label="ours")
     for place, mean in zip(places, means, strict=True):
         left.annotate(
-            f"{mean:.2f}", (place, mean), xytext=(-4, -17), textcoords="offset points", ha="center", color="C0"
+            f"{mean:.2f}",
+            (place, mean),
+            xytext=(-4, -17),
+            textcoords="offset points",
+            ha="center",
+            color="C0",
         )
     left.set_xticks(places, [rung.name.replace(", ", ",\n") for rung in LADDER], rotation=20)
     left.set(ylabel="validation loss, nats per character", title="one idea at a time")
     left.legend()
     for (name, values), color in zip(gradients.items(), ("C0", "C3"), strict=True):
-        middle.semilogy(values, "o-", color=color, label="with residuals" if name == "residuals" else "without")
+        middle.semilogy(
+            values, "o-", color=color, label="with residuals" if name == "residuals" else "without"
+        )
     middle.set(xlabel="block", title="size of the gradient by depth,\nrelative to the last block")
     middle.grid(alpha=0.3)
     middle.legend()

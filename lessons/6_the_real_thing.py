@@ -69,7 +69,10 @@ class LessonGPT(nn.Module):
 @torch.no_grad()
 def copy_weights(real: GPT, lesson: LessonGPT) -> None:
     """Every weight of model.py to its place here; the rows of `qkv` are the queries, keys and values of all heads."""
-    pairs = [(real.token_embedding, lesson.token_embedding), (real.position_embedding, lesson.position_embedding)]
+    pairs = [
+        (real.token_embedding, lesson.token_embedding),
+        (real.position_embedding, lesson.position_embedding),
+    ]
     pairs.append((real.final_norm, lesson.final_norm))
     for theirs, ours in zip(real.blocks, lesson.blocks, strict=True):
         pairs += [(theirs.attention_norm, ours.norms[0]), (theirs.mlp_norm, ours.norms[1])]

@@ -97,21 +97,34 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         print(f"{name:<18}entropy {entropies[name]:.2f} nats: {samples[name]!r}")
 
     differences = []
-    for temperature, k, p in ((0.5, None, None), (2.0, None, None), (1.0, 5, None), (1.0, None, 0.8), (0.7, 20, 0.9)):
+    for temperature, k, p in (
+        (0.5, None, None),
+        (2.0, None, None),
+        (1.0, 5, None),
+        (1.0, None, 0.8),
+        (0.7, 20, 0.9),
+    ):
         ours = with_temperature(logits, temperature)
         ours = ours if k is None else top_k(ours, k)
         ours = ours if p is None else top_p(ours, p)
-        differences.append((ours - next_token_probabilities(logits[None], temperature, k, p)[0]).abs().max().item())
+        differences.append(
+            (ours - next_token_probabilities(logits[None], temperature, k, p)[0]).abs().max().item()
+        )
     print(f"largest difference from model.py's next_token_probabilities: {max(differences):.1e}")
     draw(text.tokenizer.decode(range(text.vocab_size)), logits, samples)
-    return entropies | {"difference": max(differences), "kept": float((WAYS["T = 1, top-k 5"](logits) > 0).sum())}
+    return entropies | {
+        "difference": max(differences),
+        "kept": float((WAYS["T = 1, top-k 5"](logits) > 0).sum()),
+    }
 
 
 def draw(characters: str, logits: Tensor, samples: dict[str, str]) -> None:
     """The bars of each way, and beside them what it writes."""
     order = logits.argsort(descending=True)[:20]
     names = [{" ": "␣", "\n": "↵"}.get(characters[i], characters[i]) for i in order]
-    figure, panels = pyplot.subplots(len(WAYS), 2, figsize=(11, 9.5), layout="constrained", width_ratios=(1, 1.1))
+    figure, panels = pyplot.subplots(
+        len(WAYS), 2, figsize=(11, 9.5), layout="constrained", width_ratios=(1, 1.1)
+    )
     for (left, right), (name, way) in zip(panels, WAYS.items(), strict=True):
         left.bar(range(len(order)), way(logits)[order].numpy(), color="C0")
         left.set_xticks(range(len(order)), names)

@@ -76,7 +76,9 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Source ids (B, S) and the target so far (B, T) to logits (B, T, V) for the target's next letters."""
-        memory = self.encoder_norm(self.encoder(self.embedding(source) + self.positions[0][: source.shape[1]]))
+        memory = self.encoder_norm(
+            self.encoder(self.embedding(source) + self.positions[0][: source.shape[1]])
+        )
         x = self.embedding(target) + self.positions[1][: target.shape[1]]
         return self.head(self.final_norm(self.decoder(x, memory)))
 
@@ -105,7 +107,9 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % (steps // 5) == 0 or step == steps - 1:
-            print(f"step {step}: loss {loss.item():.4f} (guessing: ln {len(LETTERS)} = {math.log(len(LETTERS)):.2f})")
+            print(
+                f"step {step}: loss {loss.item():.4f} (guessing: ln {len(LETTERS)} = {math.log(len(LETTERS)):.2f})"
+            )
 
     source = torch.randint(len(LETTERS), (500, LENGTH))
     written = model.translate(source)

@@ -51,7 +51,10 @@ def question(a: int, b: int) -> str:
 
 def tuning_batch(pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     """Questions with right answers; targets within the question are IGNORED. Each (B, LENGTH)."""
-    inputs, targets = torch.zeros(len(pairs), LENGTH, dtype=torch.long), torch.full((len(pairs), LENGTH), IGNORED)
+    inputs, targets = (
+        torch.zeros(len(pairs), LENGTH, dtype=torch.long),
+        torch.full((len(pairs), LENGTH), IGNORED),
+    )
     for row, (a, b) in enumerate(pairs):
         asked, whole = encode(question(a, b)), encode(question(a, b) + f"{a + b}\n")
         inputs[row, : len(whole) - 1] = torch.tensor(whole[:-1])
@@ -93,7 +96,10 @@ def reward_loss(model: GPT, pairs: list[tuple[int, int]], seed: int, group: int 
     answers = answer(model, asked, seed)
     rewards = torch.tensor([float(text == str(a + b)) for text, (a, b) in zip(answers, asked, strict=True)])
     advantage = (rewards.view(-1, group) - rewards.view(-1, group).mean(dim=1, keepdim=True)).flatten()
-    inputs, targets = torch.zeros(len(asked), LENGTH, dtype=torch.long), torch.full((len(asked), LENGTH), IGNORED)
+    inputs, targets = (
+        torch.zeros(len(asked), LENGTH, dtype=torch.long),
+        torch.full((len(asked), LENGTH), IGNORED),
+    )
     for row, ((a, b), text) in enumerate(zip(asked, answers, strict=True)):
         prompt, whole = encode(question(a, b)), (encode(question(a, b) + text + "\n"))[: LENGTH + 1]
         inputs[row, : len(whole) - 1] = torch.tensor(whole[:-1])
@@ -119,7 +125,9 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     for _ in range(400 if quick else 1500):
         learn(model, optimizer, model(*stretches(world, 64))[1])
     figures = {"completer": accuracy(model, kept_aside * 10, seed)}
-    print(f"text completer: {figures['completer']:.1%} right; to “3+4?” it says {answer(model, [(3, 4)], seed)[0]!r}")
+    print(
+        f"text completer: {figures['completer']:.1%} right; to “3+4?” it says {answer(model, [(3, 4)], seed)[0]!r}"
+    )
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     for begin in range(0, len(taught), 30):  # once through
@@ -134,7 +142,9 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         learn(model, optimizer, loss)
         rewards.append(reward)
     figures["rewarded"] = accuracy(model, kept_aside * 10, seed)
-    print(f"after {len(rewards)} reward steps: {figures['rewarded']:.1%} right (questions never taught or rewarded)")
+    print(
+        f"after {len(rewards)} reward steps: {figures['rewarded']:.1%} right (questions never taught or rewarded)"
+    )
     draw(figures, rewards)
     return figures
 

@@ -53,7 +53,9 @@ def shakespeare() -> Text:
     return Text(data.tokenizer, train, val)
 
 
-def train(model: nn.Module, text: Text, steps: int, *, length: int, batch: int = 32, rate: float = 1e-3) -> list[float]:
+def train(
+    model: nn.Module, text: Text, steps: int, *, length: int, batch: int = 32, rate: float = 1e-3
+) -> list[float]:
     """AdamW on random batches, the rate falling to nothing over the last third. Returns the loss of every step.
 
     The model turns ids (B, T) into logits (B, T, V).

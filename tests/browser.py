@@ -92,8 +92,12 @@ class Browser:
             line, self._buffer = self._buffer.split(b"\0", 1)
             answer = json.loads(line)
             if answer.get("method") == "Runtime.exceptionThrown":
-                self.problems.append(answer["params"]["exceptionDetails"]["exception"].get("description", "error"))
-            elif answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["source"] == "security":
+                self.problems.append(
+                    answer["params"]["exceptionDetails"]["exception"].get("description", "error")
+                )
+            elif (
+                answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["source"] == "security"
+            ):
                 self.problems.append(answer["params"]["entry"]["text"])
             if answer.get("id") == self._number:
                 assert "error" not in answer, answer["error"]
@@ -102,7 +106,11 @@ class Browser:
     def resize(self, width: int, height: int, scale: float = 1, phone: bool = False) -> None:
         """The window's size in CSS pixels."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=phone,
         )
 
     def dark(self, on: bool) -> None:
@@ -150,11 +158,23 @@ class Browser:
 
     def press(self, key: str, times: int = 1) -> None:
         """Press a key such as Enter or ArrowLeft."""
-        codes = {"Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35}
+        codes = {
+            "Enter": 13,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "Home": 36,
+            "End": 35,
+        }
         for _ in range(times):
             for kind in ("rawKeyDown", "keyUp"):
                 self.call(
-                    "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes.get(key, 0)
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key=key,
+                    code=key,
+                    windowsVirtualKeyCode=codes.get(key, 0),
                 )
 
     def picture(self, path: Path, whole: bool = False) -> None:

@@ -53,7 +53,9 @@ def place(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def command(folder: Path, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    folder: Path, script: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run one of the project's scripts in a folder, as a person would."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
@@ -67,7 +69,13 @@ def command(folder: Path, script: str, *arguments: str, **environment: str) -> s
 
 def torchrun(folder: Path, processes: int, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run one of the project's scripts in several processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
     return subprocess.run(
         [*launcher, str(ROOT / script), *arguments], cwd=folder, capture_output=True, text=True, timeout=HANG
     )

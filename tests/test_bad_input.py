@@ -80,7 +80,9 @@ def test_sample(trained: Path, fails: Callable[..., str], arguments: list[str], 
         (["--init_from=resume", "--checkpoint=step-00000007"], "no checkpoint step-00000007"),
     ],
 )
-def test_going_on_with_a_run(trained: Path, fails: Callable[..., str], arguments: list[str], said: str) -> None:
+def test_going_on_with_a_run(
+    trained: Path, fails: Callable[..., str], arguments: list[str], said: str
+) -> None:
     before = listing(trained)
     assert said in fails(train.main, "tiny.py", *arguments)
     assert listing(trained) == before
@@ -121,7 +123,9 @@ def test_prepare(
     assert os.listdir(tmp_path) == ["text.txt"]
 
 
-def test_plot_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]) -> None:
+def test_plot_without_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert "no run in out/ to draw" in fails(plot.main)
     assert "holds no run" in fails(plot.main, "nowhere")

@@ -30,7 +30,10 @@ def save_one(run: Path, step: int, seed: int = 0) -> GPT:
     model(ids, ids)[1].backward()
     optimizer.step()
     meta = {"model": dataclasses.asdict(CONFIG), "step": step, "tokenizer": CharTokenizer("abcde").to_dict()}
-    parts = {"model": dict(model.named_parameters()), "optimizer": checkpoints.optimizer_tensors(model, optimizer)}
+    parts = {
+        "model": dict(model.named_parameters()),
+        "optimizer": checkpoints.optimizer_tensors(model, optimizer),
+    }
     save_checkpoint(run, meta, parts)
     return model
 
@@ -76,7 +79,10 @@ def test_the_pointers_and_the_keeping(tmp_path: Path) -> None:
         if step == 2:
             checkpoints.mark_best(tmp_path, 2)
         checkpoints.prune(tmp_path, keep=1)
-    assert [folder.name for folder in checkpoints.checkpoint_folders(tmp_path)] == ["step-00000004", "step-00000002"]
+    assert [folder.name for folder in checkpoints.checkpoint_folders(tmp_path)] == [
+        "step-00000004",
+        "step-00000002",
+    ]
     assert open_checkpoint(tmp_path, "best").meta["step"] == 2
     assert open_checkpoint(tmp_path, "last").meta["step"] == 4
     assert open_checkpoint(tmp_path, "step-00000002").meta["step"] == 2
@@ -124,7 +130,10 @@ def reseal(folder: Path, **change: object) -> None:
         ({"model": {"n_layer": 1}}, "model must hold"),
         ({"model": dataclasses.asdict(CONFIG) | {"n_layer": "2"}}, "n_layer must be int"),
         ({"model": dataclasses.asdict(CONFIG) | {"n_head": 3}}, "not divisible"),
-        ({"model": dataclasses.asdict(CONFIG) | {"n_layer": 10**9}}, "weights where the configuration asks for"),
+        (
+            {"model": dataclasses.asdict(CONFIG) | {"n_layer": 10**9}},
+            "weights where the configuration asks for",
+        ),
         ({"files": {"../../x.safetensors": ""}}, "files must name"),
         ({"files": []}, "files must name"),
         ({"step": -1}, "step must be"),
@@ -145,7 +154,9 @@ class Payload:
         return os.mkdir, ("it-ran",)
 
 
-def test_a_pickle_in_the_place_of_a_file_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_in_the_place_of_a_file_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run/checkpoints/step-00000001"
     for name in ("meta.json", "model.safetensors"):

@@ -45,7 +45,9 @@ def test_values_on_the_command_line(arguments: list[str], name: str, value: obje
 
 def test_a_file_may_hold_code_and_private_names(tmp_path: Path) -> None:
     file = tmp_path / "code.py"
-    file.write_text("import math\n_width = 16\ndef double(x):\n    return 2 * x\nn_embd = double(_width) * 3\n")
+    file.write_text(
+        "import math\n_width = 16\ndef double(x):\n    return 2 * x\nn_embd = double(_width) * 3\n"
+    )
     assert settings(str(file)).n_embd == 96
 
 
@@ -69,7 +71,7 @@ def test_nanogpt_settings_without_a_place_here_are_accepted_with_a_remark(tmp_pa
         (["--learning_rate=inf"], "finite"),
         (["--n_head=5"], "n_embd 768 is not divisible by n_head 5"),
         (["--min_lr=1"], "above learning_rate"),
-        (["--init_from=memory"], "scratch, resume or auto"),
+        (["--init_from=memory"], "it can be scratch, resume, auto, gpt2"),
         (["--eval_only=True"], "--init_from=resume"),
         (["stray", "words"], "no setting"),
         (["missing.py"], "no configuration file"),
@@ -116,5 +118,6 @@ def test_help_lists_every_setting_without_importing_torch() -> None:
     assert finished.returncode == 0
     for name in TrainSettings.__dataclass_fields__:
         assert f"--{name}" in finished.stdout
-    probe = "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    probe = "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: pass\n"
+    probe += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True).returncode == 0

@@ -109,7 +109,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path) -> None:
 
 
 def test_sizes_and_times_are_written_in_fitting_units() -> None:
-    assert [in_bytes(size) for size in (1000, 2**20, 1.5 * 2**30, 2**41)] == ["1000 B", "1 MiB", "1.5 GiB", "2 TiB"]
+    assert [in_bytes(size) for size in (1000, 2**20, 1.5 * 2**30, 2**41)] == [
+        "1000 B",
+        "1 MiB",
+        "1.5 GiB",
+        "2 TiB",
+    ]
     assert [in_time(seconds) for seconds in (1.5, 90, 7200, 86400 * 2)] == [
         "1.5 seconds",
         "1.5 minutes",

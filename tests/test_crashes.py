@@ -56,7 +56,9 @@ def test_a_kill_while_saving_never_costs_more_than_the_save(tmp_path: Path, kill
         assert starting - 1 <= checkpoint.meta["step"] <= starting
         assert torch.equal(checkpoint.tensors("model")["w10"], weights["w10"])
         saved = checkpoint.meta["step"]
-    print(f"killed {kills} times while saving 44 MB, {leftovers} of them in mid-file: 'last' loaded every time")
+    print(
+        f"killed {kills} times while saving 44 MB, {leftovers} of them in mid-file: 'last' loaded every time"
+    )
     assert leftovers > 0 or kills < 20
 
 
@@ -67,7 +69,9 @@ MODEL = {
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=full)])
-def test_a_run_killed_and_restarted_by_the_same_command_ends_in_the_same_weights(place: Path, kills: int) -> None:
+def test_a_run_killed_and_restarted_by_the_same_command_ends_in_the_same_weights(
+    place: Path, kills: int
+) -> None:
     steps = ("--max_iters=400", "--eval_interval=20", "--eval_iters=2")
     train(place, "--out_dir=whole", *steps)
     restarted = ("--out_dir=killed", "--init_from=auto", *steps)
@@ -101,11 +105,19 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def start(place: Path, processes: int, *options: str, arguments: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def start(
+    place: Path, processes: int, *options: str, arguments: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
     """Start a run that would take for ever, alone or under torchrun; returns when it is training."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *options]
     line = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "train.py"), "tiny.py"]
-    line += ["--max_iters=1000000", "--eval_interval=1000000", "--lr_decay_iters=1000", "--out_dir=r", *arguments]
+    line += [
+        "--max_iters=1000000",
+        "--eval_interval=1000000",
+        "--lr_decay_iters=1000",
+        "--out_dir=r",
+        *arguments,
+    ]
     process = subprocess.Popen(
         line, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -174,7 +186,9 @@ def test_a_worker_that_dies_is_restarted_and_the_run_ends_in_the_same_weights(pl
     common = ["--max_iters=300", "--eval_interval=20", "--eval_iters=2", "--init_from=auto"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = [str(ROOT / "train.py"), "tiny.py", *common]
-    whole = subprocess.run([*launch, *script, "--out_dir=whole"], cwd=place, capture_output=True, timeout=HANG)
+    whole = subprocess.run(
+        [*launch, *script, "--out_dir=whole"], cwd=place, capture_output=True, timeout=HANG
+    )
     assert whole.returncode == 0
     process = subprocess.Popen(
         [*launch, "--max-restarts=3", *script, "--out_dir=r"],
@@ -212,7 +226,9 @@ def test_with_save_errors_continue_a_full_disk_is_a_warning(place: Path) -> None
     finished = limited(
         place, "--out_dir=r", "--init_from=resume", "--save_errors=continue", "--eval_interval=5", size=50_000
     )
-    assert finished.returncode == 0 and finished.stdout.count("warning: the checkpoint of step") == 2, finished.stderr
+    assert finished.returncode == 0 and finished.stdout.count("warning: the checkpoint of step") == 2, (
+        finished.stderr
+    )
     assert checkpoints.open_checkpoint(place / "r", "last").meta["step"] == 10
     assert max(losses(place / "r")) == 20
 
@@ -259,10 +275,14 @@ def test_every_truncation_and_every_flipped_bit_is_detected(place: Path, rounds:
 
 def test_a_second_run_in_a_folder_is_refused_before_it_writes(place: Path) -> None:
     process = start(place, 1)
-    before = {path: path.stat().st_mtime_ns for path in (place / "r").rglob("*") if path.name != "metrics.jsonl"}
+    before = {
+        path: path.stat().st_mtime_ns for path in (place / "r").rglob("*") if path.name != "metrics.jsonl"
+    }
     second = command(place, "train.py", "tiny.py", "--out_dir=r", "--init_from=resume", "--max_iters=5")
     assert second.returncode == 2 and "another process is training in r" in second.stderr
-    after = {path: path.stat().st_mtime_ns for path in (place / "r").rglob("*") if path.name != "metrics.jsonl"}
+    after = {
+        path: path.stat().st_mtime_ns for path in (place / "r").rglob("*") if path.name != "metrics.jsonl"
+    }
     assert before == after
     process.kill()
     process.wait()
@@ -271,7 +291,13 @@ def test_a_second_run_in_a_folder_is_refused_before_it_writes(place: Path) -> No
 
 @full
 def test_memory_and_file_handles_do_not_grow_over_2000_steps(place: Path) -> None:
-    arguments = ("--max_iters=2000", "--eval_interval=100", "--eval_iters=1", "--dropout=0.1", "--log_interval=50")
+    arguments = (
+        "--max_iters=2000",
+        "--eval_interval=100",
+        "--eval_iters=1",
+        "--dropout=0.1",
+        "--log_interval=50",
+    )
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "tiny.py", "--out_dir=r", *arguments],
         cwd=place, stdout=subprocess.PIPE, text=True,
@@ -294,9 +320,13 @@ def test_the_oldest_checkpoint_is_deleted_after_the_new_one_is_safe(
 ) -> None:
     order: list[str] = []
     save, prune = checkpoints.save_checkpoint, checkpoints.prune
-    monkeypatch.setattr(checkpoints, "save_checkpoint", lambda *given: (save(*given), order.append("saved"))[0])
+    monkeypatch.setattr(
+        checkpoints, "save_checkpoint", lambda *given: (save(*given), order.append("saved"))[0]
+    )
     monkeypatch.setattr(checkpoints, "prune", lambda *given: (order.append("prune"), prune(*given))[1])
-    train_script.main(["tiny.py", "--out_dir=r", "--keep_checkpoints=1", "--eval_interval=5", "--sample_tokens=0"])
+    train_script.main(
+        ["tiny.py", "--out_dir=r", "--keep_checkpoints=1", "--eval_interval=5", "--sample_tokens=0"]
+    )
     assert order == ["saved", "prune"] * 5
     best = json.loads((place / "r/checkpoints/step-00000020/meta.json").read_text())["best_step"]
     kept = {folder.name for folder in checkpoints.checkpoint_folders(place / "r")}

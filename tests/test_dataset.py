@@ -50,12 +50,16 @@ def test_the_permutation_needs_no_memory_for_its_size() -> None:
 
 
 def test_the_permutation_looks_random() -> None:
-    """Over many keys each place is as likely as any other: chi-squared of 20 × 20 counts, 5 standard deviations."""
+    """Over many keys each place is as likely as any other: chi-squared of 20 × 20 counts, 5 standard
+    deviations.
+    """
     generator = np.random.default_rng()
     counts = np.zeros((20, 20))
     draws = 4000
     for _ in range(draws):
-        counts[np.arange(20), permute(np.arange(20), 20, generator.integers(0, 2**63, 7).astype(np.uint64))] += 1
+        counts[
+            np.arange(20), permute(np.arange(20), 20, generator.integers(0, 2**63, 7).astype(np.uint64))
+        ] += 1
     chi_squared = ((counts - draws / 20) ** 2 / (draws / 20)).sum()
     assert abs(chi_squared - 19 * 19) < 5 * np.sqrt(2 * 19 * 19) + 20
 
@@ -130,7 +134,11 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         ({"vocab_size": 5}, "not its tokenizer's"),
         ({"files": []}, "files"),
         (
-            {"files": [{"path": "../../secret", "split": "train", "tokens": 1, "header_bytes": 0, "sha256": ""}]},
+            {
+                "files": [
+                    {"path": "../../secret", "split": "train", "tokens": 1, "header_bytes": 0, "sha256": ""}
+                ]
+            },
             "inside",
         ),
         ({"tokenizer": {"kind": "pickle"}}, "unknown tokenizer"),

@@ -101,7 +101,15 @@ def test_an_answer_holds_the_models_own_numbers(served: tuple[Explorer, int]) ->
 
 def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     run = save_run(make_explorer(), tmp_path / "run")
-    command = [sys.executable, str(ROOT / "explore.py"), str(run), "--no-open", "--device=cpu", "--prompt", "To be"]
+    command = [
+        sys.executable,
+        str(ROOT / "explore.py"),
+        str(run),
+        "--no-open",
+        "--device=cpu",
+        "--prompt",
+        "To be",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/#To%20be", line)
@@ -116,7 +124,9 @@ def test_a_reader_that_leaves_early_is_let_go(served: tuple[Explorer, int], capf
     _, port = served
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )  # close with a reset
             connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
     assert send(port, "GET", "/")[0] == 200
     assert capfd.readouterr().err == ""
@@ -160,7 +170,9 @@ def test_layers_and_neighbours_answer(served: tuple[Explorer, int]) -> None:
         ({"Content_Length": "9" * 5000}, 413),
     ],
 )
-def test_only_the_pages_own_well_formed_requests_are_answered(served, headers: dict[str, str], status: int) -> None:
+def test_only_the_pages_own_well_formed_requests_are_answered(
+    served, headers: dict[str, str], status: int
+) -> None:
     _, port = served
     found, content = send(port, "POST", "/inspect", b'{"text": "hello"}', **headers)
     assert found == status and json.loads(content)["error"]
@@ -190,7 +202,9 @@ def test_only_the_pages_own_well_formed_requests_are_answered(served, headers: d
         json.dumps({"ids": [1] * 5000}).encode(),
     ],
 )
-def test_what_is_wrong_with_a_question_is_said_in_a_sentence(served: tuple[Explorer, int], body: bytes) -> None:
+def test_what_is_wrong_with_a_question_is_said_in_a_sentence(
+    served: tuple[Explorer, int], body: bytes
+) -> None:
     _, port = served
     status, content = send(port, "POST", "/inspect", body)
     assert status == 400 and len(json.loads(content)["error"]) > 10
@@ -207,13 +221,20 @@ def test_what_is_wrong_with_a_question_is_said_in_a_sentence(served: tuple[Explo
         ("/neighbours", {"id": -1}),
     ],
 )
-def test_questions_beyond_the_text_are_refused(served: tuple[Explorer, int], path: str, question: dict) -> None:
+def test_questions_beyond_the_text_are_refused(
+    served: tuple[Explorer, int], path: str, question: dict
+) -> None:
     assert ask(served[1], path, question)[0] == 400
 
 
 def test_noise_on_the_socket_does_not_end_the_server(served: tuple[Explorer, int]) -> None:
     _, port = served
-    for noise in (b"\r\n\r\n", os.urandom(200) + b"\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"BREW / HTTP/1.1\r\n\r\n"):
+    for noise in (
+        b"\r\n\r\n",
+        os.urandom(200) + b"\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"BREW / HTTP/1.1\r\n\r\n",
+    ):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             connection.sendall(noise)
             connection.shutdown(socket.SHUT_WR)
@@ -228,7 +249,11 @@ def test_the_page_is_one_file_and_names_its_script_by_hash(served: tuple[Explore
     status, content = send(served[1], "GET", "/")
     page = content.decode()
     assert status == 200
-    assert not re.search(r"(src|href)=[\"']?(https?:|//|/)", page) and "@import" not in page and "innerHTML" not in page
+    assert (
+        not re.search(r"(src|href)=[\"']?(https?:|//|/)", page)
+        and "@import" not in page
+        and "innerHTML" not in page
+    )
     assert page.count("<script") == 2 and "script-src 'sha256-" in page
 
 

@@ -31,7 +31,9 @@ from engine.recipes import write_dataset
 from engine.tokenizer import tokenizer_from_dict
 
 SOURCES = [
-    path for path in ROOT.rglob("*.py") if not {"tests", ".venv", "out", "data"} & set(path.relative_to(ROOT).parts)
+    path
+    for path in ROOT.rglob("*.py")
+    if not {"tests", ".venv", "out", "data"} & set(path.relative_to(ROOT).parts)
 ]
 FULL = os.environ.get("FUZZ_EXAMPLES")
 EXAMPLES = int(FULL or 200)  # of each of the five kinds; the torture run takes 2,000
@@ -52,7 +54,9 @@ def calls(path: Path) -> list[tuple[str, ast.Call]]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_runs_text_or_unpickles_or_calls_a_shell(path: Path) -> None:
     for name, call in calls(path):
-        assert name not in ("exec", "eval", "compile", "__import__", "os.system", "os.popen"), ast.unparse(call)
+        assert name not in ("exec", "eval", "compile", "__import__", "os.system", "os.popen"), ast.unparse(
+            call
+        )
         assert not name.startswith(("pickle.", "marshal.", "shelve.", "dill.", "joblib.")), ast.unparse(call)
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert keywords.get("shell", "False") == "False", ast.unparse(call)
@@ -85,8 +89,18 @@ def trained(place: Path) -> Path:
     return place
 
 
-READ = ["data/topics/meta.json", "data/topics/train.bin", "data/topics/val.bin", "r/last", "r/best", "r/metrics.jsonl"]
-READ += [f"r/checkpoints/step-00000010/{name}" for name in ("meta.json", "model.safetensors", "optimizer.safetensors")]
+READ = [
+    "data/topics/meta.json",
+    "data/topics/train.bin",
+    "data/topics/val.bin",
+    "r/last",
+    "r/best",
+    "r/metrics.jsonl",
+]
+READ += [
+    f"r/checkpoints/step-00000010/{name}"
+    for name in ("meta.json", "model.safetensors", "optimizer.safetensors")
+]
 
 
 @pytest.mark.parametrize("name", READ)
@@ -166,7 +180,9 @@ MALFORMED: dict[str, Callable[[Path], None]] = {
     "tokenizer has no table": lambda place: change_meta(place, tokenizer={"kind": "char"}),
     "table repeats": lambda place: change_meta(place, tokenizer={"kind": "char", "characters": "aab"}),
     "table is a number": lambda place: change_meta(place, tokenizer={"kind": "char", "characters": 5}),
-    "table has half a pair": lambda place: change_meta(place, tokenizer={"kind": "char", "characters": "a\ud800"}),
+    "table has half a pair": lambda place: change_meta(
+        place, tokenizer={"kind": "char", "characters": "a\ud800"}
+    ),
     "files is missing": lambda place: change_meta(place, files=None),
     "files is empty": lambda place: change_meta(place, files=[]),
     "files holds text": lambda place: change_meta(place, files=["train.bin"]),
@@ -189,7 +205,9 @@ MALFORMED: dict[str, Callable[[Path], None]] = {
     "bin is empty": overwrite("data/topics/train.bin", b""),
     "bin has an odd length": overwrite("data/topics/train.bin", b"\0" * 12_345),
     "bin is of another type": overwrite("data/topics/train.bin", np.zeros(108_000, dtype="<u4").tobytes()),
-    "bin has a foreign header": overwrite("data/topics/train.bin", llm_c_shard(np.zeros(108_000, dtype=np.uint16))),
+    "bin has a foreign header": overwrite(
+        "data/topics/train.bin", llm_c_shard(np.zeros(108_000, dtype=np.uint16))
+    ),
     "bin has other ids": overwrite("data/topics/train.bin", np.ones(108_000, dtype="<u2").tobytes()),
     "ids are beyond the vocabulary": lambda place: honest_bin(place, np.full(108_000, 60_000)),
     "bin is shorter than a block": lambda place: honest_bin(place, np.zeros(20)),
@@ -217,7 +235,9 @@ MALFORMED: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_malformed_files_are_one_line_and_write_nothing(trained: Path, fails: Callable[..., str], case: str) -> None:
+def test_malformed_files_are_one_line_and_write_nothing(
+    trained: Path, fails: Callable[..., str], case: str
+) -> None:
     shutil.rmtree(trained / "r/checkpoints/step-00000000")
     MALFORMED[case](trained)
     before = listing(trained)

@@ -15,7 +15,9 @@ def random_model(**changes) -> GPT:
     """A float64 model of a random shape whose weights are large enough for attention to have preferences."""
     heads = random.randint(1, 4)
     shape = {"vocab_size": 37, "block_size": 24, "n_layer": random.randint(1, 4), "n_head": heads}
-    model = GPT(GPTConfig(**(shape | {"n_embd": 8 * heads, "bias": random.random() < 0.5} | changes))).double()
+    model = GPT(
+        GPTConfig(**(shape | {"n_embd": 8 * heads, "bias": random.random() < 0.5} | changes))
+    ).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.eval()

@@ -40,7 +40,9 @@ def place(tmp_path_factory: pytest.TempPathFactory):
 
 def learn(lesson: str, place: Path, **options: int) -> dict[str, float]:
     """Run a lesson with few steps; its figures. Its picture must be there."""
-    figures = importlib.import_module(lesson).main(quick=True, seed=int.from_bytes(os.urandom(3), "little"), **options)
+    figures = importlib.import_module(lesson).main(
+        quick=True, seed=int.from_bytes(os.urandom(3), "little"), **options
+    )
     assert (place / f"{lesson}.png").stat().st_size > 5_000
     return figures
 
@@ -120,14 +122,21 @@ def test_each_lesson_stands_alone() -> None:
     assert len(LESSONS) == 9
     for lesson in LESSONS:
         source = (ROOT / "lessons" / f"{lesson}.py").read_text()
-        assert not any(f"import_module({other!r})" in source or f"import {other}" in source for other in LESSONS)
+        assert not any(
+            f"import_module({other!r})" in source or f"import {other}" in source for other in LESSONS
+        )
         guide = (ROOT / "lessons" / "README.md").read_text()
         assert f"python lessons/{lesson}.py" in source and f"python lessons/{lesson}.py" in guide
 
 
 # Lowest and highest that a figure may have on tiny Shakespeare: our three seeds, and half as much again either way.
 FIGURES = {
-    "1_bigram": {"at_start": (4.16, 4.19), "after": (2.47, 2.50), "learned": (2.45, 2.46), "apart": (0, 0.03)},
+    "1_bigram": {
+        "at_start": (4.16, 4.19),
+        "after": (2.47, 2.50),
+        "learned": (2.45, 2.46),
+        "apart": (0, 0.03),
+    },
     "3_one_head": {"loss": (2.37, 2.43)},
     "4_many_heads": {"loss": (2.24, 2.34)},
     "5_ladder": {

@@ -13,17 +13,27 @@ from model import (
     GPT,
     CausalSelfAttention,
     GPTConfig,
+    KVCache,
     count_parameters,
     draw,
     flops_per_token,
     next_token_probabilities,
+    penalise,
+    rotary_angles,
+    rotate,
 )
 
 SMALL = GPTConfig(vocab_size=61, block_size=24, n_layer=3, n_head=4, n_embd=32)
+MODERN = dataclasses.replace(
+    SMALL, bias=False, activation="relu2", position="rotary", qk_norm=True, zero_init=True, tied_head=False
+)
+both = pytest.mark.parametrize("config", [SMALL, MODERN], ids=["gpt2", "modern"])
 
 
 def random_model(config: GPTConfig = SMALL, dtype: torch.dtype = torch.float64) -> GPT:
-    """A model whose every parameter, biases and norms too, is random, so that none can be mistaken for another."""
+    """A model whose every parameter, biases and norms too, is random, so that none can be mistaken for
+    another.
+    """
     model = GPT(config).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -49,15 +59,18 @@ def test_attention_equals_a_loop_over_heads_and_positions(kernel: str, bias: boo
         for head in range(config.n_head):
             channels = slice(head * width, (head + 1) * width)
             for t in range(9):
-                scores = [(query[row, t, channels] @ key[row, s, channels]) / math.sqrt(width) for s in range(t + 1)]
+                scores = [
+                    (query[row, t, channels] @ key[row, s, channels]) / math.sqrt(width) for s in range(t + 1)
+                ]
                 weights = torch.stack(scores).softmax(0)
                 mixed[row, t, channels] = sum(w * value[row, s, channels] for s, w in enumerate(weights))
-    torch.testing.assert_close(attention(x, None, None, 0), attention.out(mixed), rtol=0, atol=1e-12)
+    torch.testing.assert_close(attention(x), attention.out(mixed), rtol=0, atol=1e-12)
 
 
+@both
 @pytest.mark.parametrize("kernel", ["sdpa", "matmul"])
-def test_no_position_sees_a_later_one(kernel: str) -> None:
-    model = random_model()
+def test_no_position_sees_a_later_one(config: GPTConfig, kernel: str) -> None:
+    model = random_model(config)
     model.use_attention_kernel(kernel)
     embedded = []
     model.token_embedding.register_forward_hook(lambda _m, _i, out: embedded.append(out.requires_grad_()))
@@ -113,7 +126,9 @@ def test_every_parameter_is_initialised_optimised_once_and_gets_a_gradient() -> 
     decayed = [parameter for group in groups if group["weight_decay"] for parameter in group["params"]]
     assert all(parameter.dim() >= 2 for parameter in decayed) and len(decayed) == 2 + 4 * SMALL.n_layer
     model(random_ids(4, 24), random_ids(4, 24))[1].backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in model.parameters()
+    )
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
@@ -152,13 +167,16 @@ def test_logits_equal_those_of_gpt2_in_transformers(
     assert (single - expected).abs().max() <= 1e-5 * max(1, expected.abs().max().item())
 
 
+@both
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tied_head", [True, False])
-def test_counted_parameters_are_the_modules(bias: bool, tied_head: bool) -> None:
-    config = dataclasses.replace(SMALL, bias=bias, tied_head=tied_head)
+def test_counted_parameters_are_the_modules(config: GPTConfig, bias: bool, tied_head: bool) -> None:
+    config = dataclasses.replace(config, bias=bias, tied_head=tied_head)
     with torch.device("meta"):
         model = GPT(config)
-    assert sum(count_parameters(config).values()) == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(count_parameters(config).values()) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
 
 
 def test_gpt2_has_its_published_number_of_parameters() -> None:
@@ -168,7 +186,9 @@ def test_gpt2_has_its_published_number_of_parameters() -> None:
 def test_flops_are_those_of_the_matrix_products() -> None:
     config = dataclasses.replace(SMALL, bias=False)
     width, layers = config.n_embd, config.n_layer
-    products = 12 * width * width * layers + config.vocab_size * width  # multiply-adds of one token, head included
+    products = (
+        12 * width * width * layers + config.vocab_size * width
+    )  # multiply-adds of one token, head included
     norms = (2 * layers + 1) * width
     attention = 2 * layers * width * config.block_size  # scores and mix, over the whole block
     assert flops_per_token(config) == 6 * (products + norms) + 6 * attention
@@ -183,11 +203,10 @@ def test_loss_is_the_mean_cross_entropy_and_leaves_out_masked_targets() -> None:
     assert model(ids, targets)[1].item() == pytest.approx(torch.stack(by_hand[10:]).mean().item(), abs=1e-12)
 
 
+@both
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_cache_changes_nothing_at_any_length(batch: int) -> None:
-    from model import KVCache
-
-    model = random_model()
+def test_the_cache_changes_nothing_at_any_length(config: GPTConfig, batch: int) -> None:
+    model = random_model(config)
     ids = random_ids(batch, SMALL.block_size)
     full = model(ids)[0]
     for prefix in range(1, SMALL.block_size):
@@ -197,8 +216,9 @@ def test_the_cache_changes_nothing_at_any_length(batch: int) -> None:
         torch.testing.assert_close(torch.cat([first, *rest], dim=1), full, rtol=0, atol=1e-12)
 
 
-def test_greedy_text_equals_the_uncached_loop_for_prompts_of_different_lengths() -> None:
-    model = random_model()
+@both
+def test_greedy_text_equals_the_uncached_loop_for_prompts_of_different_lengths(config: GPTConfig) -> None:
+    model = random_model(config)
     lengths = [1, 4, 7]
     prompts = [random_ids(1, length) for length in lengths]
     new = SMALL.block_size - max(lengths)
@@ -212,27 +232,33 @@ def test_greedy_text_equals_the_uncached_loop_for_prompts_of_different_lengths()
         assert torch.equal(together[row, starts[row] :], text[0])
 
 
-def test_generation_goes_on_past_the_block_and_sees_at_least_three_quarters_of_it() -> None:
-    model = random_model()
+@both
+def test_generation_goes_on_past_the_block_and_sees_at_least_half_of_it(config: GPTConfig) -> None:
+    model = random_model(config)
     text = random_ids(2, 5)
     out = model.generate(text, 60, temperature=0)
     block, length, first = SMALL.block_size, 5, 0
     for _ in range(60):
         if length - first > block:
-            first = length - (block - block // 4 + 1)
+            first = length - block // 2
         text = torch.cat((text, model(text[:, first:])[0][:, -1].argmax(-1, keepdim=True)), dim=1)
         length += 1
     assert torch.equal(out, text)
 
 
-def test_a_sample_depends_on_seed_and_index_not_on_its_batch() -> None:
-    model = random_model()
+@both
+def test_a_sample_depends_on_seed_and_index_not_on_its_batch(config: GPTConfig) -> None:
+    model = random_model(config)
     prompt = random_ids(1, 3)
     together = model.generate(prompt.repeat(4, 1), 40, temperature=1.3, top_k=20, seed=9)
-    alone = [model.generate(prompt, 40, temperature=1.3, top_k=20, seed=9, first_index=index) for index in range(4)]
+    alone = [
+        model.generate(prompt, 40, temperature=1.3, top_k=20, seed=9, first_index=index) for index in range(4)
+    ]
     assert torch.equal(together, torch.cat(alone))
     assert not torch.equal(together[0], together[1])
-    assert not torch.equal(together, model.generate(prompt.repeat(4, 1), 40, temperature=1.3, top_k=20, seed=10))
+    assert not torch.equal(
+        together, model.generate(prompt.repeat(4, 1), 40, temperature=1.3, top_k=20, seed=10)
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,6 +283,51 @@ def test_probabilities_equal_a_loop_over_the_vocabulary(
     torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-6)
 
 
+def test_rotated_scores_depend_on_distance_alone() -> None:
+    query, key = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
+    scores = []
+    for shift in (0, 5, 900):
+        at = [rotary_angles(torch.tensor([position]), 16, torch.float64) for position in (shift, shift + 3)]
+        scores.append((rotate(query, *at[1]) * rotate(key, *at[0])).sum())
+    torch.testing.assert_close(scores[1:], [scores[0]] * 2, rtol=1e-5, atol=1e-5)
+    turned = rotate(query, *at[0])
+    assert turned.norm().item() == pytest.approx(query.norm().item()) and not torch.allclose(turned, query)
+
+
+def test_rotation_turns_each_pair_by_its_own_angle() -> None:
+    x, position, width = torch.randn(8, dtype=torch.float64), 7, 8
+    pairs = torch.complex(x[:4], x[4:])
+    angles = torch.tensor([position * 10000.0 ** (-2 * i / width) for i in range(4)], dtype=torch.float64)
+    expected = pairs * torch.polar(torch.ones_like(angles), angles)
+    found = rotate(x[None], *rotary_angles(torch.tensor([position]), width, torch.float64))[0]
+    torch.testing.assert_close(found, torch.cat((expected.real, expected.imag)), rtol=0, atol=1e-6)
+
+
+def test_blocks_that_start_at_zero_leave_the_residual_stream_alone() -> None:
+    model = GPT(MODERN)
+    model.init_weights(3)
+    ids = random_ids(2, 10)
+    expected = model.head(model.final_norm(model.token_embedding(ids)))
+    torch.testing.assert_close(model(ids)[0], expected)
+
+
+def test_min_p_keeps_what_is_near_the_most_probable() -> None:
+    logits = torch.randn(4, 30)
+    plain, cut = (next_token_probabilities(logits, 1.0, None, None, min_p) for min_p in (None, 0.3))
+    kept = plain >= 0.3 * plain.amax(-1, keepdim=True)
+    torch.testing.assert_close(cut, plain * kept / (plain * kept).sum(-1, keepdim=True))
+
+
+def test_the_repetition_penalty_touches_what_stands_in_the_text() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
+    text = torch.tensor([[3, 0, 1, 0]])
+    assert penalise(logits, text, None, 2.0).tolist() == [[1.0, -4.0, 1.0, 0.25]]
+    assert penalise(logits, text, torch.tensor([1]), 2.0).tolist() == [[1.0, -4.0, 1.0, 0.5]]
+    model = random_model()
+    out = model.generate(random_ids(1, 1), 20, temperature=0, repetition_penalty=1e9)
+    assert len(set(out[0].tolist())) == 21  # greedy text that cannot repeat itself
+
+
 def test_draws_follow_the_distribution_and_never_take_an_impossible_token() -> None:
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0]], dtype=torch.float64)
     uniforms = torch.rand(20_000)
@@ -274,7 +345,9 @@ def test_padding_of_the_vocabulary_is_never_drawn() -> None:
     assert out.max().item() < 10
 
 
-@pytest.mark.parametrize("change", [{"n_head": 5}, {"n_layer": 0}, {"dropout": 1.0}, {"activation": "sigmoid"}])
+@pytest.mark.parametrize(
+    "change", [{"n_head": 5}, {"n_layer": 0}, {"dropout": 1.0}, {"activation": "sigmoid"}]
+)
 def test_impossible_shapes_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(SMALL, **change)

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium or Chrome here; install one, or name it in CHROMIUM"
 )
 PROMPT = "ROMEO:\nShall I hear?"
-READY = "document.querySelectorAll('#near li').length > 0 && document.querySelectorAll('#layers tr').length > 0"
+READY = (
+    "document.querySelectorAll('#near li').length > 0 && document.querySelectorAll('#layers tr').length > 0"
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,9 @@ def test_a_typed_prompt_is_read(browser: Browser) -> None:
     ("temperature", "top_k", "top_p"),
     [(1.0, None, 1.0), (0.5, None, 1.0), (2.0, 5, 1.0), (1.0, None, 0.6), (0.8, 20, 0.9)],
 )
-def test_the_bars_are_sample_pys_probabilities(browser: Browser, explorer: Explorer, temperature, top_k, top_p) -> None:
+def test_the_bars_are_sample_pys_probabilities(
+    browser: Browser, explorer: Explorer, temperature, top_k, top_p
+) -> None:
     move(browser, "temperature", temperature)
     move(browser, "top-p", top_p)
     if top_k is not None:
@@ -145,11 +149,15 @@ def test_a_head_is_opened_and_its_numbers_are_the_models(browser: Browser, explo
     from engine.inspection import inspect
 
     browser.click("#heads button[data-layer='1'][data-head='1']")
-    browser.wait("document.getElementById('layer').value === '1' && document.getElementById('head').value === '1'")
+    browser.wait(
+        "document.getElementById('layer').value === '1' && document.getElementById('head').value === '1'"
+    )
     rows = browser.value(
         "[...document.querySelectorAll('#weights tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
     )
-    attention = inspect(explorer.model, torch.from_numpy(explorer.tokenizer.encode(PROMPT))).attention[1, 1, -1]
+    attention = inspect(explorer.model, torch.from_numpy(explorer.tokenizer.encode(PROMPT))).attention[
+        1, 1, -1
+    ]
     assert len(rows) == 12
     for position, _, weight in rows:
         assert float(weight) == pytest.approx(attention[int(position)].item(), abs=1e-4)
@@ -176,7 +184,9 @@ def test_it_can_be_used_by_keyboard(browser: Browser) -> None:
     browser.wait("document.querySelector('span.chosen').textContent === 'E'")
     browser.value("document.querySelector('#heads [tabindex=\"0\"]').focus()")
     browser.press("ArrowDown")
-    assert browser.value("[document.activeElement.dataset.layer, document.getElementById('layer').value]") == ["1", "1"]
+    assert browser.value(
+        "[document.activeElement.dataset.layer, document.getElementById('layer').value]"
+    ) == ["1", "1"]
     browser.value("document.getElementById('map').focus()")
     browser.press("ArrowUp")
     assert browser.value("document.getElementById('readout').textContent").startswith("2 M takes")
@@ -199,7 +209,9 @@ def test_it_fits_on_a_phone_and_goes_dark(browser: Browser) -> None:
     light = browser.value("getComputedStyle(document.querySelector('section')).backgroundColor")
     browser.resize(360, 740, phone=True)
     browser.dark(True)
-    browser.wait(f"getComputedStyle(document.querySelector('section')).backgroundColor !== {json.dumps(light)}")
+    browser.wait(
+        f"getComputedStyle(document.querySelector('section')).backgroundColor !== {json.dumps(light)}"
+    )
     assert browser.value("document.documentElement.scrollWidth") == 360
     browser.dark(False)
 
@@ -229,7 +241,8 @@ def test_markup_that_the_model_writes_stays_text(window: Browser, tmp_path: Path
     assert tokens(window) == "</script><img src=i onerror=i>"
     move(window, "temperature", 2)  # the sliders of a file work without a server
     assert sum(bars(window).values()) == pytest.approx(
-        expected(explorer, "</script><img src=i onerror=i>", 2.0, None, None).topk(15).values.sum().item(), abs=1e-4
+        expected(explorer, "</script><img src=i onerror=i>", 2.0, None, None).topk(15).values.sum().item(),
+        abs=1e-4,
     )
     assert window.problems == []
 
@@ -267,5 +280,7 @@ def test_two_hundred_tokens_of_gpt2s_shape_stay_fluid(window: Browser, tmp_path:
     window.wait("document.querySelectorAll('#lines path').length > 1")
     assert window.value("window.painted") == 0
     window.click("#heads button[data-layer='11'][data-head='7']")
-    window.wait("document.getElementById('layer').value === '11' && document.getElementById('head').value === '7'")
+    window.wait(
+        "document.getElementById('layer').value === '11' && document.getElementById('head').value === '7'"
+    )
     assert window.value("window.painted") == 1

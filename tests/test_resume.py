@@ -27,8 +27,16 @@ def run_here(*arguments: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_resume_is_exact_from_every_step(place: Path, dtype: str) -> None:
-    """20 steps with dropout, accumulation, and the fp16 scaler: weights, optimizer, scaler, losses and samples."""
-    fixed = (f"--dtype={dtype}", "--sample_tokens=0", "--eval_interval=1", "--keep_checkpoints=100", "--eval_iters=1")
+    """20 steps with dropout, accumulation, and the fp16 scaler: weights, optimizer, scaler, losses and
+    samples.
+    """
+    fixed = (
+        f"--dtype={dtype}",
+        "--sample_tokens=0",
+        "--eval_interval=1",
+        "--keep_checkpoints=100",
+        "--eval_iters=1",
+    )
     run_here(*fixed, "--out_dir=whole")
     whole, logged = tensors(place / "whole"), losses(place / "whole")
     scaler = open_checkpoint(place / "whole", "last").meta["scaler"]
@@ -82,7 +90,13 @@ def test_automatic_choices_come_from_the_checkpoint(place: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [["--eval_interval=3"], ["--eval_iters=1"], ["--sample_tokens=0"], ["--log_interval=7"], ["--keep_checkpoints=9"]],
+    [
+        ["--eval_interval=3"],
+        ["--eval_iters=1"],
+        ["--sample_tokens=0"],
+        ["--log_interval=7"],
+        ["--keep_checkpoints=9"],
+    ],
 )
 def test_looking_changes_nothing(place: Path, change: list[str]) -> None:
     run_here("--out_dir=plain")
@@ -130,12 +144,17 @@ def init(**_):
 
 
 def test_sequences_are_the_same_for_1_2_and_4_processes_and_runs_change_hands(place: Path) -> None:
-    shape = ("--batch_size=2", "--gradient_accumulation_steps=4")  # micro-batches that 1, 2 and 4 processes share
+    shape = (
+        "--batch_size=2",
+        "--gradient_accumulation_steps=4",
+    )  # micro-batches that 1, 2 and 4 processes share
     exact = ("tiny.py", "--dtype=float64", "--eval_interval=20", "--sample_tokens=0", *shape)
     assert train_script.main([*exact, "--out_dir=one"]) == 0
     for processes in (2, 4):
         out = f"--out_dir=of{processes}"
-        finished = torchrun(place, processes, "train.py", *exact, out, "--max_iters=10", "--lr_decay_iters=20")
+        finished = torchrun(
+            place, processes, "train.py", *exact, out, "--max_iters=10", "--lr_decay_iters=20"
+        )
         assert finished.returncode == 0, finished.stderr
     resumed = ("--init_from=resume", "--lr_decay_iters=20", "--max_iters=20")
     assert train_script.main([*exact, "--out_dir=of2", *resumed]) == 0
@@ -149,7 +168,9 @@ def test_sequences_are_the_same_for_1_2_and_4_processes_and_runs_change_hands(pl
     assert finished.returncode == 0 and "resuming of2/checkpoints/step-00000020" in finished.stdout
 
 
-def test_changed_data_is_announced_before_the_run_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_data_is_announced_before_the_run_goes_on(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_here("--out_dir=r", "--max_iters=10")
     path = place / "r/checkpoints/step-00000010/meta.json"
     meta = json.loads(path.read_text())
@@ -169,7 +190,9 @@ def test_resume_passes_over_a_damaged_checkpoint_and_says_so(place: Path) -> Non
     output = train(place, "--out_dir=part", "--init_from=resume")
     assert "step-00000020/model.safetensors is damaged" in output and "going back" in output
     assert same(tensors(place / "whole"), tensors(place / "part"))
-    refused = command(place, "sample.py", "--out_dir=whole", "--checkpoint=step-00000020", "--max_new_tokens=5")
+    refused = command(
+        place, "sample.py", "--out_dir=whole", "--checkpoint=step-00000020", "--max_new_tokens=5"
+    )
     assert refused.returncode == 0
     with open(place / "whole/checkpoints/step-00000020/meta.json", "ab") as file:
         file.write(b"x")
@@ -184,12 +207,14 @@ def test_metrics_have_each_step_once_after_a_crash_in_mid_line(place: Path) -> N
     run_here("--out_dir=r", "--init_from=resume")
     lines = [json.loads(line) for line in (place / "r/metrics.jsonl").read_text().splitlines()]
     keys = [(line["step"], line["kind"]) for line in lines]
-    assert len(keys) == len(set(keys)) and {step for step, kind in keys if kind == "train"} == set(range(1, 21))
+    assert len(keys) == len(set(keys)) and {step for step, kind in keys if kind == "train"} == set(
+        range(1, 21)
+    )
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
 
 
 def test_a_checkpoint_of_the_first_format_still_loads() -> None:
-    """The reference was written once, by `make_reference` below; later versions of the program must read it."""
+    """The reference was written once, by `make_reference` below; later versions must read it."""
     model, tokenizer = load(REFERENCE, checkpoint="last")
     assert isinstance(tokenizer, ByteTokenizer)
     logits, _ = model(torch.arange(8)[None])
@@ -215,7 +240,10 @@ def make_reference() -> None:
         model(ids, ids)[1].backward()
         optimizer.step()
     meta = {"model": dataclasses.asdict(config), "step": 3, "tokenizer": ByteTokenizer().to_dict()}
-    parts = {"model": dict(model.named_parameters()), "optimizer": checkpoints.optimizer_tensors(model, optimizer)}
+    parts = {
+        "model": dict(model.named_parameters()),
+        "optimizer": checkpoints.optimizer_tensors(model, optimizer),
+    }
     checkpoints.save_checkpoint(REFERENCE, meta, parts)
     expected = {"logits": model(ids)[0][0, -1, :8].tolist()}
     (REFERENCE / "expected.json").write_text(json.dumps(expected) + "\n")
@@ -229,7 +257,9 @@ def test_hashes_in_a_checkpoint_are_plain_sha256(place: Path) -> None:
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected
 
 
-def test_a_divergence_names_the_step_and_the_first_bad_tensor(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_divergence_names_the_step_and_the_first_bad_tensor(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sixth update's batch makes a weight's gradient infinite: by a hook that the replay meets again."""
     original = training.Batches.step
     poisoned = {"on": False}

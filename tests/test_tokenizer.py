@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.errors import UserError
 from engine.sources import _tiktoken_cache
-from engine.tokenizer import ByteTokenizer, CharTokenizer, encode_prompt, tokenizer_from_dict
+from engine.tokenizer import ByteTokenizer, CharTokenizer, TextStream, encode_prompt, tokenizer_from_dict
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
 
@@ -58,6 +58,23 @@ def test_a_missing_prompt_is_a_line_break_or_the_first_entry() -> None:
     assert encode_prompt(CharTokenizer("ab"), None).tolist() == [0]
     with pytest.raises(UserError, match="empty"):
         encode_prompt(CharTokenizer("ab"), "")
+
+
+@given(TEXTS)
+def test_a_stream_of_bytes_shows_whole_characters_only(text: str) -> None:
+    stream = TextStream(ByteTokenizer())
+    pieces = [stream.push(token) for token in text.encode()] + [stream.finish()]
+    assert "".join(pieces) == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+@given(TEXTS, st.text("ab", min_size=1, max_size=3), TEXTS)
+def test_a_stream_ends_before_the_stop_text(before: str, stop: str, after: str) -> None:
+    text = before + stop + after
+    stream = TextStream(ByteTokenizer(), stop)
+    shown = "".join(stream.push(token) for token in text.encode()) + stream.finish()
+    assert shown == text[: text.index(stop)] and stream.stopped
 
 
 @pytest.mark.skipif(

@@ -17,7 +17,7 @@ from engine.checkpoint import checkpoint_folders, load, open_checkpoint, read_ch
 from engine.config import TrainSettings
 from engine.errors import UserError
 from engine.metrics import read_metrics
-from engine.optimizer import learning_rate
+from engine.optimizer import learning_rate_factor
 from engine.training import Clock, StepReport
 
 
@@ -48,7 +48,15 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 def test_a_run_from_start_to_sample(place: Path) -> None:
     output = train(place)
     run = place / "out/tiny"
-    for said in ("device: cpu", "float32", "compile: False", "parameters", "256 tokens", "data/topics", "step 0: "):
+    for said in (
+        "device: cpu",
+        "float32",
+        "compile: False",
+        "parameters",
+        "256 tokens",
+        "data/topics",
+        "step 0: ",
+    ):
         assert said in output, said
     assert output.splitlines()[-1].endswith("python sample.py --out_dir=out/tiny")
     assert "Best validation loss" in output.splitlines()[-2]
@@ -139,7 +147,9 @@ def test_evaluation_equals_a_loop_over_the_split(place: Path) -> None:
         logits = model(window[None, :-1])[0][0].log_softmax(-1)
         total -= logits[torch.arange(len(window) - 1), window[1:]].sum().item()
     assert losses(place / "out/tiny", "eval")[5] == pytest.approx(total / (len(ids) - 1), abs=1e-10)
-    output = command(place, "train.py", "tiny.py", "--init_from=resume", "--eval_only=True", "--eval_iters=none")
+    output = command(
+        place, "train.py", "tiny.py", "--init_from=resume", "--eval_only=True", "--eval_iters=none"
+    )
     assert f"validation loss {total / (len(ids) - 1):.4f}" in output.stdout
 
 
@@ -167,7 +177,11 @@ def test_progress_is_a_bar_on_a_terminal_and_plain_lines_in_a_file(place: Path) 
     main, side = pty.openpty()
     termios.tcsetwinsize(side, (40, 100))
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "tiny.py"], cwd=place, stdout=side, stderr=side, close_fds=True
+        [sys.executable, str(ROOT / "train.py"), "tiny.py"],
+        cwd=place,
+        stdout=side,
+        stderr=side,
+        close_fds=True,
     )
     os.close(side)
     seen = b""
@@ -183,12 +197,12 @@ def test_progress_is_a_bar_on_a_terminal_and_plain_lines_in_a_file(place: Path) 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     settings = TrainSettings(learning_rate=1.0, min_lr=0.2, warmup_iters=4, max_iters=104)
-    rates = [learning_rate(step, settings) for step in range(120)]
+    rates = [learning_rate_factor(step, settings) for step in range(120)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[54] == pytest.approx(0.6) and rates[104:] == [0.2] * 16
     assert all(late <= early for early, late in itertools.pairwise(rates[4:]))
     settings.decay_lr = False
-    assert {learning_rate(step, settings) for step in range(4, 200)} == {1.0}
+    assert {learning_rate_factor(step, settings) for step in range(200)} == {1.0}
 
 
 def test_a_report_is_the_mean_over_processes() -> None:
@@ -222,7 +236,9 @@ def test_wandb_offline_changes_nothing_and_a_resumed_run_continues_it(place: Pat
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_of_it_is_saved(place: Path) -> None:
-    finished = command(place, "train.py", "tiny.py", "--learning_rate=1e30", "--grad_clip=0", "--warmup_iters=0")
+    finished = command(
+        place, "train.py", "tiny.py", "--learning_rate=1e30", "--grad_clip=0", "--warmup_iters=0"
+    )
     assert finished.returncode == 2 and "diverged" in finished.stderr and "Traceback" not in finished.stderr
     for folder in checkpoint_folders(place / "out/tiny"):
         checkpoint = read_checkpoint(folder)

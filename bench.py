@@ -1,0 +1,304 @@
+"""Measure speed, always against something: the machine's own limits, and a straightforward baseline run in
+turns.
+
+    python bench.py train                      a training step of the CPU-sized setting, ours and the
+    baseline's python bench.py train --config configs/shakespeare_char_fast.py
+    python bench.py sample                     tokens per second with the KV cache, small model and GPT-2's
+    shape python bench.py start                      from the start of train.py to its first step
+
+Every figure is a median over rounds with its spread (10th to 90th percentile); ours and the baseline take
+turns in processes of their own, so a machine that slows down slows both. The baseline is what one writes
+first: fp32 products by the default library, scaled_dot_product_attention, AdamW unfused, memory as the C
+library handles it; for sampling, no cache.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config import Parser, TrainSettings, read_settings
+from engine.errors import run_script
+
+PLAIN = {
+    "gradient_accumulation_steps": 1, "batch_size": 12, "block_size": 64, "n_layer": 4, "n_head": 4,
+    "n_embd": 128,
+    "bias": False, "learning_rate": 1e-3, "beta2": 0.99, "max_iters": 2000, "warmup_iters": 100,
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the measurement that the command line names."""
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("what", choices=("train", "sample", "start", "worker"), help="what to measure")
+    parser.add_argument("--config", help="train: a configuration file (default: the plain CPU setting)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of taking turns (default: 15)")
+    parser.add_argument(
+        "--kind", choices=("ours", "baseline"), default="ours", help="worker: which of the two to be"
+    )
+    options = parser.parse_args(arguments)
+    if options.what == "worker":
+        work(options.kind, options.config)
+    else:
+        {"train": measure_training, "sample": measure_sampling, "start": measure_start}[options.what](options)
+
+
+def summary(values: Sequence[float]) -> str:
+    """Median and spread, e.g. "17.2 (16.8 to 18.1)"."""
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+    return f"{statistics.median(values):.3g} ({low:.3g} to {high:.3g})"
+
+
+def best_time(run: Callable[[], Any], rounds: int) -> float:
+    """Seconds of the fastest of several runs after one to warm up: what the machine can do undisturbed."""
+    run()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def machine_limits() -> dict[str, float]:
+    """This machine's matmul peaks in FLOP/s, and the bandwidth of reading memory in bytes/s."""
+    import torch
+
+    limits = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = torch.randn(2, 1024, 1024).to(dtype)
+        rates = []
+        for precision in ("highest", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            rates.append(2 * 1024**3 / best_time(lambda a=a, b=b: a @ b, 15))
+        limits[name] = max(rates)
+    large = torch.ones(2**27)  # 512 MiB, far beyond the caches
+    limits["bandwidth"] = large.nbytes / best_time(large.sum, 7)
+    torch.set_float32_matmul_precision("highest")
+    print(
+        f"machine: {torch.get_num_threads()} threads, torch {torch.__version__}; fp32 "
+        f"{limits['fp32'] / 1e9:.0f} GFLOP/s, "
+        f"bf16 {limits['bf16'] / 1e9:.0f} GFLOP/s, memory {limits['bandwidth'] / 1e9:.1f} GB/s"
+    )
+    return limits
+
+
+# ------------------------------------------------------------------------------------------------------------
+# -
+# training
+
+
+def measure_training(options: Any) -> None:
+    """Time training steps of ours and of the baseline, in turns."""
+    from engine.setup import model_shape
+    from model import flops_per_token
+
+    limits = machine_limits()
+    settings = training_settings(options.config)
+    workers = {kind: start_worker(kind, options.config) for kind in ("ours", "baseline")}
+    times: dict[str, list[float]] = {kind: [] for kind in workers}
+    for number in range(options.rounds + 1):
+        for kind, worker in workers.items():
+            measured = ask(worker)
+            if number:  # the first round warms up
+                times[kind].append(statistics.median(measured))
+    for worker in workers.values():
+        worker.kill()
+    tokens = settings.sequences_per_step() * settings.block_size
+    flops = tokens * flops_per_token(model_shape(settings, 65))
+    for kind, seconds in times.items():
+        rate = flops / statistics.median(seconds)
+        print(
+            f"{kind:9} {summary([1e3 * value for value in seconds])} ms a step, "
+            f"{tokens / statistics.median(seconds):,.0f} "
+            f"tokens/s, {rate / 1e9:.0f} GFLOP/s of model arithmetic, {rate / limits['fp32']:.0%} of the "
+            f"fp32 peak"
+        )
+    ratios = [mine / theirs for mine, theirs in zip(times["ours"], times["baseline"], strict=True)]
+    print(f"ours takes {summary([100 * ratio for ratio in ratios])} % of the baseline's time")
+
+
+def training_settings(config: str | None) -> TrainSettings:
+    """The plain setting, or that of a configuration file on a CPU."""
+    if config is None:
+        return TrainSettings(**PLAIN)
+    return read_settings(TrainSettings, [config], "").settings(on_cpu=True)
+
+
+def start_worker(kind: str, config: str | None) -> subprocess.Popen[str]:
+    """A process that does 20 training steps whenever it is asked to."""
+    line = [sys.executable, __file__, "worker", f"--kind={kind}", *([f"--config={config}"] if config else [])]
+    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(worker: subprocess.Popen[str]) -> list[float]:
+    """Have a worker do its steps; their seconds."""
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    return json.loads(worker.stdout.readline())
+
+
+def work(kind: str, config: str | None) -> None:
+    """Be a worker: for each line of input do 20 steps and print their seconds."""
+    import torch
+
+    from engine.device import Choices, choose_threads, probe_kernels
+    from engine.optimizer import clip_gradients, learning_rate_factor, make_optimizer
+    from engine.setup import model_shape
+    from model import GPT
+
+    settings = training_settings(config)
+    ours = kind == "ours"
+    choices = Choices("cpu", "float32", False, choose_threads(None, 1))
+    if ours:
+        shape = (settings.batch_size, settings.block_size, settings.n_head, settings.n_embd)
+        probe_kernels(choices, *shape, settings.dropout)
+        choices.apply()
+    model = GPT(model_shape(settings, 65))
+    model.init_weights(settings.seed)
+    model.use_attention_kernel(choices.attention_kernel)
+    optimizer = make_optimizer(model, settings)
+    if not ours:
+        for group in optimizer.param_groups:
+            group["fused"] = False
+    clip = clip_gradients if ours else torch.nn.utils.clip_grad_norm_
+    rows = torch.randint(65, (settings.batch_size, settings.block_size + 1))
+    number = 0
+    for _ in sys.stdin:
+        times = []
+        for _ in range(20):
+            began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_factor(number, settings) * group["peak"]
+            for _ in range(settings.gradient_accumulation_steps):
+                model(rows[:, :-1], rows[:, 1:])[1].backward()
+            clip(model.parameters(), settings.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            number += 1
+            times.append(time.perf_counter() - began)
+        print(json.dumps(times), flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# -
+# sampling
+
+
+def measure_sampling(options: Any) -> None:
+    """Tokens per second with the cache, against recomputing the text for each token."""
+    import torch
+
+    from engine.device import keep_freed_memory
+    from model import GPT, GPTConfig, count_parameters
+
+    limits = machine_limits()
+    keep_freed_memory()
+    small = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False)
+    large = GPTConfig(bias=False)
+    for name, config, prompt, new, batches, dtype in (
+        ("0.8 M", small, 1, 500, (1, 16), torch.float32),
+        ("124 M fp32", large, 512, 20, (1,), torch.float32),
+        ("124 M bf16", large, 512, 20, (1,), torch.bfloat16),
+    ):
+        model = GPT.empty(config, "cpu", dtype).eval()
+        model.init_weights(0)
+        model.use_attention_kernel("matmul" if config.block_size <= 256 else "sdpa")
+        weights = (
+            sum(count_parameters(config).values()) - config.block_size * config.n_embd
+        ) * model.head.weight.itemsize
+        for batch in batches:
+            ids = torch.randint(config.vocab_size, (batch, prompt))
+            rates, naive = [], []
+            for _ in range(max(3, options.rounds // 3)):
+                rates.append(batch / seconds_per_token(model, ids, new))
+                naive.append(batch / seconds_without_cache(model, ids, 20 if prompt == 1 else 1))
+            ratio = statistics.median(ours / theirs for ours, theirs in zip(rates, naive, strict=True))
+            read = statistics.median(rates) / batch * weights / limits["bandwidth"]
+            print(
+                f"{name}, {batch} at once: {summary(rates)} tokens/s with the cache, {summary(naive)} "
+                f"without: {ratio:.1f} "
+                f"times as fast; reads its weights at {read:.0%} of the memory's bandwidth"
+            )
+
+
+def seconds_per_token(model: Any, ids: Any, new: int) -> float:
+    """Seconds of one decoding step after the prompt has been read."""
+    tokens = model.stream(ids, new, temperature=0.8)
+    next(tokens)
+    began = time.perf_counter()
+    count = sum(1 for _ in tokens)
+    return (time.perf_counter() - began) / count
+
+
+def seconds_without_cache(model: Any, ids: Any, new: int) -> float:
+    """Seconds of a token where each one recomputes the last `block_size` positions."""
+    import torch
+
+    block = model.config.block_size
+    ids = (
+        torch.cat((ids, ids[:, :1].repeat(1, block)), dim=1)[:, : max(block, ids.shape[1])]
+        if ids.shape[1] == 1
+        else ids
+    )
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for _ in range(new):
+            logits = model.head(model.features(ids[:, -block:])[:, -1])
+            ids = torch.cat((ids, logits.float().softmax(-1).multinomial(1)), dim=1)
+    return (time.perf_counter() - began) / new
+
+
+# ------------------------------------------------------------------------------------------------------------
+# -
+# starting
+
+
+def measure_start(options: Any) -> None:
+    """From the start of train.py to its first step, against importing torch and one optimizer step."""
+    least = "import torch; p = torch.nn.Parameter(torch.ones(2)); p.sum().backward(); "
+    least += "torch.optim.AdamW([p]).step()"
+    root = Path(__file__).resolve().parent
+    times: dict[str, list[float]] = {"least": [], "ours": []}
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.txt")
+        text.write_text("Something to read, again and again. " * 2000)
+        run = [
+            sys.executable,
+            str(root / "train.py"),
+            "--dataset=text",
+            "--out_dir=r",
+            "--init_from=auto",
+            "--max_iters=1",
+        ]
+        run += [f"--{name}={value}" for name, value in PLAIN.items() if name != "max_iters"]
+        run += ["--sample_tokens=0", "--eval_iters=1", "--eval_interval=100"]
+        subprocess.run(
+            [sys.executable, str(root / "prepare.py"), "text.txt"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        for number in range(options.rounds + 1):
+            for name, line in (("least", [sys.executable, "-c", least]), ("ours", run)):
+                subprocess.run(["rm", "-rf", "r"], cwd=folder, check=True)
+                began = time.perf_counter()
+                subprocess.run(line, cwd=folder, check=True, capture_output=True, env=os.environ)
+                if number:
+                    times[name].append(time.perf_counter() - began)
+    ratios = [ours / least for ours, least in zip(times["ours"], times["least"], strict=True)]
+    print(f"import torch and one optimizer step: {summary(times['least'])} s")
+    print(f"train.py with one step, two small evaluations and a checkpoint: {summary(times['ours'])} s")
+    print(f"ratio {summary(ratios)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,40 @@
+# Tiny Shakespeare by characters, as soon as possible: what docs/speed.md found to pay, in a model of the same
+# size.
+
+dataset = "shakespeare_char"
+gradient_accumulation_steps = 1
+batch_size = 64
+block_size = 256
+
+n_layer = 6
+n_head = 6
+n_embd = 384
+dropout = 0.2
+
+position = "rotary"
+activation = "relu2"
+qk_norm = True
+zero_init = True
+optimizer = "muon"
+schedule = "linear"
+
+learning_rate = 3e-3
+muon_learning_rate = 0.02
+max_iters = 1000
+warmup_iters = 0
+min_lr = 0.0
+beta2 = 0.99
+
+eval_interval = 100
+log_interval = 10
+
+cpu = dict(
+    batch_size=12,
+    block_size=64,
+    n_layer=4,
+    n_head=4,
+    n_embd=128,
+    dropout=0.0,
+    max_iters=400,
+    log_interval=20,
+)

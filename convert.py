@@ -1,0 +1,65 @@
+"""Weights in and out.
+
+    python convert.py out/shakespeare_char --to hf exported/         a folder that `transformers` loads
+    python convert.py out/shakespeare_char --to gguf exported.gguf   a file for llama.cpp
+    python convert.py gpt2 --to run out/gpt2                         a run folder of ours, from foreign
+    weights python convert.py out-shakespeare-char/ckpt.pt --text input.txt --to run out/from-nanogpt
+
+The source can be a run, gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a
+folder in its GPT-2 layout, or a nanoGPT checkpoint, and any of them can go to any target.
+"""
+
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.config import Parser
+from engine.errors import UserError, run_script
+
+TARGETS = ("hf", "gguf", "run")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read what the command line names, write what it asks for."""
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("source", help="a run, the name of a GPT-2, a folder, or a nanoGPT ckpt.pt")
+    parser.add_argument(
+        "--to", nargs=2, required=True, metavar=("KIND", "PLACE"), help="hf FOLDER, gguf FILE, or run FOLDER"
+    )
+    parser.add_argument(
+        "--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)"
+    )
+    parser.add_argument(
+        "--text", type=Path, help="the text that a nanoGPT model of characters was trained on"
+    )
+    parser.add_argument("--block_size", type=int, help="keep so many positions (default: all)")
+    options = parser.parse_args(arguments)
+    kind, place = options.to
+    if kind not in TARGETS:
+        raise UserError(f"--to {kind}: it can be {', '.join(TARGETS)}, and then the place to write to")
+    if options.block_size is not None and options.block_size < 1:
+        raise UserError(f"--block_size is {options.block_size}; it must be at least 1")
+
+    from engine.export import write_gguf, write_hugging_face, write_run
+    from engine.pretrained import read_pretrained
+
+    found = read_pretrained(options.source, options.checkpoint, options.text)
+    if options.block_size is not None:
+        found = found.with_block_size(options.block_size)
+    {"hf": write_hugging_face, "gguf": write_gguf, "run": write_run}[kind](found, Path(place))
+    config = found.config
+    print(
+        f"{options.source} → {place}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
+        f"block {config.block_size}, vocabulary {config.vocab_size:,}"
+    )
+    if found.tokenizer is None:
+        print("note: no tokenizer came with these weights, so none was written")
+    if kind == "gguf" and config.activation == "gelu":
+        print(
+            "note: llama.cpp computes the tanh form of GELU, this model the exact one: its logits differ "
+            "slightly"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,169 @@
+"""Score a model.
+
+    python eval.py out/shakespeare_char                                  its data set's validation split
+    python eval.py gpt2 --dataset shakespeare --stride 512               a sliding window over a data set
+    python eval.py gpt2 --text book.txt                                  any text
+    python eval.py gpt2-medium --tasks hellaswag lambada                 public benchmarks, zero-shot
+    python eval.py exported/ --tasks hellaswag --hellaswag val.jsonl --limit 1000
+
+The model is a run, gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a
+folder in its GPT-2 layout, or a nanoGPT ckpt.pt. Every figure comes with its standard error;
+docs/evaluation.md says more.
+"""
+
+import dataclasses
+import json
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.config import Parser
+from engine.errors import UserError, run_script
+
+if TYPE_CHECKING:
+    from engine.pretrained import Pretrained
+    from model import GPT
+
+TASKS = ("loss", "hellaswag", "lambada")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Load the model, run the tasks, print a line for each figure."""
+    options = read_options(arguments)
+
+    from engine.device import Choices, choose_threads, find_device
+    from engine.pretrained import read_pretrained
+    from engine.scoring import read_hellaswag, read_lambada, score_hellaswag, score_lambada
+
+    device = find_device(options.device)
+    choices = Choices(device.type, options.dtype, False, choose_threads(options.threads, 1))
+    choices.apply()
+    found = read_pretrained(options.model, options.checkpoint)
+    model = found.model(device, choices.weights_dtype()).eval()
+    results: dict[str, Any] = {
+        "model": options.model,
+        "dtype": options.dtype,
+        "block_size": model.config.block_size,
+    }
+    with choices.autocast():
+        for task in options.tasks:
+            if task == "loss":
+                scores = evaluate_text(options, found, model)
+            elif task == "hellaswag":
+                examples = read_hellaswag(options.hellaswag, options.limit)
+                scores = score_hellaswag(model, found.known_tokenizer(), examples, options.batch_size)
+            else:
+                examples = read_lambada(options.lambada, options.limit)
+                scores = score_lambada(model, found.known_tokenizer(), examples, options.batch_size)
+            report(task, scores)
+            results[task] = dataclasses.asdict(scores)
+    if options.output is not None:
+        from engine.sources import write_whole
+
+        write_whole(options.output, json.dumps(results, indent=1).encode())
+
+
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """The command line, checked. Raises UserError."""
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("model", help="a run, the name of a GPT-2, a folder, or a nanoGPT ckpt.pt")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["loss"], help="default: loss")
+    parser.add_argument("--dataset", help="for loss: a prepared data set (default: the one of the run)")
+    parser.add_argument("--split", choices=("train", "val"), default="val", help="its split (default: val)")
+    parser.add_argument("--text", type=Path, help="for loss: a text file in UTF-8, in place of a data set")
+    parser.add_argument(
+        "--stride", type=int, help="tokens that a window moves on by (default: block_size, no overlap)"
+    )
+    parser.add_argument(
+        "--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl (default: downloaded)"
+    )
+    parser.add_argument(
+        "--lambada", type=Path, metavar="FILE", help="lambada_test.jsonl (default: downloaded)"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="the first so many examples, or tokens of a text (default: all)"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="sequences at a time (default: 8)")
+    parser.add_argument(
+        "--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "float64"),
+        default="float32",
+        help="default: float32",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the machine's cores)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the figures to a JSON file as well"
+    )
+    options = parser.parse_args(arguments)
+    for name in ("stride", "limit", "batch_size", "threads"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    return options
+
+
+def evaluate_text(options: Namespace, found: "Pretrained", model: "GPT") -> Any:
+    """The scores of a text file, or of a data set's split. Raises UserError."""
+    import torch
+
+    from engine.scoring import score_text
+
+    block_size = model.config.block_size
+    stride = options.stride or block_size
+    if stride > block_size:
+        raise UserError(
+            f"--stride is {stride}; the model sees {block_size} positions, so it can be 1 to {block_size}"
+        )
+    ids, bytes_per_token = read_ids(options, found)
+    if options.limit is not None:
+        ids = ids[: options.limit]
+    if len(ids) < 2:
+        raise UserError("the text has fewer than two tokens; there is nothing to predict")
+    return score_text(model, torch.from_numpy(ids), bytes_per_token, stride, options.batch_size)
+
+
+def read_ids(options: Namespace, found: "Pretrained") -> tuple[Any, float | None]:
+    """The token ids to score, (tokens,) int64, and the bytes of text for each, where known. UserError."""
+    from engine.dataset import open_dataset
+    from engine.recipes import read_bytes
+
+    if options.text is not None:
+        tokenizer = found.known_tokenizer()
+        content = read_bytes(options.text)
+        try:
+            ids = tokenizer.encode(content.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{options.text} is not UTF-8 (byte {error.start})") from error
+        return ids, len(content) / max(1, len(ids))
+    name = options.dataset or found.dataset
+    if name is None:
+        raise UserError(
+            f"there is nothing to score {options.model} on; add --dataset=NAME, --text=FILE or --tasks"
+        )
+    data = open_dataset(name, 1)
+    found.check_reads(data.tokenizer, str(data.folder))
+    split = data.train if options.split == "train" else data.val
+    ids = split.read(0, split.tokens)
+    split.check_ids(ids)
+    return ids, data.bytes_per_token(split)
+
+
+def report(task: str, scores: Any) -> None:
+    """A line for each figure of a task."""
+    for field in dataclasses.fields(scores):
+        value = getattr(scores, field.name)
+        if value is not None:
+            print(
+                f"{task:9}  {field.name.replace('_', ' '):18}  "
+                f"{f'{value:,}' if isinstance(value, int) else value}"
+            )
+
+
+if __name__ == "__main__":
+    run_script(main)
