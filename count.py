@@ -5,8 +5,9 @@
     python count.py configs/shakespeare_char.py
     python count.py out/shakespeare_char
 
-A preset (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3), a configuration file or a run. Matrices are counted apart from
-positions, norms and biases. gpt3 has the shape of GPT-3 175B (Brown et al., 2020, table 2.1), with a head of its own.
+A preset (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3), a configuration file or a run. Matrices are counted
+apart from positions, norms and biases. gpt3 has the shape of GPT-3 175B (Brown et al., 2020, table 2.1), with
+a head of its own.
 """
 
 import dataclasses
@@ -121,7 +122,8 @@ def report(name: str, config: "GPTConfig", counts: dict[str, int], tokens: float
         lines.append(f"{dtype:<10}{cells[0]:>12}{cells[1]:>14}{cells[2]:>12}{cells[3]:>14}")
     work = tokens * training
     lines.append(
-        f"training on {tokens:,.0f} tokens takes {work:.3g} FLOPs: {in_time(work / flops)} at {flops:.3g} FLOP/s"
+        f"training on {tokens:,.0f} tokens takes {work:.3g} FLOPs: "
+        f"{in_time(work / flops)} at {flops:.3g} FLOP/s"
     )
     return lines
 

@@ -1,11 +1,13 @@
-"""Look inside a GPT in the browser: next-token bars, attention, surprise, each layer's guess, neighbours, parameters.
+"""Look inside a GPT in the browser: next-token bars, attention, surprise, each layer's guess, neighbours.
 
     python explore.py                                           the newest run in out/
     python explore.py out/shakespeare_char --prompt "ROMEO:"
+    python explore.py gpt2                                      weights as in train.py's init_from
     python explore.py out/shakespeare_char --html romeo.html --prompt "ROMEO:"      one file, no server
 
-The page is served on this machine's loopback address only and needs no network. Ctrl-C ends it. With --html it is
-written to a file that shows one prompt and can be sent to anyone; its sliders work, typing another prompt does not.
+The page is served on this machine's loopback address only and needs no network. Ctrl-C ends it. With --html
+it is written to a file that shows one prompt and can be sent to anyone; its sliders work, typing another
+prompt does not.
 """
 
 import webbrowser
@@ -26,7 +28,7 @@ PROMPT = "To be, or not to be"
 def main(arguments: Sequence[str]) -> None:
     """Load a model; serve the page, or write it."""
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("source", nargs="?", help="a run's folder (default: the newest in out/)")
+    parser.add_argument("source", nargs="?", help="a run, gpt2 … gpt2-xl, or a folder (default: newest run)")
     parser.add_argument(
         "--checkpoint", default="best", help="best, last, or a folder name such as step-00000250"
     )
@@ -48,20 +50,22 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def open_explorer(source: str | None, checkpoint: str, device: str) -> "Explorer":
-    """The explorer of a run's model. Raises UserError."""
+    """The explorer of a run's model, or of weights as train.py's init_from names them. Raises UserError."""
     import torch
 
-    from engine.checkpoint import find_runs, load
+    from engine.checkpoint import find_runs
     from engine.device import find_device
     from engine.explorer import Explorer
+    from engine.pretrained import read_pretrained
 
     found = source or next(iter(find_runs()), None)
     if found is None:
         raise UserError(
             "there is no run in out/ to look into; train one: python train.py configs/shakespeare_char.py"
         )
-    model, tokenizer = load(found, find_device(device), checkpoint, torch.float32)
-    return Explorer(str(found), model, tokenizer)
+    weights = read_pretrained(str(found), checkpoint)
+    model = weights.model(find_device(device), torch.float32).eval()
+    return Explorer(str(found), model, weights.known_tokenizer())
 
 
 def write_page(explorer: "Explorer", prompt: str, path: Path) -> None:

@@ -2,7 +2,7 @@
 
     python plot.py                                        the newest run, to out/NAME/loss.png
     python plot.py out/shakespeare_char out/shakespeare_char-2 --output compare.png --x seconds
-    python plot.py out/shakespeare_char --attention "ROMEO:"    every head's weights, to out/NAME/attention.png
+    python plot.py out/shakespeare_char --attention "ROMEO:"    where each head looks: attention.png
 
 Thin lines: training loss of single steps. Thick lines with points: evaluations (dashed: training split).
 """
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.attention is not None:
         runs = options.runs or newest_run()
-        output = options.output or runs[0] / "attention.png"
+        output = options.output or (runs[0] if runs[0].is_dir() else Path()) / "attention.png"
         draw_attention(runs[0], options.attention, output)
         print(f"drew the attention of {runs[0]} to {output}")
         return
@@ -101,20 +101,21 @@ def draw(curves: dict[str, list[dict[str, Any]]], axis: str, output: Path) -> No
 
 
 def draw_attention(run: Path, text: str, output: Path) -> None:
-    """Write one heat map for each layer and head: rows are the positions that look, columns where they look."""
+    """Write one heat map for each layer and head: rows look, columns are looked at."""
     import matplotlib
     import torch
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from engine.checkpoint import load
     from engine.inspection import inspect
+    from engine.pretrained import read_pretrained
     from engine.tokenizer import encode_prompt
 
     if not text:
         raise UserError("--attention needs a text for the model to read")
-    model, tokenizer = load(run, dtype=torch.float32)
+    found = read_pretrained(str(run))
+    model, tokenizer = found.model(dtype=torch.float32), found.known_tokenizer()
     config = model.config
     ids = encode_prompt(tokenizer, text)[: min(config.block_size, 256)]
     attention = inspect(model, torch.from_numpy(ids)).attention  # (L, H, T, T)

@@ -30,11 +30,12 @@ def count_by_matrix(config: GPTConfig) -> dict[str, int]:
 
 
 def training_memory(config: GPTConfig, parameters: int, dtype: str) -> tuple[int, int]:
-    """Bytes to train: (weights with their gradients and AdamW's two moments, activations of one full sequence).
+    """Bytes to train: (weights with their gradients and AdamW's two moments, activations of one full
+    sequence).
 
     Weights, gradients and moments stay float32; bfloat16 adds a copy of the weights for the products.
-    Activations without recomputation: about 17 numbers for each channel of a block (Korthikanti et al., 2022, with
-    fused attention), and the logits with their gradient in float32. An estimate, good to some 20%.
+    Activations without recomputation: about 17 numbers for each channel of a block (Korthikanti et al., 2022,
+    with fused attention), and the logits with their gradient in float32. An estimate, good to some 20%.
     """
     state = parameters * (16 + (2 if dtype == "bfloat16" else 0))
     blocks = 17 * config.n_layer * config.block_size * config.n_embd * BYTES[dtype]

@@ -1,7 +1,9 @@
-"""The page that explore.py shows: assembled into one file, and answered by a small server on the loopback address.
+"""The page that explore.py shows: assembled into one file, and answered by a small server on the loopback
+address.
 
-The server is meant for its own page alone. Host and Origin must be its own (which keeps other sites' scripts and
-rebound names out), a request is at most MAX_BODY long, and whatever is wrong with one is answered with a sentence.
+The server is meant for its own page alone. Host and Origin must be its own (which keeps other sites' scripts
+and rebound names out), a request is at most MAX_BODY long, and whatever is wrong with one is answered with a
+sentence.
 """
 
 import base64
@@ -72,7 +74,7 @@ class Explorer:
         }
 
     def _inspect(self, question: dict[str, Any]) -> dict[str, Any]:
-        """{text} or {ids}, perhaps {attention: false}: the tokens, their surprise, the logits, the attention."""
+        """{text} or {ids}, perhaps {attention: false}: tokens, surprise, logits and attention."""
         text, ids = question.get("text"), question.get("ids")
         if isinstance(text, str):
             if not text:
@@ -152,7 +154,7 @@ def packed(array: np.ndarray) -> str:
 
 
 def triangle(attention: torch.Tensor) -> np.ndarray:
-    """Weights (L, H, T, T) on and below the diagonal, row by row, in steps of 1/65535, little-endian uint16."""
+    """Weights (L, H, T, T) on and below the diagonal, row by row, in steps of 1/65535, as uint16."""
     T = attention.shape[-1]
     rows, columns = np.tril_indices(T)
     return (attention.cpu().numpy()[:, :, rows, columns] * 65535).round().astype("<u2")
@@ -183,7 +185,9 @@ def _hash(text: str) -> str:
 
 
 def make_server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1 (`port` 0: any free one), not yet serving. Raises UserError where the port is taken."""
+    """A server on 127.0.0.1 (`port` 0: any free one), not yet serving. Raises UserError where the port is
+    taken.
+    """
     page, policy = build_page({"model": explorer.describe()})
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), handler_of(explorer, page.encode(), policy))

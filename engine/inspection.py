@@ -1,7 +1,8 @@
-"""What goes on inside a GPT while it reads a text: attention weights, surprise, each layer's own guess, neighbours.
+"""What goes on inside a GPT while it reads a text: attention weights, surprise, each layer's guess.
 
-Everything is taken from one plain pass of model.py. The pass is watched, not changed: the model's own code runs, and
-what it hands to `scaled_dot_product_attention` is read on the way. A model that nobody inspects does nothing more.
+Everything is taken from one plain pass of model.py. The pass is watched, not changed: the model's own code
+runs, and what it hands to `scaled_dot_product_attention` is read on the way. A model that nobody inspects
+does nothing more.
 
     seen = inspect(model, ids)          # ids (T,)
     seen.attention                      # (L, H, T, T); rows sum to 1, nothing above the diagonal
@@ -31,7 +32,7 @@ class Inspection:
 
 
 class WatchAttention(TorchFunctionMode):
-    """While it is active, keeps the weights of every `scaled_dot_product_attention` call, (B, H, T, T) each."""
+    """While active, keeps the weights of each `scaled_dot_product_attention` call, (B, H, T, T)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def inspect(model: GPT, ids: Tensor, n_tokens: int | None = None) -> Inspection:
-    """Read ids (T,) and keep what happens on the way. `n_tokens` is the tokenizer's vocabulary where it is smaller.
+    """Read ids (T,) and keep what happens. `n_tokens` is the tokenizer's vocabulary where it is smaller.
 
     Raises ValueError for a text that is empty or longer than `block_size`.
     """
@@ -89,9 +90,10 @@ def inspect(model: GPT, ids: Tensor, n_tokens: int | None = None) -> Inspection:
 def layer_guesses(
     model: GPT, seen: Inspection, position: int, count: int, n_tokens: int
 ) -> list[list[tuple]]:
-    """What the stream would predict if it went to the head after each layer: L + 1 lists of (id, probability).
+    """What each layer would predict if it were the last: L + 1 lists of (id, probability).
 
-    The final norm and the head are applied to the residual stream at `position` ("logit lens", nostalgebraist, 2020).
+    The final norm and the head are applied to the residual stream at `position` ("logit lens",
+    nostalgebraist, 2020).
     """
     logits = model.head(model.final_norm(seen.streams[:, position]))[:, :n_tokens]  # (L + 1, V)
     best = logits.double().softmax(dim=-1).topk(min(count, n_tokens))

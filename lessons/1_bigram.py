@@ -1,8 +1,8 @@
 """Lesson 1. The bigram table: guess the next character from the last one alone.
 
-A language model gives a probability to every character that may come next. The smallest one is a table with a row
-for each character and, in that row, a score for each character that may follow. Nothing else will change from here
-to GPT: better scores, the same softmax, the same loss, the same way to learn and to write.
+A language model gives a probability to every character that may come next. The smallest one is a table with a
+row for each character and, in that row, a score for each character that may follow. Nothing else will change
+from here to GPT: better scores, the same softmax, the same loss, the same way to learn and to write.
 
     python lessons/1_bigram.py          (10 seconds)
 
@@ -49,7 +49,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     print(f"validation loss after {steps} steps {after:.3f}")
     print(f"it writes: {write(model, text, 200, 1)!r}")
 
-    # 3. The same table can be had by counting: how often does b follow a? For this loss the shares are the optimum.
+    # 3. The same table can be had by counting how often b follows a: for this loss the shares are best.
     pairs = torch.bincount(text.train[:-1] * V + text.train[1:], minlength=V * V).view(V, V)
     counted = pairs / pairs.sum(dim=1, keepdim=True).clamp(min=1)
     learned = model.table.weight.detach().softmax(dim=1)

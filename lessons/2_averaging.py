@@ -1,8 +1,9 @@
 """Lesson 2. Averaging the past, three ways: a loop, a matrix product, a softmax.
 
-To use more than the last character, a position has to gather what came before it. The simplest way to gather is the
-mean, and the mean over the past is a product with a triangular matrix. Written as a softmax over masked scores it is
-attention that has not yet made up its mind: put other scores in, and each position chooses what it takes from where.
+To use more than the last character, a position has to gather what came before it. The simplest way to gather
+is the mean, and the mean over the past is a product with a triangular matrix. Written as a softmax over
+masked scores it is attention that has not yet made up its mind: put other scores in, and each position
+chooses what it takes from where.
 
     python lessons/2_averaging.py       (5 seconds)
 
@@ -37,7 +38,8 @@ def by_matrix(x: Tensor) -> Tensor:
 def by_softmax(x: Tensor, scores: Tensor | None = None) -> Tensor:
     """The same as a softmax of scores. The future is masked with -inf, whose exponential is 0.
 
-    With scores of zero (the default) every visible position weighs the same; with other scores it is attention.
+    With scores of zero (the default) every visible position weighs the same; with other scores it is
+    attention.
     """
     T = x.shape[1]
     scores = torch.zeros(T, T) if scores is None else scores

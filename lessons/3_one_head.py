@@ -1,13 +1,15 @@
 """Lesson 3. One head of self-attention: query, key, value, and why the scores are divided by √D.
 
-Each position asks a question (its query), offers a label (its key) and a content (its value), all three by matrices
-that are learned. Where a query and a key point the same way, their product is large, and the softmax gives that
-position's value a large weight. The product of two random vectors of D numbers has variance D, so without the
-division by √D the softmax of a wide head starts out nearly one-hot, and hardly any gradient flows through it.
+Each position asks a question (its query), offers a label (its key) and a content (its value), all three by
+matrices that are learned. Where a query and a key point the same way, their product is large, and the softmax
+gives that position's value a large weight. The product of two random vectors of D numbers has variance D, so
+without the division by √D the softmax of a wide head starts out nearly one-hot, and hardly any gradient flows
+through it.
 
     python lessons/3_one_head.py        (25 seconds)
 
-After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswani et al., 2017, section 3.2.1).
+After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswani et al., 2017, section
+3.2.1).
 """
 
 import math
@@ -59,7 +61,9 @@ class OneHeadModel(nn.Module):
 
 
 def score_statistics(D: int, scaled: bool) -> tuple[float, float]:
-    """Variance of the scores, and mean entropy in nats of the weights, for random unit-variance queries and keys."""
+    """Variance of the scores, and mean entropy in nats of the weights, for random unit-variance queries and
+    keys.
+    """
     query, key = torch.randn(64, 32, D), torch.randn(64, 32, D)
     scores = query @ key.transpose(1, 2) * (D**-0.5 if scaled else 1.0)
     log_weights = scores.log_softmax(dim=-1)

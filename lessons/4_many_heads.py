@@ -1,12 +1,13 @@
 """Lesson 4. Many heads: several small conversations at once, and how to compute them as one.
 
-One head can look in one way at a time. H heads of width D = C / H cost no more than one of width C and can look for H
-things: the last vowel, the start of the word, the speaker's name. Side by side they are easy to read; GPUs like them
-better as one product with an extra dimension, and the two are the same numbers.
+One head can look in one way at a time. H heads of width D = C / H cost no more than one of width C and can
+look for H things: the last vowel, the start of the word, the speaker's name. Side by side they are easy to
+read; GPUs like them better as one product with an extra dimension, and the two are the same numbers.
 
     python lessons/4_many_heads.py      (20 seconds)
 
-After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswani et al., 2017, section 3.2.2).
+After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswani et al., 2017, section
+3.2.2).
 """
 
 import math

@@ -1,15 +1,16 @@
 """Lesson 5. The ladder to a GPT: add one idea at a time and see what each is worth.
 
-Attention moves information between positions; an MLP then works on it at each position. Adding to the input instead
-of replacing it (residuals) gives the gradient a straight way through all layers, and normalising each position
-(LayerNorm) keeps the numbers in a range where that works. Then only size, context and dropout are left.
+Attention moves information between positions; an MLP then works on it at each position. Adding to the input
+instead of replacing it (residuals) gives the gradient a straight way through all layers, and normalising each
+position (LayerNorm) keeps the numbers in a range where that works. Then only size, context and dropout are
+left.
 
     python lessons/5_ladder.py              (two minutes)
     python lessons/5_ladder.py --seeds 3    (the table of the reading guide)
 
-After "Let's build GPT" (Karpathy, 2023), whose figures stand beside ours. Residuals: He et al. (2016); LayerNorm:
-Ba et al. (2016), before the layer: Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (2015); dropout: Srivastava et
-al. (2014).
+After "Let's build GPT" (Karpathy, 2023), whose figures stand beside ours. Residuals: He et al. (2016);
+LayerNorm: Ba et al. (2016), before the layer: Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (2015);
+dropout: Srivastava et al. (2014).
 """
 
 import statistics
@@ -55,7 +56,9 @@ LADDER = (
 
 
 class PositionNorm(nn.Module):
-    """LayerNorm: each position by its own mean and deviation. BatchNorm: each channel by those of the whole batch."""
+    """LayerNorm: each position by its own mean and deviation. BatchNorm: each channel by those of the whole
+    batch.
+    """
 
     def __init__(self, kind: str | None, width: int) -> None:
         super().__init__()
@@ -132,7 +135,7 @@ def climb(rung: Rung, seed: int, quick: bool) -> float:
 
 
 def gradient_by_depth(residual: bool, depth: int = 12) -> list[float]:
-    """Norm of the loss's gradient at the output of each of `depth` fresh blocks, relative to the last one's."""
+    """Norm of the loss's gradient at the output of each of `depth` fresh blocks, over the last one's."""
     rung = Rung("", 0.0, heads=4, mlp=True, residual=residual, layers=depth)
     model = LadderModel(rung, 65)
     outputs = []
@@ -175,7 +178,8 @@ def main(quick: bool = False, seed: int = 1, seeds: int = 1) -> dict[str, float]
     )
     moved = {kind: moved_by_neighbours(kind) for kind in ("layer", "batch")}
     print(
-        f"a sequence's logits move with its batch: LayerNorm {moved['layer']:.1e}, BatchNorm {moved['batch']:.2f}"
+        f"a sequence's logits move with its batch: LayerNorm {moved['layer']:.1e}, "
+        f"BatchNorm {moved['batch']:.2f}"
     )
     draw(losses, gradients, moved)
     return {name: statistics.mean(values) for name, values in losses.items()} | {

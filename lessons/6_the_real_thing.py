@@ -1,12 +1,15 @@
-"""Lesson 6. It is the real thing: the lessons' model and model.py, with the same weights, give the same logits.
+"""Lesson 6. It is the real thing: the lessons' model and model.py, with the same weights, give the same
+logits.
 
-Put the pieces of the lessons together and you have GPT-2's network. To show it, this file writes the whole of it in 40
-lines, in the lessons' plain way (one head after the other, a mask, a softmax), and hands it the weights of model.py,
-which computes all heads at once with fused kernels. If one of the two had a mistake, the logits would differ.
+Put the pieces of the lessons together and you have GPT-2's network. To show it, this file writes the whole of
+it in 40 lines, in the lessons' plain way (one head after the other, a mask, a softmax), and hands it the
+weights of model.py, which computes all heads at once with fused kernels. If one of the two had a mistake, the
+logits would differ.
 
     python lessons/6_the_real_thing.py  (5 seconds)
 
-The network is GPT-2's (Radford et al., 2019); the lecture "Let's build GPT" (Karpathy, 2023) ends at the same place.
+The network is GPT-2's (Radford et al., 2019); the lecture "Let's build GPT" (Karpathy, 2023) ends at the same
+place.
 """
 
 import math
@@ -68,7 +71,9 @@ class LessonGPT(nn.Module):
 
 @torch.no_grad()
 def copy_weights(real: GPT, lesson: LessonGPT) -> None:
-    """Every weight of model.py to its place here; the rows of `qkv` are the queries, keys and values of all heads."""
+    """Every weight of model.py to its place here; the rows of `qkv` are the queries, keys and values of all
+    heads.
+    """
     pairs = [
         (real.token_embedding, lesson.token_embedding),
         (real.position_embedding, lesson.position_embedding),

@@ -1,8 +1,9 @@
 """Lesson 7. Temperature, top-k, top-p: three ways to draw from the same distribution.
 
-A model gives probabilities; what it writes depends on how one draws. A temperature T divides the logits: below 1 the
-likely becomes likelier, above 1 the distribution flattens, and T = 0 means always the most probable. Top-k and top-p
-cut off the tail, where a thousand characters that are each improbable would together be drawn too often.
+A model gives probabilities; what it writes depends on how one draws. A temperature T divides the logits:
+below 1 the likely becomes likelier, above 1 the distribution flattens, and T = 0 means always the most
+probable. Top-k and top-p cut off the tail, where a thousand characters that are each improbable would
+together be drawn too often.
 
     python lessons/7_sampling.py        (10 seconds)
 
@@ -20,7 +21,9 @@ CONTEXT = 3  # characters that the model of this lesson looks back
 
 
 class Counts:
-    """A model without training: how often each character follows the last three, blended with shorter contexts."""
+    """A model without training: how often each character follows the last three, blended with shorter
+    contexts.
+    """
 
     def __init__(self, text: Text) -> None:
         self.text = text

@@ -1,13 +1,15 @@
 """Lesson 8. Attention between two sequences: an encoder, a decoder, and the bridge between them.
 
-A GPT continues one text. To turn one text into another (a translation), two are needed: an encoder reads the source
-with attention that has no mask, since all of it is known; a decoder writes the target with a mask and, in each block,
-asks the encoder's positions as well: its queries, their keys and values. That is cross-attention, and its weights show
-which source position each output was taken from. Here the task is to write a string backwards.
+A GPT continues one text. To turn one text into another (a translation), two are needed: an encoder reads the
+source with attention that has no mask, since all of it is known; a decoder writes the target with a mask and,
+in each block, asks the encoder's positions as well: its queries, their keys and values. That is
+cross-attention, and its weights show which source position each output was taken from. Here the task is to
+write a string backwards.
 
     python lessons/8_two_sequences.py   (30 seconds)
 
-"Attention is all you need" (Vaswani et al., 2017, section 3.2.3); the alignment picture: Bahdanau et al. (2015).
+"Attention is all you need" (Vaswani et al., 2017, section 3.2.3); the alignment picture: Bahdanau et al.
+(2015).
 """
 
 import math
@@ -75,7 +77,7 @@ class EncoderDecoder(nn.Module):
         self.head = nn.Linear(WIDTH, len(LETTERS))
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Source ids (B, S) and the target so far (B, T) to logits (B, T, V) for the target's next letters."""
+        """Source ids (B, S) and the target so far (B, T) to logits (B, T, V) for its next letters."""
         memory = self.encoder_norm(
             self.encoder(self.embedding(source) + self.positions[0][: source.shape[1]])
         )
@@ -92,7 +94,9 @@ class EncoderDecoder(nn.Module):
 
 
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
-    """Train on random strings, test on fresh ones, and read the alignment off the weights; returns the figures."""
+    """Train on random strings, test on fresh ones, and read the alignment off the weights; returns the
+    figures.
+    """
     torch.manual_seed(seed)
     model = EncoderDecoder()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -107,9 +111,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % (steps // 5) == 0 or step == steps - 1:
-            print(
-                f"step {step}: loss {loss.item():.4f} (guessing: ln {len(LETTERS)} = {math.log(len(LETTERS)):.2f})"
-            )
+            print(f"step {step}: loss {loss.item():.4f} (guessing: {math.log(len(LETTERS)):.2f})")
 
     source = torch.randint(len(LETTERS), (500, LENGTH))
     written = model.translate(source)

@@ -1,15 +1,17 @@
 """Lesson 9. From text completer to assistant: answer when asked, then answer right.
 
-A language model completes text; asked a question, it goes on as its training text would. Supervised tuning shows it a
-few hundred questions with answers, and the loss counts on the answers alone. It learns the manner from them; what it
-knows it has from before. A reward step then draws answers, checks them, and makes the right ones likelier.
+A language model completes text; asked a question, it goes on as its training text would. Supervised tuning
+shows it a few hundred questions with answers, and the loss counts on the answers alone. It learns the manner
+from them; what it knows it has from before. A reward step then draws answers, checks them, and makes the
+right ones likelier.
 
-The text that the model first learns from is arithmetic as one finds it in the world: a third of the sums are wrong.
+The text that the model first learns from is arithmetic as one finds it in the world: a third of the sums are
+wrong.
 
     python lessons/9_assistant.py       (50 seconds)
 
-Tuning on demonstrations, then a reward: Ouyang et al. (2022). Policy gradient: Williams (1992); the mean of a group of
-answers as the baseline: Shao et al. (2024).
+Tuning on demonstrations, then a reward: Ouyang et al. (2022). Policy gradient: Williams (1992); the mean of a
+group of answers as the baseline: Shao et al. (2024).
 """
 
 import random
@@ -126,7 +128,8 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         learn(model, optimizer, model(*stretches(world, 64))[1])
     figures = {"completer": accuracy(model, kept_aside * 10, seed)}
     print(
-        f"text completer: {figures['completer']:.1%} right; to “3+4?” it says {answer(model, [(3, 4)], seed)[0]!r}"
+        f"text completer: {figures['completer']:.1%} right; "
+        f"to “3+4?” it says {answer(model, [(3, 4)], seed)[0]!r}"
     )
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
@@ -143,7 +146,8 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         rewards.append(reward)
     figures["rewarded"] = accuracy(model, kept_aside * 10, seed)
     print(
-        f"after {len(rewards)} reward steps: {figures['rewarded']:.1%} right (questions never taught or rewarded)"
+        f"after {len(rewards)} reward steps: {figures['rewarded']:.1%} right "
+        "(questions never taught or rewarded)"
     )
     draw(figures, rewards)
     return figures

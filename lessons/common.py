@@ -1,4 +1,6 @@
-"""What every lesson needs and none is about: the text, batches of it, the validation loss, and saving a picture."""
+"""What every lesson needs and none is about: the text, batches of it, the validation loss, and saving a
+picture.
+"""
 
 import math
 import sys
@@ -40,14 +42,18 @@ class Text:
         return self.tokenizer.vocab_size
 
     def batch(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
-        """Random stretches of the training part: inputs and targets, each (B, T), the targets one character on."""
+        """Random stretches of the training part: inputs and targets, each (B, T), the targets one character
+        on.
+        """
         starts = torch.randint(len(self.train) - length, (batch, 1))
         rows = self.train[starts + torch.arange(length + 1)]
         return rows[:, :-1], rows[:, 1:]
 
 
 def shakespeare() -> Text:
-    """data/shakespeare_char, as `prepare.py shakespeare_char` writes it. Raises UserError where it is missing."""
+    """data/shakespeare_char, as `prepare.py shakespeare_char` writes it. Raises UserError where it is
+    missing.
+    """
     data = open_dataset("shakespeare_char", block_size=64)
     train, val = (torch.from_numpy(split.read(0, split.tokens)) for split in (data.train, data.val))
     return Text(data.tokenizer, train, val)
@@ -56,7 +62,8 @@ def shakespeare() -> Text:
 def train(
     model: nn.Module, text: Text, steps: int, *, length: int, batch: int = 32, rate: float = 1e-3
 ) -> list[float]:
-    """AdamW on random batches, the rate falling to nothing over the last third. Returns the loss of every step.
+    """AdamW on random batches, the rate falling to nothing over the last third. Returns the loss of every
+    step.
 
     The model turns ids (B, T) into logits (B, T, V).
     """
@@ -107,7 +114,9 @@ def smooth(values: list[float], width: int = 50) -> list[float]:
 
 
 def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | None = None) -> None:
-    """Draw weights (T, S) between the characters of `rows` and of `columns` (None: the same), 0 white and 1 blue."""
+    """Draw weights (T, S) between the characters of `rows` and of `columns` (None: the same), 0 white and 1
+    blue.
+    """
     columns = rows if columns is None else columns
     axes.imshow(weights.detach().numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(columns)), columns.replace(" ", "␣"))

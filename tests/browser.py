@@ -1,4 +1,6 @@
-"""Headless Chromium, driven over two pipes by the DevTools protocol: nothing to install beside the browser itself."""
+"""Headless Chromium, driven over two pipes by the DevTools protocol: nothing to install beside the browser
+itself.
+"""
 
 import base64
 import json

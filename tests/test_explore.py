@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 
+import convert
 import explore
 import plot
 from engine.checkpoint import save_checkpoint
@@ -282,6 +283,16 @@ def test_wrong_commands_get_one_line(tmp_path: Path, fails, monkeypatch: pytest.
     assert "cannot be written" in fails(explore.main, run, "--html", "no/such/folder/page.html")
     assert "port 99999 cannot be used" in fails(explore.main, run, "--port", "99999")
     assert "--attention needs a text" in fails(plot.main, run, "--attention", "")
+
+
+def test_a_folder_in_hugging_faces_layout_is_explored_like_the_run_that_it_came_from(tmp_path: Path) -> None:
+    run = save_run(make_explorer(), tmp_path / "run")
+    convert.main([str(run), "--to", "hf", str(tmp_path / "folder")])
+    ours, theirs = (explore.open_explorer(str(tmp_path / name), "best", "cpu") for name in ("run", "folder"))
+    assert ours.describe()["tokens"] == theirs.describe()["tokens"][: ours.n_tokens]
+    question = {"text": "To be, or not"}
+    mine, other = (explorer.answer("/inspect", question) for explorer in (ours, theirs))
+    assert mine["ids"] == other["ids"] and mine["surprise"] == pytest.approx(other["surprise"])
 
 
 def test_plot_draws_the_attention_of_every_head(tmp_path: Path) -> None:

@@ -59,6 +59,24 @@ def test_the_weights_times_the_values_are_what_the_kernel_returns() -> None:
     torch.testing.assert_close(attention_weights(query, key), watch.weights[0])
 
 
+@pytest.mark.parametrize("changes", [{}, {"position": "rotary"}, {"position": "rotary", "qk_norm": True}])
+@torch.no_grad()
+def test_the_weights_shown_are_those_that_made_each_layers_output(changes: dict) -> None:
+    """Whatever happens to queries and keys: weights · values, through the output matrix, is what attention gave."""
+    model = random_model(**changes)
+    taken = []
+    for block in model.blocks:
+        block.attention.register_forward_hook(
+            lambda module, given, output: taken.append((module, given[0], output))
+        )
+    attention = inspect(model, torch.randint(37, (13,))).attention
+    for weights, (module, x, output) in zip(attention, taken, strict=True):
+        value = (
+            module.qkv(x)[0].chunk(3, dim=-1)[2].unflatten(-1, (module.n_head, -1)).transpose(0, 1)
+        )  # (H, T, D)
+        torch.testing.assert_close(module.out((weights @ value).transpose(0, 1).flatten(1)), output[0])
+
+
 @torch.no_grad()
 def test_logits_surprise_and_streams_are_those_of_an_ordinary_pass() -> None:
     model = random_model()

@@ -1,6 +1,7 @@
-"""The lessons: what each one claims holds, with few steps on the text at hand, and with all of them where asked.
+"""The lessons: what each one claims holds, with few steps on the text at hand, and with all of them where
+asked.
 
-    LESSONS=full python -m pytest tests/test_lessons.py      every lesson as it stands, against its figures (minutes)
+    LESSONS=full python -m pytest tests/test_lessons.py      every lesson whole, against its figures (minutes)
 
 The quick tests learn from English text that every Python carries; the figures are those of tiny Shakespeare.
 """
@@ -24,7 +25,7 @@ LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("[0-9]_*.py"))
 
 @pytest.fixture(scope="module", autouse=True)
 def place(tmp_path_factory: pytest.TempPathFactory):
-    """A working folder with a data set under the name that the lessons ask for, and pictures written there."""
+    """A folder with a data set under the name that the lessons ask for; pictures go there too."""
     folder = tmp_path_factory.mktemp("lessons")
     write_dataset("shakespeare_char", TEXT, "char", 0.1, [], print, folder / "data")
     threads = torch.get_num_threads()
@@ -129,7 +130,7 @@ def test_each_lesson_stands_alone() -> None:
         assert f"python lessons/{lesson}.py" in source and f"python lessons/{lesson}.py" in guide
 
 
-# Lowest and highest that a figure may have on tiny Shakespeare: our three seeds, and half as much again either way.
+# Lowest and highest that a figure may have on tiny Shakespeare: three seeds, and some room.
 FIGURES = {
     "1_bigram": {
         "at_start": (4.16, 4.19),

@@ -1,4 +1,4 @@
-"""The explorer's page in a real browser: headless Chromium types, moves sliders, opens heads, takes tokens."""
+"""The explorer's page in a real browser: headless Chromium types, moves sliders, opens heads."""
 
 import json
 import threading
@@ -76,7 +76,8 @@ def bars(browser: Browser) -> dict[int, float]:
 def move(browser: Browser, slider: str, value: float) -> None:
     """Set a slider as a person's drag does: its value, then the event."""
     browser.value(
-        f"(s => {{ s.value = {value}; s.dispatchEvent(new Event('input')); }})(document.getElementById('{slider}'))"
+        f"(s => {{ s.value = {value}; s.dispatchEvent(new Event('input')); }})"
+        f"(document.getElementById('{slider}'))"
     )
 
 
@@ -140,7 +141,8 @@ def test_it_writes_by_itself_until_stopped(browser: Browser) -> None:
     browser.click("#run")
     browser.wait("document.querySelector('#run').textContent === 'Run'")
     browser.wait(
-        "document.getElementById('readout').textContent.startsWith(document.querySelectorAll('.token').length - 1)"
+        "document.getElementById('readout').textContent"
+        ".startsWith(document.querySelectorAll('.token').length - 1)"
     )
     assert len(tokens(browser)) <= 32
 
@@ -163,8 +165,10 @@ def test_a_head_is_opened_and_its_numbers_are_the_models(browser: Browser, explo
         assert float(weight) == pytest.approx(attention[int(position)].item(), abs=1e-4)
     assert browser.value("document.getElementById('map').width") == len(PROMPT)
     # Pixels ahead of the diagonal are all the colour of nothing.
-    ahead = """(c => { const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; const seen = new Set();
-        for (let i = 0; i < c.width; i++) for (let j = i + 1; j < c.width; j++) seen.add(p[4 * (i * c.width + j)]);
+    ahead = """(c => { const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data,
+              seen = new Set();
+        for (let i = 0; i < c.width; i++)
+            for (let j = i + 1; j < c.width; j++) seen.add(p[4 * (i * c.width + j)]);
         return seen.size; })(document.getElementById('map'))"""
     assert browser.value(ahead) == 1
 
@@ -263,7 +267,7 @@ def test_a_large_vocabulary_starts_uncut(window: Browser, tmp_path: Path) -> Non
 
 
 def test_two_hundred_tokens_of_gpt2s_shape_stay_fluid(window: Browser, tmp_path: Path) -> None:
-    """12 layers × 12 heads: what a pointer, a slider or a chosen head costs is one picture at most, not 144."""
+    """12 layers × 12 heads: a pointer, a slider or a chosen head costs one picture at most."""
     explorer = make_explorer(n_layer=12, n_head=12, n_embd=24, block_size=256)
     answers = explorer.whole_answers("to be or " * 22 + "be")
     page, _ = build_page({"model": explorer.describe(), "answers": answers})
