@@ -37,7 +37,7 @@ from engine.tokenizer import CharTokenizer, OwnBytePairTokenizer, Tokenizer, tok
 from engine.workers import Workers, available_cores, hashes_of
 
 PIPELINE = 1  # raised when the same request would give other files
-SAVE_EVERY = 64  # pieces; what an interruption costs at most
+SAVE_EVERY = 16  # pieces; what an interruption costs at most
 IN_ONE_PROCESS = 2**22  # bytes of input that are not worth starting others for
 LEARN_FROM = 2**28  # bytes of text from which a vocabulary is learned
 NAMED = ("char", "bytes", "gpt2", "bpe")

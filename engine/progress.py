@@ -47,8 +47,8 @@ class Progress:
         fresh, left = self._done - self._first, self._ends[-1] - self._done
         if not fresh:
             return f"{self.name}: {rate}"
-        minutes = left / fresh * seconds / 60
-        return f"{self.name}: {self._done / self._ends[-1]:.0%}, {rate}, about {minutes:,.0f} min left"
+        minutes, seconds = divmod(round(left / fresh * seconds), 60)
+        return f"{self.name}: {self._done / self._ends[-1]:.0%}, {rate}, about {minutes} min {seconds:02d} s left"
 
     def close(self) -> None:
         """Take the bar away."""
