@@ -43,6 +43,8 @@ def partial_folder(folder: Path, name: str = ".partial") -> Iterator[Path]:
         yield partial
         (partial / STATE).unlink(missing_ok=True)
     except (OSError, sqlite3.Error) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # not the disk: a library of the network's
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{folder} cannot be written: {reason}; what was there has not changed; "

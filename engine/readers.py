@@ -144,18 +144,29 @@ def _stretches(item: Input, place: Place) -> Iterator[Piece]:
         file.seek(place.offset)
         rest = b""
         while True:
-            block = file.read(PIECE_BYTES)
-            rest += block
-            while block and safe_cut(rest) is None and len(rest) < LONGEST:
-                block = file.read(PIECE_BYTES)
-                rest += block
+            rest, complete = _longer(file, rest, PIECE_BYTES)
+            while not complete and safe_cut(rest) is None and len(rest) < LONGEST:
+                rest, complete = _longer(file, rest, len(rest) + PIECE_BYTES)
             if not rest:
                 return
-            cut = (safe_cut(rest) or character_cut(rest)) if block else len(rest)
+            cut = len(rest) if complete else safe_cut(rest) or character_cut(rest)
             content, rest = rest[:cut], rest[cut:]
             after = Place(place.index, place.offset + cut, place.line + content.count(b"\n"))
             yield Piece("text", content, item.path, place, after, share(), item.val)
             place = after
+
+
+def _longer(file: BinaryIO, rest: bytes, size: int) -> tuple[bytes, bool]:
+    """`rest`, read on until it has `size` bytes; and whether the file ended first.
+
+    So a piece depends on where it begins alone, and is the same after an interruption.
+    """
+    while len(rest) < size:
+        block = file.read(size - len(rest))
+        if not block:
+            return rest, True
+        rest += block
+    return rest, False
 
 
 def safe_cut(block: bytes) -> int | None:
@@ -218,18 +229,18 @@ def _lines(item: Input, place: Place) -> Iterator[Piece]:
         file.seek(place.offset)
         rest = b""
         while True:
-            block = file.read(PIECE_BYTES)
-            rest += block
-            cut = rest.rfind(b"\n") + 1 if block else len(rest)
+            rest, complete = _longer(file, rest, PIECE_BYTES)
+            while not complete and b"\n" not in rest:
+                rest, complete = _longer(file, rest, len(rest) + PIECE_BYTES)
+                if len(rest) > LONGEST:
+                    raise UserError(f"{item.path}: line {place.line + 1} is longer than {LONGEST:,} bytes")
             if not rest:
                 return
-            if len(rest) - cut > LONGEST:
-                raise UserError(f"{item.path}: a line after line {place.line + 1} is longer than {LONGEST:,} bytes")
-            if cut:
-                content, rest = rest[:cut], rest[cut:]
-                after = Place(place.index, place.offset + cut, place.line + content.count(b"\n"))
-                yield Piece("lines", content, item.path, place, after, share(), item.val)
-                place = after
+            cut = len(rest) if complete else rest.rfind(b"\n") + 1
+            content, rest = rest[:cut], rest[cut:]
+            after = Place(place.index, place.offset + cut, place.line + content.count(b"\n"))
+            yield Piece("lines", content, item.path, place, after, share(), item.val)
+            place = after
 
 
 def _records(item: Input, place: Place, records: Records) -> Iterator[Piece]:
