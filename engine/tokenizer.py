@@ -184,7 +184,9 @@ class NumberTokenizer:
     def encode(self, text: str) -> np.ndarray:
         """The ids that a text such as "15496 995" names."""
         words = text.split()
-        if any(not word.isdecimal() or not word.isascii() or int(word) >= self.vocab_size for word in words):
+        if not words or any(
+            not word.isdecimal() or not word.isascii() or int(word) >= self.vocab_size for word in words
+        ):
             raise UserError(
                 f"this model's vocabulary is unknown: write token ids below {self.vocab_size}, such as 11 12, for text"
             )
