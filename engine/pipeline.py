@@ -236,6 +236,8 @@ class Preparation:
                         seen.commit()
                     self._save(STATE, dataclasses.asdict(state))
             writer.sync()
+        if plan.characters is not None and state.number != len(plan.characters):
+            raise UserError("an input has changed while it was read; run the same command again")
         return state
 
     def _take(self, found: Encoded, state: State, writer: TokenWriter, seen: sqlite3.Connection | None) -> None:

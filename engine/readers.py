@@ -78,8 +78,10 @@ def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
         path = Path(argument).expanduser()
         if path.is_dir():
             names = sorted(str(file) for file in path.rglob("*") if _is_plain(file, path))
-        elif path.exists():
+        elif path.is_file():
             names = [str(path)]
+        elif path.exists():
+            raise UserError(f"{argument} is no regular file, and input is read more than once; pipe it in: --input -")
         else:
             names = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not names:
