@@ -23,6 +23,8 @@ from pathlib import Path
 from engine.config import Parser
 from engine.errors import UserError, run_script
 
+TOKENIZERS = ("char", "bytes", "gpt2", "bpe", "numbers")
+
 
 def main(arguments: Sequence[str]) -> None:
     """Prepare, show or verify what the command line names."""
@@ -84,6 +86,10 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     for name in ("shard_tokens", "workers"):
         if getattr(options, name, 1) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    if not Path(getattr(options, "tokenizer", ".")).exists() and options.tokenizer not in TOKENIZERS:
+        raise UserError(
+            f"--tokenizer: invalid choice: {options.tokenizer!r} is no file, and none of {', '.join(TOKENIZERS)}"
+        )
     if hasattr(options, "val"):
         options.val = share_or_path(options.val)
     return options

@@ -4,8 +4,8 @@
     python sample.py --start "ROMEO:" --num_samples 3 --max_new_tokens 300 --top_k 40 --seed 7
     python sample.py --out_dir=out/shakespeare_char --checkpoint=last --start FILE:prompt.txt
 
-Without --out_dir the newest run in out/ is taken. The same seed gives the same text on the same machine; a sample depends
-on the seed and its number, not on how many are drawn.
+Without --out_dir the newest run in out/ is taken. The same seed gives the same text on the same machine; a sample
+depends on the seed and its number, not on how many are drawn.
 """
 
 from collections.abc import Sequence

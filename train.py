@@ -12,6 +12,7 @@ seed and the step, so a run that is stopped and resumed ends in the same weights
 import contextlib
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     world = distributed.start()
     console = Console(world.is_main)
     try:
-        with StopRequests() as requests, contextlib.ExitStack() as cleanup:
+        with StopRequests(world) as requests, contextlib.ExitStack() as cleanup:
             run, progress, resumed = set_up(sources, world, console, cleanup)
             if run.settings.eval_only:
                 console.say(f"step {progress.step}: {measure(run)}")
@@ -53,22 +54,26 @@ def main(arguments: Sequence[str]) -> int:
 
 def train(run: "Run", progress: "Progress", resumed: bool, requests: "StopRequests") -> None:
     """Update, evaluate and save until `max_iters`, a signal, or the end of patience."""
+    from engine.diagnose import Diverged, first_not_finite
     from engine.setup import compiled, in_parallel
+
+    forward = in_parallel(run, compiled(run))
+    try:
+        loop(run, forward, progress, resumed, requests)
+    except Diverged as error:
+        run.console.say(f"step {error.step} went wrong; looking for the cause")
+        raise UserError(f"{error}; {first_not_finite(run, forward, update, error.step)}") from error
+    finally:
+        run.console.stop_bar()
+    conclude(run, progress, requests)
+
+
+def loop(run: "Run", forward: Any, progress: "Progress", resumed: bool, requests: "StopRequests") -> None:
+    """Step after step: evaluate and save where due, update, read the report of the step before."""
     from engine.training import Batches, Clock, StepReport
 
     settings = run.settings
-    sequences = settings.sequences_per_step()
-    forward = in_parallel(run, compiled(run))
-    batches = Batches(
-        run.data.train,
-        seed=settings.seed,
-        block_size=settings.block_size,
-        sequences=sequences,
-        consumed=progress.sequences,
-        micro_batch=run.micro_batch,
-        world=run.world,
-        device=run.device,
-    )
+    batches = Batches(run, progress.sequences)
     clock = Clock(progress.step, progress.seconds)
     report: StepReport | None = None
     saved_at = progress.step if resumed else None
@@ -79,6 +84,7 @@ def train(run: "Run", progress: "Progress", resumed: bool, requests: "StopReques
         finished = progress.step >= settings.max_iters
         due = finished or progress.step % settings.eval_interval == 0
         if (due or stopping) and progress.step != saved_at:
+            requests.updating = False
             log(run, report, clock)
             report = None
             clock.stand()
@@ -91,16 +97,15 @@ def train(run: "Run", progress: "Progress", resumed: bool, requests: "StopReques
         if finished or stopping:
             break
 
+        began, requests.updating = clock.seconds, True
         clock.go()
         values, rate = update(run, forward, batches.step(), progress.step, requests.received is not None)
         progress.step += 1
-        progress.sequences += sequences
+        progress.sequences += settings.sequences_per_step()
         stopping = log(run, report, clock)  # of the step before, whose numbers have arrived by now
-        report = StepReport(progress.step, rate, values, run.world)
-
+        report = StepReport(progress.step, clock.seconds, rate, values, run.world)
+        requests.step_took(clock.seconds - began)
     batches.close()
-    run.console.stop_bar()
-    conclude(run, progress, requests)
 
 
 def update(
@@ -142,31 +147,36 @@ def update(
 def log(run: "Run", report: "StepReport | None", clock: "Clock") -> bool:
     """Read a step's report, write its line where one is due; returns whether some process was asked to stop.
 
-    Raises UserError where the loss or the gradient is not finite, before anything of it is saved.
+    Raises Diverged where the loss or the gradient is not finite, before anything of it is saved.
     """
+    from engine.diagnose import Diverged
+
     if report is None:
         return False
     loss, norm, stop = report.read()
     if not math.isfinite(loss) or not (math.isfinite(norm) or run.scaler.is_enabled()):
-        raise UserError(
-            f"step {report.step}: loss {loss}, gradient norm {norm}, learning rate {report.learning_rate:.3g}: training "
-            f"has diverged. The checkpoints before it are good; resume with a lower --learning_rate"
+        raise Diverged(
+            report.step,
+            f"training diverged at step {report.step} (loss {loss}, gradient norm {norm}, learning rate "
+            f"{report.learning_rate:.3g}); the checkpoints before it are good, resume with a lower --learning_rate",
         )
+    usual = statistics.fmean(run.recent_losses or [loss])
+    if run.settings.loss_spike is not None and loss > run.settings.loss_spike * usual:
+        raise UserError(
+            f"the loss of step {report.step} is {loss:.4f}, more than loss_spike {run.settings.loss_spike} times the "
+            f"mean of those before, {usual:.4f}; resume from the last checkpoint, or raise loss_spike"
+        )
+    run.recent_losses.append(loss)
     due = report.step % run.settings.log_interval == 0 or report.step == run.settings.max_iters
     line = f"loss {loss:.4f}"
     if due:
-        tokens_per_second = clock.steps_per_second(report.step) * run.tokens_per_step
+        tokens_per_second = clock.steps_per_second(report.step, report.seconds) * run.tokens_per_step
         mfu = run.mfu(tokens_per_second)
         line += f", lr {report.learning_rate:.2e}, {tokens_per_second:,.0f} tokens/s"
         line += "" if mfu is None else f", MFU {mfu:.1%}"
-        values = {"loss": loss, "lr": report.learning_rate, "grad_norm": norm}
-        record(
-            run,
-            report.step,
-            "train",
-            clock.seconds,
-            values | {"tokens_per_second": tokens_per_second, "mfu": mfu},
-        )
+        speed = {"tokens_per_second": tokens_per_second, "mfu": mfu}
+        values = {"loss": loss, "lr": report.learning_rate, "grad_norm": norm} | speed
+        record(run, report.step, "train", report.seconds, values)
     run.console.progress(report.step, line, due)
     return stop
 
@@ -246,7 +256,13 @@ def save(run: "Run", progress: "Progress") -> None:
         "model": dict(run.model.named_parameters()),
         "optimizer": checkpoint.optimizer_tensors(run.model, run.optimizer),
     }
-    checkpoint.save_checkpoint(run.folder, meta | dataclasses.asdict(progress), parts)
+    try:
+        checkpoint.save_checkpoint(run.folder, meta | dataclasses.asdict(progress), parts)
+    except UserError as error:
+        if run.settings.save_errors == "stop":
+            raise
+        run.console.say(f"warning: {error}; going on, since save_errors is continue")
+        return
     if progress.best_step == progress.step:
         checkpoint.mark_best(run.folder, progress.step)
     checkpoint.prune(run.folder, run.settings.keep_checkpoints)

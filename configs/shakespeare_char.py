@@ -1,4 +1,4 @@
-# A character-level GPT on tiny Shakespeare: minutes on one GPU, and two minutes on a laptop with the part at the end.
+# A character-level GPT on tiny Shakespeare: minutes on one GPU, and about two on a laptop with the part at the end.
 
 dataset = "shakespeare_char"
 gradient_accumulation_steps = 1
@@ -18,6 +18,7 @@ beta2 = 0.99  # a step has few tokens, so the second moments are averaged over m
 eval_interval = 250
 log_interval = 10
 
+# Without an accelerator: 0.8 million parameters, 12 × 64 = 768 characters a step, two epochs in all.
 cpu = dict(
     batch_size=12,
     block_size=64,
@@ -26,6 +27,7 @@ cpu = dict(
     n_embd=128,
     dropout=0.0,
     learning_rate=3e-3,
-    max_iters=2000,
-    log_interval=50,
+    max_iters=3000,
+    eval_interval=500,
+    log_interval=100,
 )

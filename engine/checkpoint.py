@@ -86,8 +86,8 @@ def save_checkpoint(run: Path, meta: Mapping[str, Any], parts: Mapping[str, Mapp
         return place
     except OSError as error:
         raise UserError(
-            f"the checkpoint of step {meta['step']} could not be written to {place.parent} ({error.strerror or error}); "
-            f"the ones before it are intact"
+            f"the checkpoint of step {meta['step']} could not be written to {place.parent} "
+            f"({error.strerror or error}); the ones before it are intact"
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

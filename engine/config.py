@@ -69,6 +69,12 @@ class TrainSettings:
     log_interval: int = setting(1, "steps between log lines", at_least=1)
     sample_tokens: int = setting(100, "tokens of the sample printed at an evaluation; 0: none", at_least=0)
     keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best one", at_least=1)
+    save_errors: Literal["stop", "continue"] = setting(
+        "stop", "when a checkpoint cannot be written, on a full disk say: stop, or try again at the next one"
+    )
+    loss_spike: float | None = setting(
+        None, "stop when a loss exceeds this many times the mean of the 100 before; None: never", above=1
+    )
     out_dir: str | None = setting(None, "folder of the run; None: out/NAME, named after the configuration file")
     init_from: Literal["scratch", "resume", "auto"] = setting(
         "scratch", "start anew, go on from a checkpoint, or go on if there is one"

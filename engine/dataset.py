@@ -72,8 +72,8 @@ class Split:
         """Raise UserError for an id that the vocabulary does not have."""
         if ids.max() >= self.vocab_size:
             raise UserError(
-                f"the {self.name} split holds the token id {ids.max()}, but its vocabulary has {self.vocab_size} entries; "
-                f"prepare the data set again"
+                f"the {self.name} split holds the token id {ids.max()}, but its vocabulary has {self.vocab_size} "
+                f"entries; prepare the data set again"
             )
 
 

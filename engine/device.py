@@ -181,8 +181,8 @@ def _probe_matmul(choices: Choices, tokens: int, width: int) -> str:
     if errors["medium"] <= LARGEST_ERROR and seconds["medium"] < 0.95 * seconds["highest"]:
         choices.matmul_precision = "medium"
     return (
-        f"matmul {choices.matmul_precision} (oneDNN takes {seconds['medium'] / seconds['highest']:.2f} of the default's "
-        f"time at a relative error of {errors['medium']:.1e})"
+        f"matmul {choices.matmul_precision} (oneDNN takes {seconds['medium'] / seconds['highest']:.2f} of the "
+        f"default's time at a relative error of {errors['medium']:.1e})"
     )
 
 
@@ -200,7 +200,8 @@ def _probe_attention(choices: Choices, batch: int, length: int, heads: int, widt
     }
     seconds = _race(runs)
     choices.attention_kernel = min(seconds, key=seconds.get)
-    return f"attention {choices.attention_kernel} (written out takes {seconds['matmul'] / seconds['sdpa']:.2f} of sdpa's time)"
+    ratio = seconds["matmul"] / seconds["sdpa"]
+    return f"attention {choices.attention_kernel} (written out takes {ratio:.2f} of sdpa's time)"
 
 
 def _with_precision(precision: str, run: Callable[[], Tensor]) -> Callable[[], Tensor]:

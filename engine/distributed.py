@@ -69,8 +69,8 @@ def start() -> World:
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on a machine with {torch.cuda.device_count()} "
-                f"GPUs; start torchrun with --nproc_per_node={torch.cuda.device_count()}"
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on a machine with "
+                f"{torch.cuda.device_count()} GPUs; start torchrun with --nproc_per_node={torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"

@@ -1,5 +1,6 @@
 """What a run reports: lines for a person, metrics.jsonl for programs, Weights & Biases where it is asked for."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from engine.errors import UserError
 
 
 class Console:
@@ -68,14 +71,18 @@ class MetricsLog:
         tidy = {
             key: None if value != value or value in (math.inf, -math.inf) else value for key, value in values.items()
         }
-        self._file.write(json.dumps(tidy) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(tidy) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}; resume when there is room") from error
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):  # a full disk, of which `record` has told
+                file.close()
 
 
 def _step_of(line: bytes) -> float:

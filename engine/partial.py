@@ -27,10 +27,12 @@ def check_name(name: str, root: Path) -> None:
 
 @contextlib.contextmanager
 def partial_folder(folder: Path, name: str = ".partial") -> Iterator[Path]:
-    """A folder for work under way in data/NAME, held by this process alone; it goes away, unless an error leaves
-    saved work in it.
+    """A folder for work under way in data/NAME, held by this process alone.
+
+    It goes away, and after an error what was made for it, unless the error leaves saved work in it.
     """
     partial = folder / name
+    made = [parent for parent in (folder, folder.parent) if not parent.exists()]
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(partial / "lock")
@@ -51,11 +53,12 @@ def partial_folder(folder: Path, name: str = ".partial") -> Iterator[Path]:
             f"put it right and run the same command again"
         ) from error
     finally:
-        lock.release()
         if not (partial / STATE).exists():
             shutil.rmtree(partial, ignore_errors=True)
-            with contextlib.suppress(OSError):  # it is not empty: it was there before
-                folder.rmdir()
+            with contextlib.suppress(OSError):  # not empty: all went well
+                for parent in made:
+                    parent.rmdir()
+        lock.release()
 
 
 def commit(partial: Path, folder: Path, meta: dict[str, Any], moved: bool = True) -> None:

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import platform
 import sys
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Progress:
     best_loss: float | None = None
     evaluations_without_gain: int = 0
 
+    @classmethod
+    def from_meta(cls, meta: dict[str, Any]) -> "Progress":
+        """What a checkpoint's meta.json says of it."""
+        return cls(**{field.name: meta[field.name] for field in dataclasses.fields(cls)})
+
 
 @dataclass
 class Run:
@@ -73,6 +79,7 @@ class Run:
     folder: Path | None = None  # the fields from here on are None where nothing is to be written
     metrics: MetricsLog | None = None
     wandb: WandbLog | None = None
+    recent_losses: deque[float] = field(default_factory=lambda: deque(maxlen=100))
 
     @property
     def tokens_per_step(self) -> int:
@@ -113,7 +120,7 @@ def set_up(
         model = GPT.empty(config, device, choices.weights_dtype())
         model.init_weights(settings.seed)
     else:
-        progress = Progress(**{field.name: checkpoint.meta[field.name] for field in dataclasses.fields(Progress)})
+        progress = Progress.from_meta(checkpoint.meta)
         model = checkpoints.model_from(checkpoint, device, choices.weights_dtype(), dropout=settings.dropout)
     model.use_attention_kernel(choices.attention_kernel)
     optimizer = make_optimizer(model, settings)
@@ -217,9 +224,9 @@ def choose(
             "compile": settings.compile == "auto",
             "threads": settings.threads is None and same_processes,
         }
-        for field in dataclasses.fields(Choices):
-            if automatic.get(field.name, True):
-                setattr(choices, field.name, getattr(kept, field.name))
+        for name in choices.to_dict():
+            if automatic.get(name, True):
+                setattr(choices, name, getattr(kept, name))
         reason = "as before"
     if used_cpu_part and sources.cpu:
         console.say(

@@ -2,11 +2,16 @@
 
 import contextlib
 import math
+import os
 import signal
+import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +22,22 @@ from engine.distributed import World
 from engine.tokenizer import Tokenizer, encode_prompt
 from model import GPT
 
+if TYPE_CHECKING:
+    from engine.setup import Run
+
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+AGREEMENT_SECONDS = 10.0
 EVALUATION_TOKENS = 4096  # about as many are evaluated at a time, or a micro-batch if that is more
 
 
 class Batches:
     """This process's micro-batches, step after step; those of the next step are read while this one computes."""
 
-    def __init__(
-        self,
-        split: Split,
-        *,
-        seed: int,
-        block_size: int,
-        sequences: int,
-        consumed: int,
-        micro_batch: int,
-        world: World,
-        device: torch.device,
-    ) -> None:
-        self.split, self.seed, self.block_size = split, seed, block_size
-        self.sequences, self.consumed = sequences, consumed
-        self.micro_batch, self.world, self.device = micro_batch, world, device
+    def __init__(self, run: "Run", consumed: int) -> None:
+        settings = run.settings
+        self.split, self.seed, self.block_size = run.data.train, settings.seed, settings.block_size
+        self.sequences, self.consumed = settings.sequences_per_step(), consumed
+        self.micro_batch, self.world, self.device = run.micro_batch, run.world, run.device
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._next: Future[Tensor] = self._reader.submit(self._read, consumed)
 
@@ -71,8 +70,9 @@ class StepReport:
     step later costs the GPU no pause.
     """
 
-    def __init__(self, step: int, learning_rate: float, values: Tensor, world: World) -> None:
+    def __init__(self, step: int, seconds: float, learning_rate: float, values: Tensor, world: World) -> None:
         self.step = step
+        self.seconds = seconds
         self.learning_rate = learning_rate
         self.size = world.size
         values = world.sum(values)
@@ -106,12 +106,11 @@ class Clock:
         """Seconds so far."""
         return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
-    def steps_per_second(self, step: int) -> float:
-        """The speed since this was last asked, or since the start."""
-        now = self.seconds
-        steps, seconds = step - self._asked[0], now - self._asked[1]
-        self._asked = (step, now)
-        return steps / seconds if seconds > 0 else 0.0
+    def steps_per_second(self, step: int, seconds: float) -> float:
+        """The speed up to a step that ended at `seconds`, since this was last asked, or since the start."""
+        steps, spent = step - self._asked[0], seconds - self._asked[1]
+        self._asked = (step, seconds)
+        return steps / spent if spent > 0 else 0.0
 
     def go(self) -> None:
         """Go on."""
@@ -124,27 +123,65 @@ class Clock:
 
 
 class StopRequests:
-    """Catches the signals by which people and schedulers end a run, so that it can save first."""
+    """Catches the signals by which people and schedulers end a run, so that it can save first.
 
-    def __init__(self) -> None:
+    Several processes must agree on the step to stop at. Where they have not agreed after `patience` seconds of
+    updating, a process must be gone or stuck; then this one leaves, without writing. A second Ctrl-C leaves at once.
+    """
+
+    def __init__(self, world: World) -> None:
         self.received: int | None = None
+        self.updating = False  # set by the loop: between evaluations and saves, when agreement can be expected
+        self.patience = AGREEMENT_SECONDS
+        self._world = world
+        self._at = 0.0
         self._old: dict[int, object] = {}
+        self._wake, self._woken = socket.socketpair()
+
+    def step_took(self, seconds: float) -> None:
+        """Agreement comes two or three steps after the signal, so slow steps need more patience."""
+        self.patience = max(AGREEMENT_SECONDS, 4 * seconds)
 
     def __enter__(self) -> "StopRequests":
         for name in STOP_SIGNALS:
             if hasattr(signal, name):
                 number = getattr(signal, name)
                 self._old[number] = signal.signal(number, self._receive)
+        if self._world.size > 1:
+            # Python runs no handler while the main thread waits for the other processes; a byte arrives all the same.
+            self._wake.setblocking(False)
+            signal.set_wakeup_fd(self._wake.fileno())
+            threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.updating = False
+        if self._world.size > 1:
+            signal.set_wakeup_fd(-1)
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: leave at once
-        self.received = number
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._at = number, now
+        elif number == signal.SIGINT and now - self._at > 2:  # torchrun passes on a Ctrl-C that has arrived already
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        """In a thread: wait for a signal, then for the end of patience."""
+        number = self._woken.recv(1)[0]
+        waited = 0.0
+        while waited < self.patience:
+            time.sleep(0.1)
+            waited = waited + 0.1 if self.updating else 0.0
+        print(
+            f"rank {self._world.rank}: no agreement to stop within {self.patience:.0f} s, so a process is gone or "
+            f"stuck; leaving without a checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(128 + number)
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ BAD = [
     (["a", "--input", "good.jsonl", "--val", "7"], "--val is 7"),
     (["a", "--input", "good.jsonl", "--val", "none.txt"], r"none\.txt cannot be read"),
     (["a", "--input", "nowhere"], "nowhere cannot be read"),
-    (["a", "--input", "good.jsonl", "--tokenizer", "nothing"], "the tokenizer nothing cannot be read"),
+    (["a", "--input", "good.jsonl", "--tokenizer", "nothing"], "invalid choice: 'nothing'"),
     (["a", "--input", "good.jsonl", "--tokenizer", "good.jsonl"], "expected a base64 word"),
     (["a", "--input", "good.jsonl", "--tokenizer", "bpe", "--vocab_size", "10"], "--vocab_size is 10"),
     (["a", "--input", "good.jsonl", "--workers", "0"], "--workers is 0"),

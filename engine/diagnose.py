@@ -1,0 +1,81 @@
+"""Where a run diverged: the failing update is computed again from the last checkpoint, with every tensor watched."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import checkpoint as checkpoints
+from engine.errors import UserError
+from engine.setup import Progress, Run
+from engine.training import Batches
+
+
+class Diverged(UserError):
+    """The loss or the gradient of an update is not finite, or far above those before it."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+def first_not_finite(run: Run, forward: Any, update: Callable[..., Any], step: int) -> str:
+    """Name the first tensor that is not finite in the update that leads to `step`, replayed from the last checkpoint.
+
+    Leaves the model in the state of that update. All processes take part.
+    """
+    checkpoint, _ = checkpoints.open_newest(run.folder)
+    progress = Progress.from_meta(checkpoint.meta)
+    tensors = checkpoint.tensors("model")
+    with torch.no_grad():
+        for name, parameter in run.model.named_parameters():
+            parameter.copy_(tensors[name])
+    checkpoints.restore_optimizer(run.model, run.optimizer, checkpoint.tensors("optimizer"))
+    run.scaler.load_state_dict(checkpoint.meta["scaler"])
+    run.optimizer.zero_grad(set_to_none=True)
+    batches = Batches(run, progress.sequences)
+    for number in range(progress.step, step - 1):
+        update(run, forward, batches.step(), number, False)
+    found = next((f"the weight {name}" for name, value in run.model.named_parameters() if not _is_finite(value)), None)
+    if found is None:
+        found = _watch(run.model, lambda: update(run, forward, batches.step(), step - 1, False))
+    batches.close()
+    if found is None:
+        return f"replayed from step {progress.step}, all is finite: it does not repeat, which points at the hardware"
+    return f"replayed from step {progress.step}, the first tensor that is not finite is {found}"
+
+
+def _watch(model: nn.Module, run_update: Callable[[], Any]) -> str | None:
+    """Run an update with a hook on every module and every gradient; what was first not finite."""
+    found: list[str] = []
+
+    def see_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, Tensor) and not _is_finite(first):
+                found.append(f"the output of {name}")
+
+        return hook
+
+    def see_gradient(name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            if not _is_finite(parameter.grad):
+                found.append(f"the gradient of {name}")
+
+        return hook
+
+    handles = [module.register_forward_hook(see_output(name)) for name, module in model.named_modules() if name]
+    handles += [
+        parameter.register_post_accumulate_grad_hook(see_gradient(name)) for name, parameter in model.named_parameters()
+    ]
+    try:
+        run_update()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
