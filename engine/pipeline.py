@@ -17,7 +17,6 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,11 @@ from engine.bpe import learn_vocabulary, ranks_text, tokenizer_of_file
 from engine.dataset import DATA_FOLDER, FORMAT
 from engine.encode import Encoded, Job, encode, id_type, start_worker, survey, training_texts
 from engine.errors import UserError
-from engine.hub import Downloads, HubFolder, list_parquet
+from engine.hub import Downloads, list_parquet
 from engine.partial import RANK_FILE, STATE, check_name, commit, partial_folder
 from engine.progress import Progress
 from engine.readers import Input, Piece, Place, find_inputs, pieces
+from engine.request import Plan, Request, State
 from engine.sources import write_whole
 from engine.token_writer import TokenWriter, are_intact
 from engine.tokenizer import CharTokenizer, OwnBytePairTokenizer, Tokenizer, tokenizer_from_dict
@@ -41,46 +41,6 @@ SAVE_EVERY = 16  # pieces; what an interruption costs at most
 IN_ONE_PROCESS = 2**22  # bytes of input that are not worth starting others for
 LEARN_FROM = 2**28  # bytes of text from which a vocabulary is learned
 NAMED = ("char", "bytes", "gpt2", "bpe")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asks for."""
-
-    name: str
-    inputs: list[str]
-    tokenizer: str = "char"  # one of NAMED, or a file
-    vocab_size: int = 8192  # of a vocabulary that is learned
-    val: float | str = 0.1  # a share, or a path
-    field: str = "text"
-    errors: str = "strict"
-    documents: bool = False
-    dedup: bool = False
-    shard_tokens: int | None = None
-    workers: int | None = None
-    sources: list[dict[str, Any]] | None = None  # where the text is from, where that is known better than by its path
-    remote: HubFolder | None = None  # in place of inputs
-
-
-@dataclass
-class Plan:
-    """What must be known before the first token is written."""
-
-    tokenizer: dict[str, Any]
-    characters: list[int] | None  # of each piece of one long text
-
-
-@dataclass
-class State:
-    """How far the encoding is. It is saved together with the files that it speaks of."""
-
-    number: int = 0  # of the next piece
-    place: Place = field(default_factory=Place)
-    files: dict[str, list[list[Any]]] = field(default_factory=lambda: {"train": [], "val": []})  # [name, tokens]
-    documents: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
-    characters: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
-    text_bytes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
-    dropped: dict[str, int] = field(default_factory=dict)
 
 
 class Preparation:

@@ -19,7 +19,10 @@ from engine.records import READERS, Records, is_lines
 
 PIECE_BYTES = 2**20  # about so much makes a piece,
 PIECE_DOCUMENTS = 4096  # or so many documents
-LONGEST = 2**26  # bytes: the longest plain document, the longest line, the longest stretch without white space
+# The most that is held at a time, in bytes: a tokenizer takes up to forty times as much for one endless word.
+LONGEST_LINE = 2**26  # of JSON; a longer one is an error
+LONGEST_DOCUMENT = 2**24  # in a plain file; a longer one becomes several
+LONGEST_STRETCH = 2**22  # without white space; a longer one is cut between two characters
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 HUB = "hf:"
 
@@ -147,7 +150,7 @@ def _stretches(item: Input, place: Place) -> Iterator[Piece]:
         rest = b""
         while True:
             rest, complete = _longer(file, rest, PIECE_BYTES)
-            while not complete and safe_cut(rest) is None and len(rest) < LONGEST:
+            while not complete and safe_cut(rest) is None and len(rest) < LONGEST_STRETCH:
                 rest, complete = _longer(file, rest, len(rest) + PIECE_BYTES)
             if not rest:
                 return
@@ -199,28 +202,29 @@ def character_cut(block: bytes) -> int:
 
 
 def _whole_files(inputs: list[Input], place: Place) -> Iterator[Piece]:
-    """Plain files as documents, small ones together. One of LONGEST bytes or more becomes several documents."""
+    """Plain files as documents, small ones together. One above LONGEST_DOCUMENT becomes several documents."""
     contents: list[bytes] = []
     names: list[str] = []
-    start = place
+    start, size = place, 0
     while place.index < len(inputs):
         item = inputs[place.index]
         with opened(item.path) as (file, _):
             content, goes_on = _document(file, place.offset)
         contents.append(content)
         names.append(item.path)
+        size += len(content)
         place = Place(place.index, place.offset + len(content)) if goes_on else Place(place.index + 1)
-        full = sum(map(len, contents)) >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS
+        full = size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS
         if goes_on or full or place.index == len(inputs):
             yield Piece("documents", contents, names, start, place, 0.0, item.val)
-            contents, names, start = [], [], place
+            contents, names, start, size = [], [], place, 0
 
 
 def _document(file: BinaryIO, offset: int) -> tuple[bytes, bool]:
-    """The next LONGEST bytes, up to a good place to cut, and True; or all that is left, and False."""
+    """The next LONGEST_DOCUMENT bytes, up to a good place to cut, and True; or all that is left, and False."""
     file.seek(offset)
-    content = file.read(LONGEST)
-    if len(content) < LONGEST or not file.read(1):
+    content = file.read(LONGEST_DOCUMENT)
+    if len(content) < LONGEST_DOCUMENT or not file.read(1):
         return content, False
     return content[: safe_cut(content) or character_cut(content)], True
 
@@ -234,8 +238,8 @@ def _lines(item: Input, place: Place) -> Iterator[Piece]:
             rest, complete = _longer(file, rest, PIECE_BYTES)
             while not complete and b"\n" not in rest:
                 rest, complete = _longer(file, rest, len(rest) + PIECE_BYTES)
-                if len(rest) > LONGEST:
-                    raise UserError(f"{item.path}: line {place.line + 1} is longer than {LONGEST:,} bytes")
+                if len(rest) > LONGEST_LINE:
+                    raise UserError(f"{item.path}: line {place.line + 1} is longer than {LONGEST_LINE:,} bytes")
             if not rest:
                 return
             cut = len(rest) if complete else rest.rfind(b"\n") + 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import random
 import re
 import resource
@@ -275,6 +276,29 @@ def test_a_disk_that_fills_leaves_the_older_data_set_and_the_same_command_goes_o
     interrupted = contents(tmp_path / "data/a")
     assert subprocess.run(run, cwd=tmp_path, capture_output=True).returncode == 0
     assert interrupted == contents(tmp_path / "data/a") and len(interrupted) == 3
+
+
+def test_a_worker_that_dies_is_reported_and_the_same_request_goes_on(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "SAVE_EVERY", 2)
+    wanted = made(inputs=["corpus.jsonl"], tokenizer="bytes")
+    monkeypatch.setattr(pipeline, "IN_ONE_PROCESS", 0)
+    take = pipeline.Preparation._take
+
+    def kill_one(self: pipeline.Preparation, found: object, state: pipeline.State, *rest: object) -> None:
+        if state.number == 5:
+            multiprocessing.active_children()[0].kill()
+        take(self, found, state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Preparation, "_take", kill_one)
+        with pytest.raises(UserError, match="a worker process has died"):
+            made(inputs=["corpus.jsonl"], tokenizer="bytes", workers=2)
+    said: list[str] = []
+    prepare(Request("a", ["corpus.jsonl"], tokenizer="bytes", workers=2), said.append)
+    assert "going on after" in said[0]
+    assert {file.name: file.read_bytes() for file in Path("data/a").iterdir()} == wanted
 
 
 def test_two_preparations_of_one_name_do_not_meet(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

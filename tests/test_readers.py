@@ -103,7 +103,7 @@ def test_folders_and_patterns_come_in_the_order_of_names_without_hidden_files(tm
 def test_files_as_documents_go_on_from_every_place_and_long_ones_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST", 3000)
+    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 3000)
     texts = [DOCUMENTS[0], "word " * 2000, "ä" * 4000, *DOCUMENTS[1:20]]
     for number, text in enumerate(texts):
         (tmp_path / f"{number:03}.txt").write_text(text, encoding="utf-8")
