@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
                 console.say(f"step {progress.step}: {measure(run)}")
                 return 0
             train(run, progress, resumed, requests)
+            world.wait()  # gloo aborts a process whose peers have left
             return 0 if requests.received is None else 128 + requests.received
     finally:
         world.stop()

@@ -251,6 +251,34 @@ def _problem(meta: dict[str, Any]) -> str | None:
     return None
 
 
+def require_resumable(checkpoint: Checkpoint) -> None:
+    """Raise UserError where meta.json lacks what a run needs to go on, beyond what sampling needs."""
+    number = (int, float)
+    wanted: dict[str, Any] = {
+        "settings": dict, "choices": dict, "data": dict, "scaler": dict, "used_cpu_part": bool, "processes": int,
+        "sequences": int, "seconds": number, "evaluations_without_gain": int,
+        "best_step": (int, type(None)), "best_loss": (*number, type(None)), "wandb_id": (str, type(None)),
+    }  # fmt: skip
+    for name, kind in wanted.items():
+        if name not in checkpoint.meta or not isinstance(checkpoint.meta[name], kind):
+            raise UserError(
+                f"{checkpoint.folder}/meta.json: {name} is missing or of the wrong type; it cannot be resumed"
+            )
+    for name in ("name", "fingerprint"):
+        if not isinstance(checkpoint.meta["data"].get(name), str):
+            raise UserError(f"{checkpoint.folder}/meta.json: the data's {name} is missing; it cannot be resumed")
+
+
+def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
+    """Put back the fp16 loss scale, where both then and now are fp16. Raises UserError for a damaged one."""
+    if scaler.is_enabled() and state:
+        if state.keys() != scaler.state_dict().keys() or not all(
+            type(value) in (int, float) for value in state.values()
+        ):
+            raise UserError(f"the checkpoint's loss scaler is damaged: {str(state)[:200]}")
+        scaler.load_state_dict(state)
+
+
 def model_from(
     checkpoint: Checkpoint,
     device: torch.device | str = "cpu",

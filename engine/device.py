@@ -53,8 +53,17 @@ class Choices:
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> "Choices":
-        """Choices out of a checkpoint."""
-        return cls(**{field.name: recorded[field.name] for field in fields(cls)})
+        """Choices out of a checkpoint. Raises UserError for what are none."""
+        choices = cls(**{field.name: recorded.get(field.name) for field in fields(cls)})
+        if (
+            any(type(getattr(choices, field.name)) is not field.type for field in fields(cls))
+            or choices.attention_kernel not in ATTENTION_KERNELS
+            or choices.matmul_precision not in ("highest", "high", "medium")
+            or choices.dtype not in ("float32", "bfloat16", "float16", "float64")
+            or choices.threads < 1
+        ):
+            raise UserError(f"the checkpoint's automatic choices are damaged: {str(recorded)[:200]}")
+        return choices
 
     def to_dict(self) -> dict[str, Any]:
         """Choices as a checkpoint records them."""

@@ -127,7 +127,7 @@ def set_up(
     scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
     if checkpoint is not None:
         checkpoints.restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
-        scaler.load_state_dict(checkpoint.meta["scaler"])
+        checkpoints.restore_scaler(scaler, checkpoint.meta["scaler"])
 
     run = Run(
         settings,
@@ -158,7 +158,9 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
     found = world.broadcast(found)
     if found is None:
         return None, None
-    return Path(found[0]), checkpoints.read_checkpoint(Path(found[1]))
+    checkpoint = checkpoints.read_checkpoint(Path(found[1]))
+    checkpoints.require_resumable(checkpoint)
+    return Path(found[0]), checkpoint
 
 
 def _find_checkpoint(
