@@ -146,7 +146,7 @@ class Preparation:
             yield from pieces(self.inputs, self.request.field, self.one_text, place, downloads.arrive)
 
     def _tasks(self, state: State, characters: list[int] | None) -> Iterator[tuple[Piece, int | None]]:
-        """The pieces from a state on; of one long text, each with its number of characters before the border."""
+        """The pieces from a state on; of one long text, each with its characters before the border."""
         if characters is None:
             yield from ((piece, None) for piece in self._pieces(state.place))
             return

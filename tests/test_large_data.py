@@ -23,7 +23,8 @@ starts = [training_starts(1, consumed, 64, data.train.tokens, 1024) for consumed
 rows = [data.train.windows(one, 1024) for one in starts]
 assert all(row.shape == (64, 1025) for row in rows)
 starts = np.concatenate(starts)
-assert len(set(starts.tolist())) == len(starts) and starts.max() > data.train.tokens * 0.95 > 20 * starts.min()
+assert len(set(starts.tolist())) == len(starts)
+assert starts.max() > data.train.tokens * 0.95 > 20 * starts.min()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
