@@ -3,50 +3,127 @@
     python prepare.py shakespeare_char                          a data set that the program knows
     python prepare.py yourfile.txt                              your own text, as data/yourfile
     python prepare.py novels --input a.txt b.txt --tokenizer gpt2 --val 0.05
+    python prepare.py web --input 'crawl/*.jsonl.zst' --tokenizer bpe --vocab_size 8192 --dedup
+    python prepare.py --show web                                what is in data/web
+    python prepare.py --verify web                              whether its files are what they were
 
-Then `python train.py --dataset=NAME`, with a configuration of your choice. Known: shakespeare_char
-(characters) and shakespeare (GPT-2's byte-pair encoding).
+Then `python train.py --dataset=NAME`. Known: shakespeare_char (characters), shakespeare (GPT-2's byte-pair
+encoding), openwebtext, fineweb and fineweb_100B (downloads of many gigabytes, GPT-2's encoding).
+
+Input is files, folders, patterns, - (standard input) or hf:NAME[:CONFIGURATION[:SPLIT]] (Hugging Face): plain
+text, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .xz, .bz2 or .zst. Text files given by name are one
+text, in this order, whose end is kept for validation. Anything else is documents: each is followed by the
+end-of-text token, and its hash decides whether it is for validation. Token files (.bin) of nanoGPT and llm.c
+are taken as they are.
 """
 
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
 from engine.config import Parser
 from engine.errors import UserError, run_script
 
+TOKENIZERS = ("char", "bytes", "gpt2", "bpe", "numbers")
+
 
 def main(arguments: Sequence[str]) -> None:
-    """Prepare what the command line names."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument(
-        "name", help="a known data set, a text file, or the name of a data set made from --input"
-    )
-    parser.add_argument(
-        "--input", nargs="+", metavar="FILE", help="text files in UTF-8, joined in this order"
-    )
-    parser.add_argument("--tokenizer", choices=("char", "bytes", "gpt2"), help="default: char")
-    parser.add_argument(
-        "--val", type=float, default=0.1, help="share of the text kept for validation (default: 0.1)"
-    )
-    options = parser.parse_args(arguments)
-    if not 0 < options.val < 1:
-        raise UserError(f"--val is {options.val}; it must be a share between 0 and 1")
+    """Prepare, show or verify what the command line names."""
+    options = read_options(arguments)
+    if options.show or options.verify:
+        from engine.show import show, verify
 
-    from engine.recipes import RECIPES, prepare_files, prepare_recipe
+        (show if options.show else verify)(options.show or options.verify, print)
+        return
+    from engine.adopt import adopt, holds_token_files
+    from engine.dataset import DATA_FOLDER
+    from engine.pipeline import Request, prepare
+    from engine.recipes import LARGE, LARGE_VALIDATION_FRACTION, RECIPES, prepare_large, prepare_recipe
 
-    if options.input is None and not Path(options.name).is_file():
-        if options.name in RECIPES and options.tokenizer not in (None, RECIPES[options.name]):
+    name, inputs = options.name, options.input
+    if inputs is None and Path(name).is_file():
+        name, inputs = Path(name).stem, [name]
+    chosen = {key: value for key, value in vars(options).items() if key in Request.__dataclass_fields__}
+    request = Request(**chosen | {"name": name, "inputs": inputs or []})
+    if inputs is None and name in RECIPES:
+        if chosen.keys() - {"name", "workers"} and options.tokenizer != RECIPES[name]:
             raise UserError(
-                f"{options.name} is made with the tokenizer {RECIPES[options.name]}; give your own set a name"
+                f"{name} is made in one way, with the tokenizer {RECIPES[name]}; give your own set a name"
             )
-        prepare_recipe(options.name, print)
-    elif options.input is None:
-        prepare_files(
-            Path(options.name).stem, [options.name], options.tokenizer or "char", options.val, print
+        prepare_recipe(name, print)
+    elif inputs is None and holds_token_files(DATA_FOLDER / name):
+        adopt(name, [], chosen.get("tokenizer"), print)
+    elif inputs is None and name in LARGE:
+        usual = {"tokenizer": "gpt2", "val": LARGE_VALIDATION_FRACTION}
+        prepare_large(Request(**usual | chosen | {"inputs": []}), print)
+    elif inputs is None:
+        prepare_recipe(name, print)  # says which there are
+    elif all(path.endswith(".bin") for path in inputs):
+        adopt(
+            name,
+            inputs + ([request.val] if isinstance(request.val, str) else []),
+            chosen.get("tokenizer"),
+            print,
         )
     else:
-        prepare_files(options.name, options.input, options.tokenizer or "char", options.val, print)
+        prepare(request, print)
+
+
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """The command line, checked. An option that was not given is not there, but for name, input, show and
+    verify.
+    """
+    from argparse import SUPPRESS
+
+    parser = Parser(
+        description=__doc__, formatter_class=RawDescriptionHelpFormatter, argument_default=SUPPRESS
+    )
+    add = parser.add_argument
+    add(
+        "name",
+        nargs="?",
+        default=None,
+        help="a known data set, a text file, or the name of one made from --input",
+    )
+    add("--input", nargs="+", metavar="PATH", default=None, help="files, folders, patterns, - or hf:NAME")
+    add("--tokenizer", help="char, bytes, gpt2, bpe (learned from the text) or a file of one (default: char)")
+    add("--vocab_size", type=int, metavar="N", help="entries of a vocabulary that is learned (default: 8192)")
+    add("--val", help="for validation: a share, or the path of other text (default: 0.1)")
+    add("--field", help="field or column that holds the text of a record (default: text)")
+    add("--errors", choices=("strict", "replace", "drop"), help="what to do about text that is not UTF-8")
+    add("--documents", action="store_true", help="text files given by name are documents, too")
+    add("--dedup", action="store_true", help="leave out documents that came before, letter for letter")
+    add("--shard_tokens", type=int, metavar="N", help="tokens of one file (default: one file for each split)")
+    add("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    add("--show", metavar="NAME", default=None, help="print what a data set holds")
+    add("--verify", metavar="NAME", default=None, help="check the files of a data set against their hashes")
+    options = parser.parse_args(arguments)
+    if not (options.name or options.show or options.verify):
+        raise UserError(
+            "name a data set: python prepare.py NAME --input FILE, or python prepare.py yourfile.txt"
+        )
+    for name in ("shard_tokens", "workers"):
+        if getattr(options, name, 1) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    if not Path(getattr(options, "tokenizer", ".")).exists() and options.tokenizer not in TOKENIZERS:
+        raise UserError(
+            f"--tokenizer: invalid choice: {options.tokenizer!r} is no file, and none of "
+            f"{', '.join(TOKENIZERS)}"
+        )
+    if hasattr(options, "val"):
+        options.val = share_or_path(options.val)
+    return options
+
+
+def share_or_path(text: str) -> float | str:
+    """The value of --val. Raises UserError for a number that is no share."""
+    try:
+        share = float(text)
+    except ValueError:
+        return text
+    if not 0 < share < 1:
+        raise UserError(f"--val is {text}; it must be a share between 0 and 1, or a path")
+    return share
 
 
 if __name__ == "__main__":

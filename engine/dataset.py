@@ -109,12 +109,7 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
             f"there is no data set {folder} (no {path}); prepare it with: python prepare.py {name}"
         )
     meta = read_meta(path)
-    files = [
-        TokenFile(
-            folder / entry["path"], entry["split"], entry["tokens"], entry["header_bytes"], entry["sha256"]
-        )
-        for entry in meta["files"]
-    ]
+    files = token_files(folder, meta)
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     for file in files:
         _check_size(file, dtype.itemsize, name)
@@ -141,6 +136,16 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
     ]
     fingerprint = hashlib.sha256(json.dumps([identity, meta["tokenizer"]]).encode()).hexdigest()
     return Dataset(name, folder, meta, tokenizer, splits["train"], splits["val"], fingerprint)
+
+
+def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
+    """The files that a meta.json lists."""
+    return [
+        TokenFile(
+            folder / entry["path"], entry["split"], entry["tokens"], entry["header_bytes"], entry["sha256"]
+        )
+        for entry in meta["files"]
+    ]
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def with_biases(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tens
 
 
 # ------------------------------------------------------------------------------------------------------------
+# -
 # Hugging Face
 
 
@@ -160,6 +161,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
+# -
 # -
 # GGUF
 
@@ -243,6 +245,7 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
 
 
 # ------------------------------------------------------------------------------------------------------------
+# -
 # -
 # a run folder of ours
 

@@ -1,29 +1,48 @@
-"""From text to a data set: token files and meta.json in data/NAME."""
+"""Data sets that the program knows how to get, and short ways to prepare a file or a text."""
 
-import hashlib
-import json
+import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from engine.dataset import DATA_FOLDER, FORMAT
+from engine.adopt import adopt, holds_token_files
+from engine.dataset import DATA_FOLDER
 from engine.errors import UserError
-from engine.sources import shakespeare, write_whole
-from engine.tokenizer import Tokenizer, make_tokenizer
+from engine.hub import HubFolder
+from engine.partial import check_name, partial_folder
+from engine.pipeline import Request, prepare
+from engine.sources import MIRROR_VARIABLE, shakespeare
 
-# Data sets that the program knows how to get: name and tokenizer.
+# Those that are made in seconds: name and tokenizer. train.py prepares them by itself.
 RECIPES = {"shakespeare_char": "char", "shakespeare": "gpt2"}
 VALIDATION_FRACTION = 0.1
+# Those that are downloads of many gigabytes: where their Parquet files are, and how large they are.
+LARGE = {
+    "openwebtext": (HubFolder("Skylion007/openwebtext", "plain_text"), "24 GB, 9 billion tokens"),
+    "fineweb": (HubFolder("HuggingFaceFW/fineweb", "sample/10BT"), "31 GB, 10 billion tokens"),
+    "fineweb_100B": (HubFolder("HuggingFaceFW/fineweb", "sample/100BT"), "300 GB, 100 billion tokens"),
+}
+LARGE_VALIDATION_FRACTION = 0.0005
 
 
 def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Fetch and prepare a data set by its name. Raises UserError for a name without a recipe."""
+    """Fetch and prepare a small data set by its name, or describe the token files that lie in its folder.
+
+    Raises UserError for a name without a recipe.
+    """
+    if name not in RECIPES and holds_token_files(root / name):
+        return adopt(name, [], None, say, root)
+    if name in LARGE:
+        raise UserError(
+            f"there is no data set {root / name} yet, and making it takes a download ({LARGE[name][1]}); "
+            f"start it with: python prepare.py {name}"
+        )
     if name not in RECIPES:
         raise UserError(
-            f"there is no data set {root / name}, and no recipe for it (there are: {', '.join(RECIPES)}); "
+            f"there is no data set {root / name}, and no recipe for it (there are: "
+            f"{', '.join(RECIPES | LARGE)}); "
             f"from text of yours: python prepare.py {name} --input FILE"
         )
     folder = root / name
@@ -37,6 +56,16 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
         raise
 
 
+def prepare_large(request: Request, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
+    """Download and prepare one of LARGE; from the folder PLAINGPT_MIRROR/NAME where there is one."""
+    source, size = LARGE[request.name]
+    mirror = Path(os.environ.get(MIRROR_VARIABLE) or ".nowhere", request.name)
+    if mirror.is_dir():
+        return prepare(dataclasses.replace(request, inputs=[str(mirror)]), say, root)
+    say(f"{request.name}: downloading {source.repository}, {source.folder} ({size}), a file at a time")
+    return prepare(dataclasses.replace(request, remote=source), say, root)
+
+
 def prepare_files(
     name: str,
     paths: list[str],
@@ -46,86 +75,21 @@ def prepare_files(
     root: Path = DATA_FOLDER,
 ) -> Path:
     """Prepare a data set from text files, joined in the given order. Raises UserError for what is no text."""
-    texts, sources = [], []
-    for path in paths:
-        content = read_bytes(Path(path))
-        try:
-            texts.append(content.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            raise UserError(
-                f"{path} is not UTF-8 (byte {error.start}, line {line}); convert it: iconv -f ENCODING -t "
-                f"UTF-8"
-            ) from error
-        sources.append({"name": Path(path).name, "sha256": hashlib.sha256(content).hexdigest()})
-    return write_dataset(name, "".join(texts), tokenizer, val, sources, say, root)
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file that the user named. Raises UserError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return prepare(Request(name, paths, tokenizer, val=val), say, root)
 
 
 def write_dataset(
     name: str,
     text: str,
-    tokenizer_kind: str,
+    tokenizer: str,
     val: float,
-    sources: list[dict[str, str]],
+    sources: list[dict[str, Any]],
     say: Callable[[str], None],
     root: Path = DATA_FOLDER,
 ) -> Path:
     """Tokenise a text and write data/NAME: its first part for training, the last `val` for validation."""
-    if not name or Path(name).name != name or name.startswith("."):
-        raise UserError(f"{name!r} cannot name a data set: it becomes a folder in {root}")
-    if not text:
-        raise UserError("the text is empty; there is nothing to learn from")
-    tokenizer = make_tokenizer(tokenizer_kind, text)
-    border = int((1 - val) * len(text))
-    parts = {"train": text[:border], "val": text[border:]}
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    contents = {split: tokenizer.encode(part).astype(dtype).tobytes() for split, part in parts.items()}
-    folder = root / name
-    for split, content in contents.items():
-        write_whole(folder / f"{split}.bin", content)
-    meta = _describe(name, tokenizer, dtype, parts, contents, sources)
-    write_whole(folder / "meta.json", json.dumps(meta, indent=1).encode())
-    tokens = {split: len(content) // dtype.itemsize for split, content in contents.items()}
-    say(
-        f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, "
-        f"vocabulary {tokenizer.vocab_size:,}"
-    )
-    return folder
-
-
-def _describe(
-    name: str,
-    tokenizer: Tokenizer,
-    dtype: np.dtype,
-    parts: dict[str, str],
-    contents: dict[str, bytes],
-    sources: list[dict[str, str]],
-) -> dict[str, Any]:
-    """The content of meta.json."""
-    return {
-        "format": FORMAT,
-        "name": name,
-        "dtype": dtype.name,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.to_dict(),
-        "text_bytes": {split: len(part.encode("utf-8")) for split, part in parts.items()},
-        "files": [
-            {
-                "path": f"{split}.bin",
-                "split": split,
-                "tokens": len(content) // dtype.itemsize,
-                "header_bytes": 0,
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-            for split, content in contents.items()
-        ],
-        "sources": sources,
-    }
+    check_name(name, root)
+    with partial_folder(root / name, ".text") as folder:
+        path = folder / "text"
+        path.write_bytes(text.encode("utf-8"))
+        return prepare(Request(name, [str(path)], tokenizer, val=val, sources=sources), say, root)

@@ -19,7 +19,7 @@ import torch
 from engine import checkpoint as checkpoints
 from engine.checkpoint import Checkpoint
 from engine.config import Sources, TrainSettings, check_value
-from engine.dataset import DATA_FOLDER, Dataset, open_dataset
+from engine.dataset import DATA_FOLDER, Dataset, open_dataset, read_meta
 from engine.device import (
     Choices,
     choose_compile,
@@ -38,6 +38,7 @@ from engine.optimizer import make_optimizer
 from engine.pretrained import NANOGPT_FILE
 from engine.recipes import prepare_recipe
 from engine.sources import write_whole
+from engine.suggest import suggest
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
@@ -113,6 +114,8 @@ def set_up(
     for remark in sources.remarks:
         console.say(f"note: {remark}")
     folder, checkpoint = find_start(sources, world, console)
+    if checkpoint is None and sources.path is None and "dataset" in sources.command_line:
+        suggest_settings(sources, world, console)
     settings, choices, device, used_cpu_part = choose(sources, checkpoint, world, console)
     pretrained = read_weights(settings, sources, used_cpu_part, world)
     if pretrained is not None:
@@ -291,13 +294,28 @@ def probe(
     choices.matmul_precision, choices.attention_kernel = found.matmul_precision, found.attention_kernel
 
 
+def suggest_settings(sources: Sources, world: World, console: Console) -> None:
+    """Put settings that suit the data's size in the place of a configuration file, and say which."""
+    name = sources.peek("dataset")
+    ensure_prepared(name, world, console)
+    on_cpu = find_device(sources.peek("device")).type == "cpu"
+    sources.file = suggest(read_meta(DATA_FOLDER / name / "meta.json"), on_cpu, sources.command_line)
+    chosen = ", ".join(f"{setting}={value}" for setting, value in sources.file.items())
+    console.say(f"no configuration file; settings for data of this size (--NAME=VALUE changes one): {chosen}")
+
+
 def open_data(settings: TrainSettings, world: World, console: Console) -> Dataset:
     """The data set, prepared by rank 0 if it is not there."""
-    if world.is_main and not (DATA_FOLDER / settings.dataset / "meta.json").is_file():
-        console.say(f"preparing the data set {settings.dataset}")
-        prepare_recipe(settings.dataset, console.say)
-    world.wait()
+    ensure_prepared(settings.dataset, world, console)
     return open_dataset(settings.dataset, settings.block_size)
+
+
+def ensure_prepared(name: str, world: World, console: Console) -> None:
+    """Let rank 0 prepare a data set that is not there."""
+    if world.is_main and not (DATA_FOLDER / name / "meta.json").is_file():
+        console.say(f"preparing the data set {name}")
+        prepare_recipe(name, console.say)
+    world.wait()
 
 
 def model_config(settings: TrainSettings, data: Dataset) -> GPTConfig:

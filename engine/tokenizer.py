@@ -1,10 +1,12 @@
-"""Text to token ids and back: single characters, raw bytes, or GPT-2's byte-pair encoding.
+"""Text to token ids and back: single characters, raw bytes, GPT-2's byte-pair encoding, or one of your own.
 
 A tokenizer is described by a small dictionary (`to_dict`) that travels in data sets and checkpoints.
 
     CharTokenizer.of_text("hello").encode("hole")  ->  [1, 3, 2, 0]      (its characters are "ehlo")
 """
 
+import base64
+import binascii
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,6 +17,10 @@ from engine.merges import MergesTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens, that one character can take
+# How GPT-2 (Radford et al., 2019) cuts a text before it merges bytes: contractions, words, numbers, signs,
+# white space.
+SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+LARGEST_VOCABULARY = 2**20
 
 
 class Tokenizer(Protocol):
@@ -24,6 +30,13 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> np.ndarray:
         """Ids (int64) of a text. Raises UserError where the vocabulary cannot express it."""
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """Ids of one of many documents, with what ends it: the end-of-text token, or a line break without
+        one.
+
+        The text is taken as it is: an end-of-text mark that is written out in it is text.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -61,6 +74,10 @@ class CharTokenizer:
             )
         return ids.astype(np.int64)
 
+    def encode_document(self, text: str) -> np.ndarray:
+        """Ids of a text and a line break."""
+        return self.encode(ended_line(text))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The characters of ids, joined."""
         return "".join(self.characters[index] for index in ids)
@@ -79,6 +96,10 @@ class ByteTokenizer:
         """One id for each byte."""
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
 
+    def encode_document(self, text: str) -> np.ndarray:
+        """The bytes of a text and a line break."""
+        return self.encode(ended_line(text))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the bytes."""
         return bytes(int(index) for index in ids).decode("utf-8", errors="replace")
@@ -88,8 +109,30 @@ class ByteTokenizer:
         return {"kind": "bytes"}
 
 
-class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding through tiktoken; `<|endoftext|>` in a text is the end-of-text token."""
+class BytePairTokenizer:
+    """A byte-pair encoding through tiktoken; `<|endoftext|>` in a text is the end-of-text token."""
+
+    def __init__(self, encoding: Any) -> None:
+        self.encoding = encoding  # a tiktoken.Encoding
+        self.vocab_size = encoding.n_vocab
+        self.end_of_text = encoding.eot_token
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text."""
+        return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}).astype(np.int64)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """Ids of a text and the end-of-text token."""
+        ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+        return np.append(ids, np.uint32(self.end_of_text)).astype(np.int64)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return self.encoding.decode(list(ids))
+
+
+class GPT2Tokenizer(BytePairTokenizer):
+    """GPT-2's byte-pair encoding: 50,257 entries."""
 
     def __init__(self) -> None:
         import tiktoken
@@ -97,21 +140,83 @@ class GPT2Tokenizer:
         from engine.sources import ensure_gpt2_vocabulary
 
         ensure_gpt2_vocabulary()
-        self.encoding = tiktoken.get_encoding("gpt2")
-        self.vocab_size = self.encoding.n_vocab
-        self.end_of_text = self.encoding.eot_token
-
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of a text."""
-        return np.array(self.encoding.encode(text, allowed_special={END_OF_TEXT}), dtype=np.int64)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
-        return self.encoding.decode(list(ids))
+        super().__init__(tiktoken.get_encoding("gpt2"))
 
     def to_dict(self) -> dict[str, Any]:
         """Nothing but the kind: the vocabulary is public and pinned by its hash."""
         return {"kind": "gpt2"}
+
+
+class OwnBytePairTokenizer(BytePairTokenizer):
+    """A byte-pair encoding of your own: byte sequences in the order in which they are merged, then the end of
+    text.
+
+    The first 256 are the single bytes, in any order, so every text can be encoded.
+    """
+
+    def __init__(self, sequences: Sequence[bytes]) -> None:
+        import tiktoken
+
+        ranks = {sequence: rank for rank, sequence in enumerate(sequences)}
+        if len(ranks) != len(sequences) or not 256 <= len(sequences) < LARGEST_VOCABULARY or b"" in ranks:
+            raise ValueError(
+                f"a byte-pair vocabulary holds 256 to {LARGEST_VOCABULARY} different byte sequences"
+            )
+        if any(bytes([byte]) not in ranks for byte in range(256)):
+            raise ValueError("a byte-pair vocabulary holds every single byte")
+        self.sequences = list(sequences)
+        special = {END_OF_TEXT: len(ranks)}
+        super().__init__(
+            tiktoken.Encoding("own", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+        )
+
+    @classmethod
+    def from_base64(cls, words: Sequence[str]) -> "OwnBytePairTokenizer":
+        """The tokenizer of sequences in base64. Raises ValueError for what is none."""
+        try:
+            return cls([base64.b64decode(word, validate=True) for word in words])
+        except binascii.Error as error:
+            raise ValueError(f"not base64: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The vocabulary itself: the sequences in base64, in their order, between spaces."""
+        return {
+            "kind": "bpe",
+            "vocabulary": " ".join(base64.b64encode(one).decode() for one in self.sequences),
+        }
+
+
+class NumberTokenizer:
+    """Ids of an unknown vocabulary, written as numbers: for token files that came without one."""
+
+    def __init__(self, vocab_size: int) -> None:
+        if not 1 <= vocab_size <= 2**32:
+            raise ValueError("a vocabulary has 1 to 2³² entries")
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids that a text such as "15496 995" names."""
+        words = text.split()
+        if not words or any(
+            not word.isdecimal() or not word.isascii() or int(word) >= self.vocab_size for word in words
+        ):
+            raise UserError(
+                f"this model's vocabulary is unknown: write token ids below {self.vocab_size}, such as 11 "
+                f"12, for text"
+            )
+        return np.array([int(word) for word in words], dtype=np.int64)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """As `encode`: nothing is known to end a document."""
+        return self.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The ids as numbers, between spaces."""
+        return " ".join(str(int(index)) for index in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The size."""
+        return {"kind": "numbers", "vocab_size": self.vocab_size}
 
 
 def make_tokenizer(kind: str, text: str) -> Tokenizer:
@@ -133,12 +238,21 @@ def tokenizer_from_dict(description: Any) -> Tokenizer:
             return ByteTokenizer()
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
+        case {"kind": "bpe", "vocabulary": str(vocabulary)}:
+            try:
+                return OwnBytePairTokenizer.from_base64(vocabulary.split())
+            except ValueError as error:
+                raise UserError(f"the tokenizer's vocabulary is damaged: {error}") from error
+        case {"kind": "numbers", "vocab_size": int(vocab_size)} if 1 <= vocab_size <= 2**32:
+            return NumberTokenizer(vocab_size)
         case {"kind": "merges"}:
             try:
                 return MergesTokenizer.from_dict(description)
             except ValueError as error:
                 raise UserError(f"the tokenizer's vocabulary is damaged: {error}") from error
-    raise UserError(f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes, gpt2 and merges")
+    raise UserError(
+        f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes, gpt2, merges, bpe and numbers"
+    )
 
 
 class TextStream:
@@ -182,6 +296,11 @@ class TextStream:
     def _release(self, size: int) -> str:
         shown, self._held = self._held[:size], self._held[size:]
         return shown
+
+
+def ended_line(text: str) -> str:
+    """A text that ends in a line break: as it is, or with one more."""
+    return text if text.endswith("\n") else text + "\n"
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str | None) -> np.ndarray:
