@@ -86,8 +86,8 @@ class Explorer:
             kept = ids[-self.limit :]
         else:
             self._check_ids(ids)
-            quarter = max(1, self.limit // 4)  # as in model.py: a full context drops its oldest quarter
-            kept = ids if len(ids) <= self.limit else ids[-(self.limit - quarter + 1) :]
+            half = max(1, self.limit // 2)  # as in model.py: a full context drops its older half
+            kept = ids if len(ids) <= self.limit else ids[-half:]
         seen = self._look(kept)
         answer = {
             "ids": kept,

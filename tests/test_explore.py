@@ -133,11 +133,11 @@ def test_a_reader_that_leaves_early_is_let_go(served: tuple[Explorer, int], capf
     assert capfd.readouterr().err == ""
 
 
-def test_a_full_context_drops_its_oldest_quarter_as_sampling_does(served: tuple[Explorer, int]) -> None:
+def test_a_full_context_drops_its_older_half_as_sampling_does(served: tuple[Explorer, int]) -> None:
     explorer, port = served
     ids = [index % explorer.n_tokens for index in range(33)]
     _, seen = ask(port, "/inspect", {"ids": ids})
-    assert seen["ids"] == ids[-25:] and seen["dropped"] == ids[:8]
+    assert seen["ids"] == ids[-16:] and seen["dropped"] == ids[:17]
     logits = np.frombuffer(base64.b64decode(seen["logits"]), dtype="<f4")
     prompt = torch.tensor([ids[:32]])
     with torch.no_grad():

@@ -62,7 +62,7 @@ def test_the_weights_times_the_values_are_what_the_kernel_returns() -> None:
 @pytest.mark.parametrize("changes", [{}, {"position": "rotary"}, {"position": "rotary", "qk_norm": True}])
 @torch.no_grad()
 def test_the_weights_shown_are_those_that_made_each_layers_output(changes: dict) -> None:
-    """Whatever happens to queries and keys: weights · values, through the output matrix, is what attention gave."""
+    """Whatever happens to queries and keys: weights · values, through the output matrix, is the output."""
     model = random_model(**changes)
     taken = []
     for block in model.blocks:
