@@ -86,6 +86,7 @@ def with_biases(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tens
 
 # ------------------------------------------------------------------------------------------------------------
 # -
+# -
 # Hugging Face
 
 
@@ -161,6 +162,7 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
+# -
 # -
 # -
 # GGUF
@@ -245,6 +247,7 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
 
 
 # ------------------------------------------------------------------------------------------------------------
+# -
 # -
 # -
 # a run folder of ours

@@ -155,6 +155,7 @@ def test_an_untied_head_and_a_tied_one_that_is_stored(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------------
 # -
+# -
 # the hub
 
 
@@ -198,6 +199,7 @@ def test_without_network_the_sentence_says_what_to_put_where(tmp_path: Path) -> 
 
 
 # ------------------------------------------------------------------------------------------------------------
+# -
 # -
 # -
 # tokenizers
@@ -332,6 +334,7 @@ def test_a_folders_own_bpe_loads_in_transformers_too(trained: Path, tmp_path: Pa
 
 
 # ------------------------------------------------------------------------------------------------------------
+# -
 # -
 # -
 # bad input
