@@ -131,11 +131,13 @@ def evaluate_text(options: Namespace, found: "Pretrained", model: "GPT") -> Any:
 def read_ids(options: Namespace, found: "Pretrained") -> tuple[Any, float | None]:
     """The token ids to score, (tokens,) int64, and the bytes of text for each, where known. UserError."""
     from engine.dataset import open_dataset
-    from engine.recipes import read_bytes
 
     if options.text is not None:
         tokenizer = found.known_tokenizer()
-        content = read_bytes(options.text)
+        try:
+            content = Path(options.text).read_bytes()
+        except OSError as error:
+            raise UserError(f"{options.text} cannot be read: {error.strerror}") from error
         try:
             ids = tokenizer.encode(content.decode("utf-8"))
         except UnicodeDecodeError as error:

@@ -18,7 +18,7 @@ import torch
 
 from engine import checkpoint as checkpoints
 from engine.checkpoint import Checkpoint
-from engine.config import Sources, TrainSettings, check_value
+from engine.config import STARTS, Sources, TrainSettings, check_value
 from engine.dataset import DATA_FOLDER, Dataset, open_dataset, read_meta
 from engine.device import (
     Choices,
@@ -299,7 +299,10 @@ def suggest_settings(sources: Sources, world: World, console: Console) -> None:
     name = sources.peek("dataset")
     ensure_prepared(name, world, console)
     on_cpu = find_device(sources.peek("device")).type == "cpu"
-    sources.file = suggest(read_meta(DATA_FOLDER / name / "meta.json"), on_cpu, sources.command_line)
+    found = suggest(read_meta(DATA_FOLDER / name / "meta.json"), on_cpu, sources.command_line)
+    if sources.peek("init_from") not in STARTS:  # weights bring their shape
+        found = {name: value for name, value in found.items() if name not in GPTConfig.__dataclass_fields__}
+    sources.file = found
     chosen = ", ".join(f"{setting}={value}" for setting, value in sources.file.items())
     console.say(f"no configuration file; settings for data of this size (--NAME=VALUE changes one): {chosen}")
 

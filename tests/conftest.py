@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
+# One thread for each process: tests run side by side, and figures of lessons are those of one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
