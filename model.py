@@ -132,23 +132,17 @@ class CausalSelfAttention(nn.Module):
         `cached` (2, B, H, block_size, D) holds this layer's keys and values, `seen` positions of them so far.
         """
         B, T, C = x.shape
-        qkv = (
-            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        )  # (3, B, H, T, D)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        if self.kernel == "matmul":
+            qkv = qkv.contiguous()  # one copy here saves three below
+        (query, key), value = qkv[:2], qkv[2]  # each (B, H, T, D)
         if self.qk_norm:  # scores that cannot grow bear a higher learning rate (Dehghani et al., 2023)
-            qkv = torch.cat((F.layer_norm(qkv[:2], qkv.shape[-1:]), qkv[2:]))
+            query, key = F.layer_norm(qkv[:2], qkv.shape[-1:])
         if rotation is not None:
-            qkv = torch.cat((rotate(qkv[:2], *rotation), qkv[2:]))
+            query, key = rotate(torch.stack((query, key)), *rotation)
         if cached is not None:
-            cached[..., seen : seen + T, :] = qkv[1:]
-            query, (key, value) = (
-                qkv[0],
-                cached[..., : seen + T, :].unbind(),
-            )  # (B, H, T, D), twice (B, H, S, D)
-        elif self.kernel == "matmul":
-            query, key, value = qkv.contiguous().unbind()  # one copy here saves three below
-        else:
-            query, key, value = qkv.unbind()
+            cached[0, :, :, seen : seen + T], cached[1, :, :, seen : seen + T] = key, value
+            key, value = cached[..., : seen + T, :]  # (B, H, S, D)
         attend = attend_by_matmul if self.kernel == "matmul" and T > 1 else attend_by_sdpa
         mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         return drop(self.out(mixed.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)

@@ -76,8 +76,8 @@ def start() -> World:
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
     if os.environ.get("GROUP_WORLD_SIZE") == "1" and "TORCHELASTIC_RESTART_COUNT" in os.environ:
-        # torchrun on one machine keeps its store when it restarts the processes, and gloo would find the addresses
-        # of the dead ones there; each attempt gets names of its own.
+        # torchrun on one machine keeps its store when it restarts the processes, and gloo would find the
+        # addresses of the dead ones there; each attempt gets names of its own.
         store, rank, size = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)

@@ -75,21 +75,21 @@ class MuonWithAdamW(torch.optim.AdamW):
 
 def apply_muon(group: dict, state: dict[Tensor, dict[str, Tensor]], momentum: float = 0.95) -> None:
     """One Muon update of a group's matrices, those of one shape orthogonalised together."""
-    by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for matrix in group["params"]:
-        if matrix.grad is None:
-            continue
-        average = state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-        average.lerp_(matrix.grad, 1 - momentum)
-        direction = matrix.grad.lerp(average, momentum)  # Nesterov
+    matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+    gradients = [matrix.grad for matrix in matrices]
+    averages = [state[matrix].setdefault("momentum", torch.zeros_like(matrix)) for matrix in matrices]
+    torch._foreach_lerp_(averages, gradients, 1 - momentum)
+    directions = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's look ahead
+    by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for matrix, direction in zip(matrices, directions, strict=True):
         for weight, update in zip(split_qkv(matrix), split_qkv(direction), strict=True):
             by_shape[tuple(weight.shape)].append((weight, update))
     rate, decay = group["lr"], group["weight_decay"]
     for (rows, columns), pairs in by_shape.items():
-        updates = orthogonalise(torch.stack([update for _, update in pairs]))
-        scale = rate * math.sqrt(max(1.0, rows / columns))
-        for (weight, _), update in zip(pairs, updates, strict=True):
-            weight.mul_(1 - rate * decay).add_(update.to(weight.dtype), alpha=-scale)
+        weights, updates = ([pair[side] for pair in pairs] for side in (0, 1))
+        orthogonal = orthogonalise(torch.stack(updates)).to(weights[0].dtype)
+        torch._foreach_mul_(weights, 1 - rate * decay)
+        torch._foreach_add_(weights, list(orthogonal), alpha=-rate * math.sqrt(max(1.0, rows / columns)))
 
 
 def split_qkv(matrix: Tensor) -> Iterable[Tensor]:
@@ -111,16 +111,32 @@ POLYNOMIALS = (
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """U Vᵀ for each matrix U S Vᵀ of a batch (N, rows, columns), to within a few per cent, by matrix products
-    alone.
-    """
+    """U Vᵀ for each matrix U S Vᵀ of a batch (N, rows, columns), to a few per cent, by products alone."""
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
+    x = orthogonalise_by_gram(x) if x.shape[-1] >= 2 * x.shape[-2] else orthogonalise_directly(x)
+    return x if wide else x.mT
+
+
+def orthogonalise_directly(x: Tensor) -> Tensor:
+    """Newton-Schulz: x becomes p(x xᵀ) x for each polynomial p."""
     for a, b, c in POLYNOMIALS:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide else x.mT
+    return x
+
+
+def orthogonalise_by_gram(x: Tensor) -> Tensor:
+    """The same on the small Gram matrix x xᵀ, which commutes with each p: half the work where x is wide."""
+    gram = x @ x.mT
+    identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+    total = None
+    for a, b, c in POLYNOMIALS:
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
+        total = factor if total is None else factor @ total
+        gram = factor @ gram @ factor
+    return total @ x
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:

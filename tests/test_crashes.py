@@ -1,4 +1,4 @@
-"""Kills, full disks, signals and damage. Short here; in full length with: python -m pytest -m torture -s -n 0"""
+"""Kills, full disks, signals and damage. In full: python -m pytest -m torture -s -n 0"""
 
 import json
 import os
