@@ -12,7 +12,7 @@ After Andrej Karpathy's lecture "Let's build GPT: from scratch, in code, spelled
 import math
 
 import torch
-from common import heat_map, panels, run, save, shakespeare, train, validation_loss, write
+from common import finish, heat_map, panels, run, save, shakespeare, train, validation_loss, write
 from torch import Tensor, nn
 
 
@@ -70,8 +70,7 @@ def draw(losses: list[float], counted: Tensor, learned: Tensor, characters: str,
     left.plot(losses, linewidth=0.5, alpha=0.7)
     left.axhline(best, color="C3", linestyle="--", label=f"counted: {best:.3f}")
     left.axhline(at_start, color="grey", linestyle=":", label=f"ln V = {at_start:.2f}")
-    left.set(xlabel="step", ylabel="loss, nats per character", title="gradient descent arrives …")
-    left.legend()
+    finish(left, xlabel="step", ylabel="loss, nats per character", title="gradient descent arrives …")
     shown = [i for i, character in enumerate(characters) if character.islower() or character in " ,."]
     names = "".join(characters[i] for i in shown)
     titles = ("… at the table that one can count", "learned")

@@ -15,7 +15,7 @@ import timeit
 from functools import partial
 
 import torch
-from common import panels, run, save
+from common import finish, panels, run, save
 from torch import Tensor
 
 
@@ -89,9 +89,7 @@ def draw(lengths: list[int], milliseconds: dict[str, list[float]]) -> None:
         axes.set(xlabel="looks at position", ylabel="position")
     for name, times in milliseconds.items():
         right.loglog(lengths, times, marker="o", label=name)
-    right.set(title="time for 8 sequences of 32 channels", xlabel="positions T", ylabel="milliseconds")
-    right.grid(alpha=0.3, which="both")
-    right.legend()
+    finish(right, title="time for 8 sequences of 32 channels", xlabel="positions T", ylabel="milliseconds")
     save(figure, "2_averaging")
 
 

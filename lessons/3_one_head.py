@@ -13,7 +13,7 @@ After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswan
 import math
 
 import torch
-from common import heat_map, panels, run, save, shakespeare, train, validation_loss
+from common import finish, heat_map, panels, run, save, shakespeare, train, validation_loss
 from torch import Tensor, nn
 
 LENGTH, WIDTH = 8, 32  # T and C, the lecture's
@@ -88,9 +88,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         axes.plot(widths, [pair[which] for pair in unscaled], "C3o-", label="Q Kᵀ")
         axes.plot(widths, [pair[which] for pair in scaled], "C0o-", label="Q Kᵀ / √D")
         axes.set_xscale("log", base=2)
-        axes.set(title=title, xlabel="width of the head D")
-        axes.grid(alpha=0.3)
-        axes.legend()
+        finish(axes, title=title, xlabel="width of the head D")
     left.set_yscale("log", base=2)
     middle.axhline(math.log(32), color="grey", linestyle=":")
     heat_map(right, weights, "the trained head", "hear me ")

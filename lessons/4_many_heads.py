@@ -12,7 +12,7 @@ After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswan
 import math
 
 import torch
-from common import heat_map, panels, run, save, shakespeare, train, validation_loss
+from common import Embeddings, heat_map, panels, run, save, shakespeare, train, validation_loss
 from torch import Tensor, nn
 
 LENGTH, WIDTH, HEADS = 8, 32, 4
@@ -63,22 +63,6 @@ class Batched(nn.Module):
         return joined
 
 
-class ManyHeadsModel(nn.Module):
-    """The model of lesson 3 with H heads in the place of one."""
-
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__()
-        self.token_embedding = nn.Embedding(vocab_size, WIDTH)
-        self.position_embedding = nn.Embedding(LENGTH, WIDTH)
-        self.attention = Batched()
-        self.out = nn.Linear(WIDTH, vocab_size)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) to logits (B, T, V)."""
-        x = self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1]))
-        return self.out(self.attention(x))
-
-
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Show that the two forms are one, then train; returns the figures."""
     torch.manual_seed(seed)
@@ -92,7 +76,9 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     print(f"largest difference between the two forms: {difference:.1e} (float64)")
 
     text = shakespeare()
-    model = ManyHeadsModel(text.vocab_size)
+    attention = Batched()  # the model of lesson 3, with H heads in the place of one:
+    V = text.vocab_size
+    model = nn.Sequential(Embeddings(V, LENGTH, WIDTH), attention, nn.Linear(WIDTH, V))
     steps = 600 if quick else 5000
     train(model, text, steps, length=LENGTH)
     loss = validation_loss(model, text, LENGTH)
@@ -100,7 +86,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
     model(torch.tensor(text.tokenizer.encode("hear me "))[None])
     figure, drawings = panels(HEADS, 14, 4)
-    for number, (axes, weights) in enumerate(zip(drawings, model.attention.weights[0], strict=True), 1):
+    for number, (axes, weights) in enumerate(zip(drawings, attention.weights[0], strict=True), 1):
         heat_map(axes, weights, f"head {number}", "hear me ")
     save(figure, "4_many_heads")
     return {"difference": difference, "loss": loss}

@@ -2,21 +2,21 @@
 
 Attention moves information between positions; an MLP then works on it at each position. Adding to the input
 instead of replacing it (residuals) gives the gradient a straight way through all layers, and normalising each
-position (LayerNorm) keeps the numbers in a range where that works. Then only size, context and dropout remain.
+position (LayerNorm) keeps the numbers in a range where that works. Then come size and dropout.
 
     python lessons/5_ladder.py              (two minutes)
     python lessons/5_ladder.py --seeds 3    (the table of the reading guide)
 
 After "Let's build GPT" (Karpathy, 2023), whose figures stand beside ours. Residuals: He et al. (2016);
-LayerNorm: Ba et al. (2016), before the layer: Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (2015);
-dropout: Srivastava et al. (2014).
+LayerNorm: Ba et al. (2016), Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (2015); dropout: Srivastava
+et al. (2014).
 """
 
 from dataclasses import dataclass
 from statistics import mean
 
 import torch
-from common import panels, run, save, shakespeare, train, validation_loss
+from common import Embeddings, finish, panels, run, save, shakespeare, train, validation_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,58 +77,30 @@ class Block(nn.Module):
         self.down = nn.Linear(inner, C) if rung.residual else nn.Identity()
         self.dropout = nn.Dropout(rung.dropout)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Causal attention with all heads, (B, T, C) to (B, T, C)."""
-        B, T, C = x.shape
-        query, key, value = self.qkv(x).view(B, T, 3, self.rung.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.dropout(self.out(mixed.transpose(1, 2).reshape(B, T, C)))
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
+        B, T, C = x.shape
         kept = 1.0 if self.rung.residual else 0.0
-        x = kept * x + self.attend(self.norms[0](x))
+        qkv = self.qkv(self.norms[0](x)).view(B, T, 3, self.rung.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(*qkv, is_causal=True)  # all heads, (B, H, T, D)
+        x = kept * x + self.dropout(self.out(mixed.transpose(1, 2).reshape(B, T, C)))
         return kept * x + self.dropout(self.down(self.up(self.norms[1](x)).relu())) if self.rung.mlp else x
 
 
-class LadderModel(nn.Module):
-    """Embeddings, blocks, a head; without heads it is the bigram table."""
-
-    def __init__(self, rung: Rung, vocab_size: int = 65) -> None:
-        super().__init__()
-        self.rung = rung
-        if rung.heads == 0:
-            self.table = nn.Embedding(vocab_size, vocab_size)
-            return
-        self.token_embedding = nn.Embedding(vocab_size, rung.width)
-        self.position_embedding = nn.Embedding(rung.length, rung.width)
-        self.blocks = nn.Sequential(*(Block(rung) for _ in range(rung.layers)))
-        self.final_norm = NORMS[rung.norm](rung.width)
-        self.head = nn.Linear(rung.width, vocab_size)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) to logits (B, T, V)."""
-        if self.rung.heads == 0:
-            return self.table(ids)
-        x = self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1]))
-        return self.head(self.final_norm(self.blocks(x)))
-
-
-def climb(rung: Rung, seed: int, quick: bool) -> float:
-    """Train one rung; its validation loss."""
-    torch.manual_seed(seed)
-    text = shakespeare()
-    model = LadderModel(rung, text.vocab_size)
-    steps = rung.steps // 20 if quick else rung.steps
-    train(model, text, steps, length=rung.length, batch=rung.batch, rate=rung.rate)
-    return validation_loss(model, text, rung.length)
+def build(rung: Rung, V: int = 65) -> nn.Module:
+    """Ids (B, T) to logits (B, T, V): embeddings, blocks, a head; without heads it is the bigram table."""
+    if rung.heads == 0:
+        return nn.Embedding(V, V)
+    embeddings = Embeddings(V, rung.length, rung.width)
+    blocks = [Block(rung) for _ in range(rung.layers)]
+    return nn.Sequential(embeddings, *blocks, NORMS[rung.norm](rung.width), nn.Linear(rung.width, V))
 
 
 def gradient_by_depth(residual: bool) -> list[float]:
     """Norm of the loss's gradient at the output of each of 12 fresh blocks, relative to the last one's."""
-    model = LadderModel(Rung("", 0.0, residual=residual, norm=None, layers=12))
+    model = build(Rung("", 0.0, residual=residual, norm=None, layers=12))
     outputs = []
-    for block in model.blocks:
+    for block in model[1:13]:
         block.register_forward_hook(lambda block, arguments, output: outputs.append(output))
     ids = torch.randint(65, (16, 8))
     loss = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
@@ -139,7 +111,7 @@ def gradient_by_depth(residual: bool) -> list[float]:
 @torch.no_grad()
 def moved_by_neighbours(kind: str) -> float:
     """How far the logits of one sequence move when the other sequences of its batch are exchanged."""
-    model = LadderModel(Rung("", 0.0, norm=kind))
+    model = build(Rung("", 0.0, norm=kind))
     batch = torch.randint(65, (8, 8))
     other = torch.cat((batch[:1], torch.randint(65, (7, 8))))
     return (model(batch)[0] - model(other)[0]).abs().max().item()
@@ -148,9 +120,14 @@ def moved_by_neighbours(kind: str) -> float:
 def main(quick: bool = False, seed: int = 1, seeds: int = 1) -> dict[str, float]:
     """Climb the ladder with one or more seeds, then look at gradients and norms; returns the figures."""
     print(f"{'':<24}{'lecture':>8}{'ours':>8}   lowest … highest of the seeds")
-    losses = {}
+    text, losses = shakespeare(), {}
     for rung in LADDER:
-        each = [climb(rung, seed + number, quick) for number in range(seeds)]
+        each = []
+        for number in range(seeds):
+            torch.manual_seed(seed + number)
+            model, steps = build(rung, text.vocab_size), rung.steps // 20 if quick else rung.steps
+            train(model, text, steps, length=rung.length, batch=rung.batch, rate=rung.rate)
+            each.append(validation_loss(model, text, rung.length))
         losses[rung.name] = mean(each)
         row = f"{rung.name:<24}{rung.lecture:>8.2f}{losses[rung.name]:>8.3f}"
         print(f"{row}   {min(each):.3f} … {max(each):.3f}", flush=True)
@@ -170,18 +147,14 @@ def main(quick: bool = False, seed: int = 1, seeds: int = 1) -> dict[str, float]
     for place, loss in enumerate(losses.values()):
         left.text(place, loss - 0.03, f"{loss:.2f}", ha="center", va="top", color="C0")
     left.set_xticks(range(len(LADDER)), [rung.name.replace(", ", ",\n") for rung in LADDER], rotation=20)
-    left.set(ylabel="validation loss, nats per character", title="one idea at a time")
-    left.legend()
+    finish(left, ylabel="validation loss, nats per character", title="one idea at a time")
     middle.semilogy(residual, "o-", color="C0", label="with residuals")
     middle.semilogy(plain, "o-", color="C3", label="without")
-    middle.set(xlabel="block", title="size of the gradient by depth,\nrelative to the last block")
-    middle.grid(alpha=0.3)
-    middle.legend()
+    finish(middle, xlabel="block", title="size of the gradient by depth,\nrelative to the last block")
     right.bar(("LayerNorm", "BatchNorm"), (layer, batch), color=("C0", "C3"))
     right.set(title="how far a sequence's\nlogits move with its batch")
     save(figure, "5_ladder")
-    gradients = {"gradient_with": residual[0], "gradient_without": plain[0]}
-    return losses | gradients | {"moved_layer": layer, "moved_batch": batch}
+    return losses
 
 
 if __name__ == "__main__":

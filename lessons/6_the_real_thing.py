@@ -13,7 +13,7 @@ The network is GPT-2's (Radford et al., 2019); the lecture "Let's build GPT" (Ka
 import math
 
 import torch
-from common import panels, run, save
+from common import finish, panels, run, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,17 +98,16 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
             nn.init.normal_(parameter, std=0.2)  # large, biases and norms too: nothing hides in a zero
         copy_weights(network, copy)
         real, lesson = network(ids)[0], copy(ids)
-        figures[str(dtype).removeprefix("torch.")] = ((real - lesson).abs().max() / real.abs().max()).item()
+        name = str(dtype).removeprefix("torch.")
+        figures[name] = ((real - lesson).abs().max() / real.abs().max()).item()
+        print(f"{name}: largest difference {figures[name]:.1e} of the largest logit")
     count = sum(parameter.numel() for parameter in copy.parameters())
     print(f"{count:,} weights copied; {real.numel():,} logits up to {real.abs().max():.1f} in size")
-    for name, difference in figures.items():
-        print(f"{name}: largest difference {difference:.1e} of the largest logit")
 
     figure, (axes,) = panels(1, 5.6, 5.2)
     axes.plot(real.flatten().numpy(), lesson.flatten().numpy(), ".", markersize=1.5, alpha=0.5)
-    axes.set(xlabel="logits of model.py", ylabel="logits of this lesson")
-    axes.set_title(f"the same network (largest difference {figures['float64']:.0e})")
-    axes.grid(alpha=0.3)
+    title = f"the same network (largest difference {figures['float64']:.0e})"
+    finish(axes, title=title, xlabel="logits of model.py", ylabel="logits of this lesson")
     save(figure, "6_the_real_thing")
     return figures | {"weights": count}
 

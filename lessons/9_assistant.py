@@ -2,8 +2,8 @@
 
 A language model completes text; asked a question, it goes on as its training text would. Supervised tuning
 shows it a few hundred questions with answers, and the loss counts on the answers alone. It learns the manner
-from them; what it knows it has from before. A reward step then draws answers, checks them, and makes the right
-ones likelier. The text it first learns from is arithmetic as found in the world: a third of the sums are wrong.
+from them; what it knows it has from before. A reward step then draws answers, checks them, and makes the
+right ones likelier. The text that it first learns from is the world's arithmetic: a third is wrong.
 
     python lessons/9_assistant.py
 
@@ -14,7 +14,7 @@ group of answers as the baseline: Shao et al. (2024).
 import random
 
 import torch
-from common import descend, panels, run, save, stretches
+from common import descend, finish, panels, run, save, stretches
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,12 +28,6 @@ Pairs = list[tuple[int, int]]  # what to add up
 def encode(text: str) -> list[int]:
     """Characters to ids."""
     return [CHARACTERS.index(character) for character in text]
-
-
-def worldly_line(dice: random.Random) -> str:
-    """A sum as the world writes it, right two times out of three: '3+4=7'."""
-    a, b = dice.randint(0, LARGEST), dice.randint(0, LARGEST)
-    return f"{a}+{b}={a + b if dice.random() < 2 / 3 else dice.randint(0, 2 * LARGEST)}\n"
 
 
 def question(a: int, b: int) -> str:
@@ -54,10 +48,10 @@ def answered(pairs: Pairs, answers: list[str]) -> tuple[Tensor, Tensor]:
 
 def answer(model: GPT, pairs: Pairs, seed: int) -> tuple[list[str], Tensor]:
     """An answer drawn (temperature 1) to each question, up to the line break, and 1 for each right one."""
-    prompts = [encode(question(*pair)) for pair in pairs]
+    prompts = [question(*pair) for pair in pairs]
     width = max(map(len, prompts))
     starts = torch.tensor([width - len(prompt) for prompt in prompts])  # padded on the left
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    ids = torch.tensor([encode(prompt.rjust(width, "\n")) for prompt in prompts])
     written = model.eval().generate(ids, 3, seed=seed, starts=starts)[:, width:].tolist()
     model.train()
     answers = ["".join(CHARACTERS[i] for i in row).split("\n")[0] for row in written]
@@ -82,7 +76,11 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Pretrain, tune, reward; returns the accuracy on questions kept aside, after each."""
     torch.manual_seed(seed)
     dice = random.Random(seed)
-    world = torch.tensor(encode("".join(worldly_line(dice) for _ in range(30_000))))
+    world = ""
+    for _ in range(30_000):  # lines like 3+4=7, two in three surely right
+        a, b = dice.randint(0, LARGEST), dice.randint(0, LARGEST)
+        world += f"{a}+{b}={a + b if dice.random() < 2 / 3 else dice.randint(0, 2 * LARGEST)}\n"
+    text = torch.tensor(encode(world))
     pairs = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)] * 4
     dice.shuffle(pairs)
     kept_aside = sorted(set(pairs))[::5]
@@ -98,7 +96,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(400 if quick else 1500):
-        descend(model, optimizer, model(*stretches(world, 64, LENGTH))[1], clip=1.0)
+        descend(model, optimizer, model(*stretches(text, 64, LENGTH))[1], clip=1.0)
     judge("completer", "learning to complete text")
     print(f"to “3+4?” it says {answer(model, [(3, 4)], seed)[0][0]!r}")
 
@@ -122,8 +120,8 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     left.bar_label(bars, fmt="%.0f %%")
     left.set(ylim=(0, 110), ylabel="right answers to questions kept aside, %")
     right.plot(rewards)
-    right.set(xlabel="reward step", ylabel="mean reward of the answers drawn", ylim=(0, 1.02))
-    right.grid(alpha=0.3)
+    right.set_ylim(0, 1.02)
+    finish(right, xlabel="reward step", ylabel="mean reward of the answers drawn")
     save(figure, "9_assistant")
     return figures
 

@@ -1,5 +1,5 @@
 """What every lesson needs and none is about: the text, batches of it, a training step, the validation loss,
-the frames of pictures, the command line.
+a model by counting, the frames of pictures, the command line.
 """
 
 import sys
@@ -47,6 +47,38 @@ def shakespeare() -> Text:
     data = open_dataset("shakespeare_char", block_size=64)
     train, val = (torch.from_numpy(split.read(0, split.tokens)) for split in (data.train, data.val))
     return Text(data.tokenizer, train, val)
+
+
+class Embeddings(nn.Module):
+    """What a character is, plus where it stands: ids (B, T) to (B, T, C)."""
+
+    def __init__(self, vocab_size: int, length: int, width: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocab_size, width)
+        self.position = nn.Embedding(length, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The sum of both."""
+        return self.token(ids) + self.position(torch.arange(ids.shape[1]))
+
+
+class Counts:
+    """A model without training: how often each character follows the last three, two, one and none."""
+
+    def __init__(self, text: Text) -> None:
+        self.V, self.tables = text.vocab_size, []
+        for order in range(4):
+            length = len(text.train) - order
+            index = sum(text.train[i : i + length] * self.V ** (order - i) for i in range(order + 1))
+            self.tables.append(torch.bincount(index, minlength=self.V ** (order + 1)).view(-1, self.V))
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """Log-probabilities (V,) of what follows. A context seen n times counts n / (n + 3) of the whole."""
+        blend = torch.full((self.V,), 1 / self.V, dtype=torch.float64)
+        for order, table in enumerate(self.tables):
+            row = table[sum(ids[i - order] * self.V ** (order - 1 - i) for i in range(order))]
+            blend = (row + 3 * blend) / (row.sum() + 3)
+        return blend.log()
 
 
 def stretches(ids: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
@@ -121,8 +153,16 @@ def panels(count: int, width: float, height: float = 4.6, **options: object) -> 
     return figure, list(axes[0])
 
 
+def finish(axes: Axes, **words: str) -> None:
+    """A title and axis labels, a grid, and a legend where something has a label."""
+    axes.set(**words)
+    axes.grid(alpha=0.3, which="both")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
 def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | None = None) -> None:
-    """Weights (T, S) from 0 (white) to 1 (blue), for the characters of `rows` and `columns` (None: `rows`)."""
+    """Weights (T, S), 0 white and 1 blue, for the characters of `rows` and `columns` (None: the same)."""
     columns = rows if columns is None else columns
     axes.imshow(weights.detach().numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(columns)), columns.replace(" ", "␣"))
