@@ -76,9 +76,8 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     print(f"largest difference between the two forms: {difference:.1e} (float64)")
 
     text = shakespeare()
-    attention = Batched()  # the model of lesson 3, with H heads in the place of one:
-    V = text.vocab_size
-    model = nn.Sequential(Embeddings(V, LENGTH, WIDTH), attention, nn.Linear(WIDTH, V))
+    V = text.vocab_size  # the model is that of lesson 3, with H heads in the place of one:
+    model = nn.Sequential(Embeddings(V, LENGTH, WIDTH), Batched(), nn.Linear(WIDTH, V))
     steps = 600 if quick else 5000
     train(model, text, steps, length=LENGTH)
     loss = validation_loss(model, text, LENGTH)
@@ -86,7 +85,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
     model(torch.tensor(text.tokenizer.encode("hear me "))[None])
     figure, drawings = panels(HEADS, 14, 4)
-    for number, (axes, weights) in enumerate(zip(drawings, attention.weights[0], strict=True), 1):
+    for number, (axes, weights) in enumerate(zip(drawings, model[1].weights[0], strict=True), 1):
         heat_map(axes, weights, f"head {number}", "hear me ")
     save(figure, "4_many_heads")
     return {"difference": difference, "loss": loss}

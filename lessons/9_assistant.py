@@ -77,7 +77,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     torch.manual_seed(seed)
     dice = random.Random(seed)
     world = ""
-    for _ in range(30_000):  # lines like 3+4=7, two in three surely right
+    for _ in range(30_000):  # lines like 3+4=7, right two times out of three
         a, b = dice.randint(0, LARGEST), dice.randint(0, LARGEST)
         world += f"{a}+{b}={a + b if dice.random() < 2 / 3 else dice.randint(0, 2 * LARGEST)}\n"
     text = torch.tensor(encode(world))
