@@ -4,7 +4,7 @@ A language model gives a probability to every character that may come next. The 
 row for each character and, in that row, a score for each character that may follow. Nothing else will change
 from here to GPT: better scores, the same softmax, the same loss, the same way to learn and to write.
 
-    python lessons/1_bigram.py          (10 seconds)
+    python lessons/1_bigram.py
 
 After Andrej Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out" (2023).
 """
@@ -12,8 +12,7 @@ After Andrej Karpathy's lecture "Let's build GPT: from scratch, in code, spelled
 import math
 
 import torch
-from common import run, save, shakespeare, train, validation_loss, write
-from matplotlib import pyplot
+from common import finish, heat_map, panels, run, save, shakespeare, train, validation_loss, write
 from torch import Tensor, nn
 
 
@@ -66,29 +65,20 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
 def draw(losses: list[float], counted: Tensor, learned: Tensor, characters: str, best: float) -> None:
     """The loss curve, and both tables for the small letters."""
-    letters = [i for i, character in enumerate(characters) if character.islower() or character in " ,."]
-    names = [characters[i].replace(" ", "␣") for i in letters]
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
+    figure, (left, *tables) = panels(3, 15, 5.2)
+    at_start = math.log(len(characters))
     left.plot(losses, linewidth=0.5, alpha=0.7)
     left.axhline(best, color="C3", linestyle="--", label=f"counted: {best:.3f}")
-    left.axhline(
-        math.log(len(characters)),
-        color="grey",
-        linestyle=":",
-        label=f"ln V = {math.log(len(characters)):.2f}",
-    )
-    left.set(xlabel="step", ylabel="loss, nats per character", title="gradient descent arrives …")
-    left.legend()
-    for axes, table, title in (
-        (middle, counted, "… at the table that one can count"),
-        (right, learned, "learned"),
-    ):
-        axes.imshow(table[letters][:, letters].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(len(names)), names, fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set(title=title, xlabel="next character", ylabel="this character")
+    left.axhline(at_start, color="grey", linestyle=":", label=f"ln V = {at_start:.2f}")
+    finish(left, xlabel="step", ylabel="loss, nats per character", title="gradient descent arrives …")
+    shown = [i for i, character in enumerate(characters) if character.islower() or character in " ,."]
+    names = "".join(characters[i] for i in shown)
+    titles = ("… at the table that one can count", "learned")
+    for axes, table, title in zip(tables, (counted, learned), titles, strict=True):
+        heat_map(axes, table[shown][:, shown].sqrt(), title, names)
+        axes.tick_params(labelsize=8)
+        axes.set(xlabel="next character", ylabel="this character")
     save(figure, "1_bigram")
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

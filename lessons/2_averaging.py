@@ -5,17 +5,17 @@ is the mean, and the mean over the past is a product with a triangular matrix. W
 masked scores it is attention that has not yet made up its mind: put other scores in, and each position
 chooses what it takes from where.
 
-    python lessons/2_averaging.py       (5 seconds)
+    python lessons/2_averaging.py
 
 After "Let's build GPT" (Karpathy, 2023).
 """
 
 import math
-import time
+import timeit
+from functools import partial
 
 import torch
-from common import run, save
-from matplotlib import pyplot
+from common import finish, panels, run, save
 from torch import Tensor
 
 
@@ -36,10 +36,9 @@ def by_matrix(x: Tensor) -> Tensor:
 
 
 def by_softmax(x: Tensor, scores: Tensor | None = None) -> Tensor:
-    """The same as a softmax of scores. The future is masked with -inf, whose exponential is 0.
+    """The same as a softmax of scores (T, T). The future is masked with -inf, whose exponential is 0.
 
-    With scores of zero (the default) every visible position weighs the same; with other scores it is
-    attention.
+    With scores of zero (None) every visible position weighs the same; with others it is attention.
     """
     T = x.shape[1]
     scores = torch.zeros(T, T) if scores is None else scores
@@ -64,50 +63,34 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     print(f"changing position 7 moves positions 0 to 6 by {leak}")
 
     lengths = [8, 32, 128] if quick else [8, 16, 32, 64, 128, 256]
-    ways = {"loop": by_loop, "matrix product": by_matrix, "masked softmax": by_softmax}
-    seconds = {name: [time_of(way, torch.randn(8, T, 32)) for T in lengths] for name, way in ways.items()}
+    milliseconds = {}
     print(f"{'milliseconds at T =':<20}" + "".join(f"{T:>9}" for T in lengths))
-    for name, times in seconds.items():
-        print(f"{name:<20}" + "".join(f"{1000 * value:>9.3f}" for value in times))
+    for name, way in (("loop", by_loop), ("matrix product", by_matrix), ("masked softmax", by_softmax)):
+        inputs = [torch.randn(8, T, 32) for T in lengths]
+        milliseconds[name] = [1000 * min(timeit.repeat(partial(way, x), number=1)) for x in inputs]
+        print(f"{name:<20}" + "".join(f"{value:>9.3f}" for value in milliseconds[name]))
 
-    draw(lengths, seconds)
+    draw(lengths, milliseconds)
     return {"matrix_error": matrix_error, "softmax_error": softmax_error, "leak": leak}
 
 
-def time_of(way, x: Tensor) -> float:
-    """Seconds of the fastest of five calls."""
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        way(x)
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-def draw(lengths: list[int], seconds: dict[str, list[float]]) -> None:
+def draw(lengths: list[int], milliseconds: dict[str, list[float]]) -> None:
     """The weights of the plain mean, weights from other scores, and the times."""
-    T = 8
-    one_hot = torch.eye(T)[None]  # averaging unit vectors returns the weights themselves
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
-    for axes, weights, title in (
-        (left, by_softmax(one_hot)[0], "scores of zero: the mean of the past"),
-        (middle, by_softmax(one_hot, 1.5 * torch.randn(T, T))[0], "other scores: each row chooses"),
-    ):
+    figure, (left, middle, right) = panels(3, 14)
+    one_hot = torch.eye(8)[None]  # averaging unit vectors returns the weights themselves
+    left.set_title("scores of zero: the mean of the past")
+    middle.set_title("other scores: each row chooses")
+    for axes, scores in ((left, None), (middle, 1.5 * torch.randn(8, 8))):
+        weights = by_softmax(one_hot, scores)[0]
         axes.imshow(weights.numpy(), cmap="Blues", vmin=0, vmax=1)
-        for i in range(T):
-            for j in range(i + 1):
-                dark = weights[i, j] > 0.5
-                axes.text(
-                    j, i, f"{weights[i, j]:.2f}", ha="center", va="center", color="white" if dark else "black"
-                )
-        axes.set(title=title, xlabel="looks at position", ylabel="position")
-    for name, times in seconds.items():
-        right.loglog(lengths, [1000 * value for value in times], marker="o", label=name)
-    right.set(title="time for 8 sequences of 32 channels", xlabel="positions T", ylabel="milliseconds")
-    right.grid(alpha=0.3, which="both")
-    right.legend()
+        for i, j in torch.tril_indices(8, 8).T.tolist():
+            color = "white" if weights[i, j] > 0.5 else "black"
+            axes.text(j, i, f"{weights[i, j]:.2f}", ha="center", va="center", color=color)
+        axes.set(xlabel="looks at position", ylabel="position")
+    for name, times in milliseconds.items():
+        right.loglog(lengths, times, marker="o", label=name)
+    finish(right, title="time for 8 sequences of 32 channels", xlabel="positions T", ylabel="milliseconds")
     save(figure, "2_averaging")
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

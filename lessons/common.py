@@ -1,8 +1,7 @@
-"""What every lesson needs and none is about: the text, batches of it, the validation loss, and saving a
-picture.
+"""What every lesson needs and none is about: the text, batches of it, a training step, the validation loss,
+a model by counting, the frames of pictures, the command line.
 """
 
-import math
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")
 import torch  # noqa: E402
+from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
@@ -41,29 +41,68 @@ class Text:
         """V, the number of different characters."""
         return self.tokenizer.vocab_size
 
-    def batch(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
-        """Random stretches of the training part: inputs and targets, each (B, T), the targets one character
-        on.
-        """
-        starts = torch.randint(len(self.train) - length, (batch, 1))
-        rows = self.train[starts + torch.arange(length + 1)]
-        return rows[:, :-1], rows[:, 1:]
-
 
 def shakespeare() -> Text:
-    """data/shakespeare_char, as `prepare.py shakespeare_char` writes it. Raises UserError where it is
-    missing.
-    """
+    """data/shakespeare_char, as `prepare.py shakespeare_char` writes it; UserError where it is missing."""
     data = open_dataset("shakespeare_char", block_size=64)
     train, val = (torch.from_numpy(split.read(0, split.tokens)) for split in (data.train, data.val))
     return Text(data.tokenizer, train, val)
 
 
+class Embeddings(nn.Module):
+    """What a character is, plus where it stands: ids (B, T) to (B, T, C)."""
+
+    def __init__(self, vocab_size: int, length: int, width: int) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocab_size, width)
+        self.position = nn.Embedding(length, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The sum of both."""
+        return self.token(ids) + self.position(torch.arange(ids.shape[1]))
+
+
+class Counts:
+    """A model without training: how often each character follows the last three, two, one and none."""
+
+    def __init__(self, text: Text) -> None:
+        self.V, self.tables = text.vocab_size, []
+        for order in range(4):
+            length = len(text.train) - order
+            index = sum(text.train[i : i + length] * self.V ** (order - i) for i in range(order + 1))
+            self.tables.append(torch.bincount(index, minlength=self.V ** (order + 1)).view(-1, self.V))
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """Log-probabilities (V,) of what follows. A context seen n times counts n / (n + 3) of the whole."""
+        blend = torch.full((self.V,), 1 / self.V, dtype=torch.float64)
+        for order, table in enumerate(self.tables):
+            row = table[sum(ids[i - order] * self.V ** (order - 1 - i) for i in range(order))]
+            blend = (row + 3 * blend) / (row.sum() + 3)
+        return blend.log()
+
+
+def stretches(ids: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Random stretches of a text: inputs and targets, each (B, T), the targets one character on."""
+    starts = torch.randint(len(ids) - length, (batch, 1))
+    rows = ids[starts + torch.arange(length + 1)]
+    return rows[:, :-1], rows[:, 1:]
+
+
+def descend(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float | None = None
+) -> None:
+    """One step down the gradient of the loss; a gradient longer than `clip` is shortened to it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+
+
 def train(
     model: nn.Module, text: Text, steps: int, *, length: int, batch: int = 32, rate: float = 1e-3
 ) -> list[float]:
-    """AdamW on random batches, the rate falling to nothing over the last third. Returns the loss of every
-    step.
+    """AdamW on random batches, the rate falling to nothing over the last third; the loss of every step.
 
     The model turns ids (B, T) into logits (B, T, V).
     """
@@ -72,11 +111,9 @@ def train(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, 3 * (steps - step) / steps)
-        ids, targets = text.batch(batch, length)
+        ids, targets = stretches(text.train, batch, length)
         loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        descend(model, optimizer, loss)
         losses.append(loss.item())
     return losses
 
@@ -108,15 +145,24 @@ def write(model: nn.Module, text: Text, count: int, length: int) -> str:
     return text.tokenizer.decode(ids[0, 1:].tolist())
 
 
-def smooth(values: list[float], width: int = 50) -> list[float]:
-    """The means of `width` values after each other, to draw a noisy curve."""
-    return [math.fsum(values[i : i + width]) / width for i in range(0, len(values) - width + 1, width)]
+def panels(count: int, width: float, height: float = 4.6, **options: object) -> tuple[Figure, list[Axes]]:
+    """A figure (inches) with `count` drawings side by side; options are those of pyplot.subplots."""
+    figure, axes = pyplot.subplots(
+        1, count, figsize=(width, height), layout="constrained", squeeze=False, **options
+    )
+    return figure, list(axes[0])
+
+
+def finish(axes: Axes, **words: str) -> None:
+    """A title and axis labels, a grid, and a legend where something has a label."""
+    axes.set(**words)
+    axes.grid(alpha=0.3, which="both")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
 
 
 def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | None = None) -> None:
-    """Draw weights (T, S) between the characters of `rows` and of `columns` (None: the same), 0 white and 1
-    blue.
-    """
+    """Weights (T, S), 0 white and 1 blue, for the characters of `rows` and `columns` (None: the same)."""
     columns = rows if columns is None else columns
     axes.imshow(weights.detach().numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(columns)), columns.replace(" ", "␣"))
@@ -125,10 +171,11 @@ def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | 
 
 
 def save(figure: Figure, name: str) -> None:
-    """Write lessons/pictures/NAME.png and say so."""
+    """Write lessons/pictures/NAME.png, say so, and close the figure."""
     PICTURES.mkdir(exist_ok=True)
     path = PICTURES / f"{name}.png"
     figure.savefig(path, dpi=110)
+    pyplot.close(figure)
     print(f"picture: {path.relative_to(ROOT)}")
 
 
