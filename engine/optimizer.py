@@ -60,6 +60,7 @@ class MuonWithAdamW(torch.optim.AdamW):
             "peak": settings.muon_learning_rate,
         }
         super().__init__([muon, *groups], lr=settings.learning_rate, betas=betas, fused=fused)
+        self._step_supports_amp_scaling = False  # in fp16 the loss scaler itself skips steps that overflow
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -78,6 +79,8 @@ def apply_muon(group: dict, state: dict[Tensor, dict[str, Tensor]], momentum: fl
     matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
     gradients = [matrix.grad for matrix in matrices]
     averages = [state[matrix].setdefault("momentum", torch.zeros_like(matrix)) for matrix in matrices]
+    for matrix in matrices:  # AdamW, whose class this is, wants to find a count in every state that it loads
+        state[matrix].setdefault("step", torch.zeros(())).add_(1)
     torch._foreach_lerp_(averages, gradients, 1 - momentum)
     directions = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's look ahead
     by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)

@@ -25,13 +25,16 @@ def run_here(*arguments: str) -> None:
     assert train_script.main(["tiny.py", *arguments]) == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_resume_is_exact_from_every_step(place: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "optimizer"), [("float32", "adamw"), ("float16", "adamw"), ("float16", "muon")]
+)
+def test_resume_is_exact_from_every_step(place: Path, dtype: str, optimizer: str) -> None:
     """20 steps with dropout, accumulation, and the fp16 scaler: weights, optimizer, scaler, losses and
     samples.
     """
     fixed = (
         f"--dtype={dtype}",
+        f"--optimizer={optimizer}",
         "--sample_tokens=0",
         "--eval_interval=1",
         "--keep_checkpoints=100",
