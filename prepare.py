@@ -43,6 +43,10 @@ def main(arguments: Sequence[str]) -> None:
     name, inputs = options.name, options.input
     if inputs is None and Path(name).is_file():
         name, inputs = Path(name).stem, [name]
+    elif inputs is None and Path(name).name != name:
+        if not Path(name).is_dir():
+            raise UserError(f"there is no file or folder {name}")
+        name, inputs = Path(name).resolve().name, [name]
     chosen = {key: value for key, value in vars(options).items() if key in Request.__dataclass_fields__}
     request = Request(**chosen | {"name": name, "inputs": inputs or []})
     if inputs is None and name in RECIPES:

@@ -11,6 +11,7 @@ The same seed gives the same text on the same machine; a sample depends on the s
 many are drawn.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,8 @@ def converse(model: "GPT", tokenizer: "Tokenizer", settings: SampleSettings) -> 
             print()
             return
         try:
-            write_samples(model, tokenizer, start or None, settings)
+            if start:
+                write_samples(model, tokenizer, start, dataclasses.replace(settings, num_samples=1))
         except UserError as error:
             print(f"error: {error}")
 

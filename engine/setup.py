@@ -464,6 +464,8 @@ def describe(run: Run, progress: Progress) -> None:
         f"{config.block_size}, "
         f"{sum(count_parameters(config).values()):,} parameters"
     )
+    if progress.step >= settings.max_iters > 0 and not settings.eval_only:
+        say(f"nothing left to do: {progress.step:,} steps are made; --max_iters={2 * progress.step} goes on")
     say(
         f"training: steps {progress.step:,} to {settings.max_iters:,} of {run.tokens_per_step:,} tokens "
         f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences)"

@@ -173,6 +173,8 @@ class StopRequests:
         now = time.monotonic()
         if self.received is None:
             self.received, self._at = number, now
+            if self._world.is_main:
+                os.write(2, b"stopping: a checkpoint is written after the step in progress\n")
         elif (
             number == signal.SIGINT and now - self._at > 2
         ):  # torchrun passes on a Ctrl-C that has arrived already
