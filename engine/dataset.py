@@ -278,7 +278,7 @@ def evaluation_windows(split: Split, block_size: int, windows: int | None) -> in
 def evaluation_batches(
     split: Split, block_size: int, first: int, last: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets of fixed windows `first` to `last` in batches; a split's short last one by itself."""
+    """Inputs and targets of fixed windows `first` to `last` in batches; a split's short last one alone."""
     full = (split.tokens - 1) // block_size
     for begin in range(first, min(last, full), batch_size):
         count = min(batch_size, min(last, full) - begin)
