@@ -123,7 +123,7 @@ class CausalSelfAttention(nn.Module):
         cached: Tensor | None = None,
         seen: int = 0,
     ) -> Tensor:
-        """(B, T, C) to (B, T, C). `rotation` turns queries and keys; `mask` (None: causal) adds to the scores.
+        """(B, T, C) to (B, T, C). `rotation` turns queries and keys; `mask` (None: causal) adds to scores.
 
         `cached` (2, B, H, block_size, D) holds this layer's keys and values, `seen` positions of them so far.
         """

@@ -126,8 +126,7 @@ class StopRequests:
     """Catches the signals by which people and schedulers end a run, so that it can save first.
 
     Several processes must agree on the step to stop at. Where they have not agreed after `patience` seconds
-    of updating, a process must be gone or stuck; this one then leaves, without writing. A second Ctrl-C
-    leaves at once.
+    of updating, one must be gone or stuck; this one leaves, without writing. A second Ctrl-C leaves at once.
     """
 
     def __init__(self, world: World) -> None:
