@@ -1,10 +1,9 @@
-"""Measure speed, always against something: the machine's own limits, and a straightforward baseline run in
-turns.
+"""Measure speed, always against something: the machine's own limits, and a baseline run in turns.
 
-    python bench.py train                      a training step of the CPU-sized setting, ours and the
-    baseline's python bench.py train --config configs/shakespeare_char_fast.py
-    python bench.py sample                     tokens per second with the KV cache, small model and GPT-2's
-    shape python bench.py start                      from the start of train.py to its first step
+    python bench.py train     a training step of the CPU-sized setting, ours and the baseline's
+    python bench.py train --config configs/shakespeare_char_fast.py
+    python bench.py sample    tokens per second with the KV cache, small model and GPT-2's shape
+    python bench.py start     from the start of train.py to its first step
 
 Every figure is a median over rounds with its spread (10th to 90th percentile); ours and the baseline take
 turns in processes of their own, so a machine that slows down slows both. The baseline is what one writes
@@ -28,8 +27,8 @@ from engine.config import Parser, TrainSettings, read_settings
 from engine.errors import run_script
 
 PLAIN = {
-    "gradient_accumulation_steps": 1, "batch_size": 12, "block_size": 64, "n_layer": 4, "n_head": 4,
-    "n_embd": 128,
+    "gradient_accumulation_steps": 1, "batch_size": 12, "block_size": 64,
+    "n_layer": 4, "n_head": 4, "n_embd": 128,
     "bias": False, "learning_rate": 1e-3, "beta2": 0.99, "max_iters": 2000, "warmup_iters": 100,
 }  # fmt: skip
 
@@ -84,17 +83,14 @@ def machine_limits() -> dict[str, float]:
     limits["bandwidth"] = large.nbytes / best_time(large.sum, 7)
     torch.set_float32_matmul_precision("highest")
     print(
-        f"machine: {torch.get_num_threads()} threads, torch {torch.__version__}; fp32 "
-        f"{limits['fp32'] / 1e9:.0f} GFLOP/s, "
-        f"bf16 {limits['bf16'] / 1e9:.0f} GFLOP/s, memory {limits['bandwidth'] / 1e9:.1f} GB/s"
+        f"machine: {torch.get_num_threads()} threads, torch {torch.__version__}; "
+        f"fp32 {limits['fp32'] / 1e9:.0f} GFLOP/s, bf16 {limits['bf16'] / 1e9:.0f} GFLOP/s, "
+        f"memory {limits['bandwidth'] / 1e9:.1f} GB/s"
     )
     return limits
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # training
 
 
@@ -120,9 +116,8 @@ def measure_training(options: Any) -> None:
         rate = flops / statistics.median(seconds)
         print(
             f"{kind:9} {summary([1e3 * value for value in seconds])} ms a step, "
-            f"{tokens / statistics.median(seconds):,.0f} "
-            f"tokens/s, {rate / 1e9:.0f} GFLOP/s of model arithmetic, {rate / limits['fp32']:.0%} of the "
-            f"fp32 peak"
+            f"{tokens / statistics.median(seconds):,.0f} tokens/s, "
+            f"{rate / 1e9:.0f} GFLOP/s of model arithmetic, {rate / limits['fp32']:.0%} of the fp32 peak"
         )
     ratios = [mine / theirs for mine, theirs in zip(times["ours"], times["baseline"], strict=True)]
     print(f"ours takes {summary([100 * ratio for ratio in ratios])} % of the baseline's time")
@@ -191,9 +186,6 @@ def work(kind: str, config: str | None) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # sampling
 
 
@@ -228,9 +220,9 @@ def measure_sampling(options: Any) -> None:
             ratio = statistics.median(ours / theirs for ours, theirs in zip(rates, naive, strict=True))
             read = statistics.median(rates) / batch * weights / limits["bandwidth"]
             print(
-                f"{name}, {batch} at once: {summary(rates)} tokens/s with the cache, {summary(naive)} "
-                f"without: {ratio:.1f} "
-                f"times as fast; reads its weights at {read:.0%} of the memory's bandwidth"
+                f"{name}, {batch} at once: {summary(rates)} tokens/s with the cache, "
+                f"{summary(naive)} without: {ratio:.1f} times as fast; "
+                f"reads its weights at {read:.0%} of the memory's bandwidth"
             )
 
 
@@ -262,9 +254,6 @@ def seconds_without_cache(model: Any, ids: Any, new: int) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # starting
 
 

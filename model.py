@@ -1,8 +1,7 @@
 """A GPT in one file: token ids go in, logits and a loss come out.
 
 The network is GPT-2's (Radford et al., 2019): learned position embeddings, pre-norm blocks of causal
-self-attention (Vaswani et al., 2017) and a GELU MLP, a final LayerNorm, and a head tied to the token
-embedding.
+self-attention (Vaswani et al., 2017) and a GELU MLP, a final LayerNorm, a head tied to the token embedding.
 
 Shapes: B sequences, T positions, C channels (n_embd), H heads, D = C / H channels of one head, V vocabulary.
 
@@ -87,9 +86,9 @@ def count_parameters(config: GPTConfig) -> dict[str, int]:
 def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
     """Floating-point operations of one training token, forward and backward: 6 N + 12 L C T.
 
-    N leaves out the position embedding, which is added and not multiplied (and the token embedding
-    where an untied head does its multiplications). The formula is that of PaLM (Chowdhery et al., 2022,
-    appendix B). `length` is T, by default `block_size`.
+    N leaves out the position embedding, which is added and not multiplied (and the token embedding where an
+    untied head does its multiplications). The formula is that of PaLM (Chowdhery et al., 2022, appendix B).
+    `length` is T, by default `block_size`.
     """
     counts = count_parameters(config)
     looked_up = counts["position_embedding"] + (0 if config.tied_head else counts["token_embedding"])
@@ -107,9 +106,8 @@ class KVCache:
     def __init__(self, model: "GPT", batch: int, starts: Tensor | None = None) -> None:
         config, weight = model.config, model.token_embedding.weight
         shape = (2, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.layers = [
-            weight.new_zeros(shape) for _ in range(config.n_layer)
-        ]  # keys and values, (2, B, H, T, D)
+        # Keys and values of each layer, (2, B, H, T, D).
+        self.layers = [weight.new_zeros(shape) for _ in range(config.n_layer)]
         self.starts = starts
         self.length = 0
 
@@ -134,8 +132,7 @@ class CausalSelfAttention(nn.Module):
         cached: Tensor | None = None,
         seen: int = 0,
     ) -> Tensor:
-        """(B, T, C) to (B, T, C). `rotation` turns queries and keys; `mask` is added to the scores, None:
-        just causal.
+        """(B, T, C) to (B, T, C). `rotation` turns queries and keys; `mask` (None: causal) adds to scores.
 
         `cached` (2, B, H, block_size, D) holds this layer's keys and values, `seen` positions of them so far.
         """
@@ -164,8 +161,8 @@ def drop(x: Tensor, share: float, training: bool) -> Tensor:
 def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines for positions (T,) or (B, T): (T, D) or (B, 1, T, D), to pass to `rotate`.
 
-    Channel pair i of D / 2 turns by 10000^(-2i / D) a position (Su et al., 2021). The pairs are (i, i + D /
-    2), and the sines of the first half carry the minus sign of a rotation.
+    Channel pair i of D / 2 turns by 10000^(-2i / D) a position (Su et al., 2021). The pairs are
+    (i, i + D / 2), and the sines of the first half carry the minus sign of a rotation.
     """
     frequencies = 10000.0 ** (
         -torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
@@ -183,9 +180,7 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 def attend_by_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(Q Kᵀ / √D) V through PyTorch's fused kernels: the fastest on GPUs, for long texts and single
-    queries.
-    """
+    """softmax(Q Kᵀ / √D) V by PyTorch's fused kernels: fastest on GPUs, for long texts and single queries."""
     causal = mask is None and query.shape[2] > 1
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
 
@@ -243,9 +238,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, *context: object) -> Tensor:
-        """(B, T, C) to (B, T, C). `context` is what attention needs beside x: see
-        `CausalSelfAttention.forward`.
-        """
+        """(B, T, C) to (B, T, C). `context` is what `CausalSelfAttention.forward` takes beside x."""
         x = x + self.attention(self.attention_norm(x), *context)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -284,8 +277,7 @@ class GPT(nn.Module):
         """Draw GPT-2's initial weights, each parameter from a stream of its own: a function of (seed, name).
 
         matrices and embeddings   normal, standard deviation 0.02
-        attention.out, mlp.down   normal, 0.02 / √(2 n_layer): they add to the residual stream, 2 n_layer of
-        them;
+        attention.out, mlp.down   normal, 0.02 / √(2 n_layer), as all 2 n_layer add to the residual stream;
                                   with `zero_init` 0, so that every block begins as the identity
         biases                    0
         LayerNorm weights         1
@@ -379,14 +371,14 @@ class GPT(nn.Module):
     ) -> Iterator[Tensor]:
         """Continue prompts (B, T) one token at a time; yields each step's tokens, (B,).
 
-        Row b draws from a stream of its own, a function of (`seed`, `first_index` + b), so a sample does
-        not depend on the batch that it is drawn in. `temperature` 0 takes the most probable token.
-        `n_tokens` is the tokenizer's vocabulary where the model's is padded: no id beyond it is drawn.
-        `starts` (B,) marks where each row's text begins in prompts padded on the left.
-        What the other options do to the distribution is said at `penalise` and `next_token_probabilities`.
+        Row b draws from a stream of its own, a function of (`seed`, `first_index` + b), so a sample does not
+        depend on the batch that it is drawn in. `temperature` 0 takes the most probable token. `n_tokens` is
+        the tokenizer's vocabulary where the model's is padded: no id beyond it is drawn. `starts` (B,) marks
+        where each row's text begins in prompts padded on the left. What the other options do to the
+        distribution is said at `penalise` and `next_token_probabilities`.
 
-        The model sees at most `block_size` positions. When they are full, the older half is dropped
-        and the newer read again, so it always sees half of them or more.
+        The model sees at most `block_size` positions. When they are full, the older half is dropped and the
+        newer read again, so it always sees half of them or more.
         """
         batch, prompt_length = ids.shape
         if prompt_length == 0:
@@ -397,9 +389,8 @@ class GPT(nn.Module):
             torch.Generator().manual_seed(derive_seed(seed, "sample", first_index + row))
             for row in range(batch)
         ]
-        unseen = max(
-            0, prompt_length - self.config.block_size
-        )  # a prompt may be longer than what the model sees
+        # A prompt may be longer than what the model sees.
+        unseen = max(0, prompt_length - self.config.block_size)
         cache = KVCache(self, batch, None if starts is None else (starts - unseen).clamp(min=0))
         logits = self._prefill(ids[:, unseen:], cache)
         for step in range(max_new_tokens):
@@ -429,9 +420,7 @@ class GPT(nn.Module):
                 logits = self._prefill(text[:, first : end + 1], cache)
 
     def generate(self, ids: Tensor, max_new_tokens: int, **sampling) -> Tensor:
-        """The prompts (B, T) with `max_new_tokens` more tokens, (B, T + max_new_tokens). Options as in
-        `stream`.
-        """
+        """The prompts (B, T) and `max_new_tokens` more: (B, T + max_new_tokens). Options as in `stream`."""
         new = list(self.stream(ids, max_new_tokens, **sampling))
         return torch.cat((ids, torch.stack(new, dim=1)), dim=1) if new else ids
 
@@ -460,8 +449,7 @@ def check_sampling(
 
 
 def penalise(logits: Tensor, text: Tensor, starts: Tensor | None, penalty: float) -> Tensor:
-    """Logits (B, V) with those of tokens in the text (B, T) divided by the penalty, or multiplied where
-    negative.
+    """Logits (B, V), those of tokens in the text (B, T) divided by the penalty, or multiplied if negative.
 
     Keskar et al., 2019 (CTRL). Left padding before `starts` (B,) does not count as text.
     """
@@ -500,9 +488,7 @@ def next_token_probabilities(
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """One token (B,) from each row of (B, V): the first at which the running sum passes a uniform number
-    (B,).
-    """
+    """One token (B,) of each row of (B, V): the first whose running sum passes a uniform number (B,)."""
     cumulative = probabilities.cumsum(dim=-1)
     passed = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, passed, right=True).squeeze(-1)
@@ -520,8 +506,6 @@ def bounded_mask(positions: Tensor, starts: Tensor, keys: int, dtype: torch.dtyp
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed for a purpose, e.g. derive_seed(1337, "weights", "head.weight"); unrelated for other
-    parts.
-    """
+    """A 63-bit seed for a purpose, e.g. derive_seed(1337, "weights", "head.weight"), unrelated to others."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -6,9 +6,9 @@
     python sample.py --interactive=True --stop="\\n\\n"
     python sample.py --init_from=gpt2 --start "The meaning of life is"
 
-Without --out_dir the newest run in out/ is taken. Samples are drawn together, the first is shown as it comes.
-The same seed gives the same text on the same machine; a sample depends on the seed and its number, not on how
-many are drawn.
+Without --out_dir the newest run in out/ is taken. Samples are drawn together, the first is shown as it
+comes. The same seed gives the same text on the same machine; a sample depends on the seed and its number,
+not on how many are drawn.
 """
 
 import dataclasses

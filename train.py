@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from engine.config import TrainSettings, read_settings
 from engine.errors import UserError, run_script
 
-if (
-    TYPE_CHECKING
-):  # at run time torch is imported inside the functions: --help and a mistyped setting answer at once
+# At run time torch is imported inside the functions: --help and a mistyped setting answer at once.
+if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.setup import Progress, Run
@@ -52,9 +51,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # training
 
 
@@ -147,15 +143,13 @@ def update(
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return torch.stack(
-        (mean_loss, norm.to(mean_loss), torch.full_like(mean_loss, float(stop_asked)))
-    ), factor * settings.learning_rate
+    return (
+        torch.stack((mean_loss, norm.to(mean_loss), torch.full_like(mean_loss, float(stop_asked)))),
+        factor * settings.learning_rate,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # logging, evaluation, saving
 
 
@@ -173,15 +167,15 @@ def log(run: "Run", report: "StepReport | None", clock: "Clock") -> bool:
         raise Diverged(
             report.step,
             f"training diverged at step {report.step} (loss {loss}, gradient norm {norm}, learning rate "
-            f"{report.learning_rate:.3g}); the checkpoints before it are good, resume with a lower "
-            f"--learning_rate",
+            f"{report.learning_rate:.3g}); the checkpoints before it are good, "
+            f"resume with a lower --learning_rate",
         )
     usual = statistics.fmean(run.recent_losses or [loss])
     if run.settings.loss_spike is not None and loss > run.settings.loss_spike * usual:
         raise UserError(
             f"the loss of step {report.step} is {loss:.4f}, more than loss_spike {run.settings.loss_spike} "
-            f"times the "
-            f"mean of those before, {usual:.4f}; resume from the last checkpoint, or raise loss_spike"
+            f"times the mean of those before, {usual:.4f}; "
+            f"resume from the last checkpoint, or raise loss_spike"
         )
     run.recent_losses.append(loss)
     due = report.step % run.settings.log_interval == 0 or report.step == run.settings.max_iters

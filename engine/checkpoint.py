@@ -174,9 +174,7 @@ def _pointer(run: Path, name: str) -> str | None:
 
 
 def find_runs(root: Path = RUNS_FOLDER, name: str | None = None) -> list[Path]:
-    """Folders that hold checkpoints, the most recently saved first; with `name`, NAME, NAME-2, NAME-3, …
-    alone.
-    """
+    """Folders that hold checkpoints, the last saved first; with `name`, NAME, NAME-2, NAME-3, … alone."""
     if not root.is_dir():
         return []
     pattern = re.compile(r".+" if name is None else re.escape(name) + r"(-\d+)?")
@@ -243,9 +241,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _problem(meta: dict[str, Any]) -> str | None:
-    """What is wrong with a meta.json whose hash is right, as a stranger may have made it; None where nothing
-    is.
-    """
+    """What is wrong with a meta.json of the right hash, which a stranger may have made; None if nothing."""
     files, model = meta.get("files"), meta.get("model")
     if not isinstance(files, dict) or not all(
         re.fullmatch(r"[\w-]+\.safetensors", str(name)) for name in files
@@ -271,8 +267,9 @@ def require_resumable(checkpoint: Checkpoint) -> None:
     """Raise UserError where meta.json lacks what a run needs to go on, beyond what sampling needs."""
     number = (int, float)
     wanted: dict[str, Any] = {
-        "settings": dict, "choices": dict, "data": dict, "scaler": dict, "used_cpu_part": bool,
-        "processes": int,        "sequences": int, "seconds": number, "evaluations_without_gain": int,
+        "settings": dict, "choices": dict, "data": dict, "scaler": dict,
+        "used_cpu_part": bool, "processes": int,
+        "sequences": int, "seconds": number, "evaluations_without_gain": int,
         "best_step": (int, type(None)), "best_loss": (*number, type(None)), "wandb_id": (str, type(None)),
     }  # fmt: skip
     for name, kind in wanted.items():
@@ -330,9 +327,7 @@ def load(
     checkpoint: str = "best",
     dtype: torch.dtype | None = None,
 ) -> tuple[GPT, Tokenizer]:
-    """The model, ready to generate, and the tokenizer of a run such as out/shakespeare_char. Raises
-    UserError.
-    """
+    """The model, ready to generate, and tokenizer of a run such as out/shakespeare_char. Raises UserError."""
     found = open_checkpoint(Path(run), checkpoint)
     return model_from(found, device, dtype).eval(), tokenizer_from_dict(found.meta.get("tokenizer"))
 

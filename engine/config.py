@@ -1,5 +1,4 @@
-"""Settings: every name, default, meaning and check, for every script. Imports no torch, so `--help` is
-immediate.
+"""Settings: every name, default, meaning and check, for every script. Imports no torch: `--help` is quick.
 
     defaults < configuration file < its `cpu` part, on a CPU < command line
 
@@ -8,8 +7,8 @@ The names are nanoGPT's where nanoGPT has the setting, and so are the defaults, 
 
     device, dtype, compile   "auto": what the machine has
     out_dir                  None: out/NAME, named after the configuration file
-    lr_decay_iters, min_lr   None: max_iters and a tenth of learning_rate (which is what nanoGPT's numbers
-    are) num_samples              3: ten texts scroll off the screen
+    lr_decay_iters, min_lr   None: max_iters and a tenth of learning_rate (as nanoGPT's numbers are)
+    num_samples              3: ten texts scroll off the screen
 """
 
 import argparse
@@ -108,9 +107,8 @@ class TrainSettings:
     init_from: str = setting(
         "scratch",
         "scratch; resume a checkpoint; auto: resume if there is one; or weights to start from: gpt2, "
-        "gpt2-medium, "
-        "gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its layout, a "
-        "ckpt.pt, a run",
+        "gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its "
+        "layout, a ckpt.pt, a run",
     )
     checkpoint: str = setting(
         "last", "the checkpoint to resume: last, best, or a folder name such as step-00000250"
@@ -133,13 +131,12 @@ class TrainSettings:
         if self.n_embd % self.n_head:
             raise UserError(
                 f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: every head has the same "
-                f"width; "
-                f"try --n_embd={self.n_head * max(1, round(self.n_embd / self.n_head))}"
+                f"width; try --n_embd={self.n_head * max(1, round(self.n_embd / self.n_head))}"
             )
         if self.lowest_learning_rate() > self.learning_rate:
             raise UserError(
-                f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it, or set it to "
-                f"None"
+                f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; "
+                "lower it, or set it to None"
             )
         check_start(self.init_from, STARTS)
         if self.eval_only and self.init_from == "scratch":
@@ -209,13 +206,11 @@ def check_start(init_from: str, ways: Sequence[str]) -> None:
     close = difflib.get_close_matches(init_from, names, n=1, cutoff=0.6)
     raise UserError(
         f"init_from is {init_from!r}; it can be {', '.join(names)}, OWNER/NAME@COMMIT on the Hugging Face "
-        f"hub, or "
-        f"the path of a folder or a ckpt.pt{f'; did you mean {close[0]}?' if close else ''}"
+        f"hub, or the path of a folder or a ckpt.pt{f'; did you mean {close[0]}?' if close else ''}"
     )
 
 
-# nanoGPT's settings that a script of ours has no use for. It takes them with this remark, so that its files
-# run.
+# nanoGPT's settings that a script of ours has no use for: taken with this remark, so that its files run.
 RETIRED = {
     "compile": "sampling runs as it is, one token at a time",
     "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
@@ -246,8 +241,7 @@ def retired(kind: type) -> dict[str, str]:
 def read_settings(kind: type, arguments: Sequence[str], description: str) -> "Sources":
     """Read a command line, and the configuration file that it may name, into checked values.
 
-    Raises UserError for anything that is not a setting of `kind` or not of its type. `--help` prints and
-    exits.
+    Raises UserError for what is not a setting of `kind` or not of its type. `--help` prints and exits.
     """
     usage = (
         "%(prog)s [CONFIG_FILE] [--NAME=VALUE ...]"

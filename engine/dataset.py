@@ -5,8 +5,7 @@ A data set is a folder: meta.json, and the files of token ids that it lists (lit
 The sequences of a step are a function of (seed, number of sequences consumed before it) alone. Each epoch
 cuts the text into windows of `block_size` at an offset of its own and visits them in a random order, each one
 once. The order is computed, not stored: a keyed permutation (a Feistel network with cycle walking, Black and
-Rogaway 2002). So resuming needs one number, and any number of processes read the same sequences at the same
-step.
+Rogaway 2002). Resuming needs one number, and any number of processes read the same sequences at a step.
 """
 
 import hashlib
@@ -93,8 +92,7 @@ class Split:
         if ids.max() >= self.vocab_size:
             raise UserError(
                 f"the {self.name} split holds the token id {ids.max()}, but its vocabulary has "
-                f"{self.vocab_size} "
-                f"entries; prepare the data set again"
+                f"{self.vocab_size} entries; prepare the data set again"
             )
 
 
@@ -160,8 +158,7 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
         if split.tokens <= block_size:
             raise UserError(
                 f"the {split.name} split of {folder} has {split.tokens} tokens, which is not longer than "
-                f"block_size "
-                f"{block_size}; take a longer text or a smaller --block_size"
+                f"block_size {block_size}; take a longer text or a smaller --block_size"
             )
     tokenizer = tokenizer_from_dict(meta["tokenizer"])
     if tokenizer.vocab_size != meta["vocab_size"]:
@@ -318,9 +315,7 @@ def evaluation_windows(split: Split, block_size: int, windows: int | None) -> in
 def evaluation_batches(
     split: Split, block_size: int, first: int, last: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets of the fixed windows `first` to `last`, in batches; the split's short last one comes
-    alone.
-    """
+    """Inputs and targets of fixed windows `first` to `last` in batches; a split's short last one alone."""
     full = (split.tokens - 1) // block_size
     for begin in range(first, min(last, full), batch_size):
         count = min(batch_size, min(last, full) - begin)

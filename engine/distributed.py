@@ -96,8 +96,7 @@ def share_of_step(sequences: int, batch_size: int, world: World) -> tuple[int, i
         fitting = [size for size in range(1, min(sequences, 1024) + 1) if sequences % size == 0]
         raise UserError(
             f"a step of {sequences} sequences (batch_size × gradient_accumulation_steps) cannot be shared "
-            f"evenly by "
-            f"{world.size} processes; numbers that can: {', '.join(map(str, fitting))}"
+            f"evenly by {world.size} processes; numbers that can: {', '.join(map(str, fitting))}"
         )
     share = sequences // world.size
     micro_batch = max(size for size in range(1, min(share, batch_size) + 1) if share % size == 0)

@@ -1,8 +1,8 @@
 """What goes on inside a GPT while it reads a text: attention weights, surprise, each layer's guess.
 
-Everything is taken from one plain pass of model.py. The pass is watched, not changed: the model's own code
-runs, and what it hands to `scaled_dot_product_attention` is read on the way. A model that nobody inspects
-does nothing more.
+Everything is taken from one plain pass of model.py. The pass is watched, not changed: the model's own
+code runs, and what it hands to `scaled_dot_product_attention` is read on the way. A model that nobody
+inspects does nothing more.
 
     seen = inspect(model, ids)          # ids (T,)
     seen.attention                      # (L, H, T, T); rows sum to 1, nothing above the diagonal

@@ -103,8 +103,7 @@ def split_qkv(matrix: Tensor) -> Iterable[Tensor]:
 
 # Odd quintics a s + b s³ + c s⁵, each the minimax approximation of 1 on the interval of singular values that
 # the one before it leaves, from 0.01 … 1 on (the idea is that of Amsel et al., 2025, "Polar Express"; the
-# numbers come from Remez' algorithm). After the four of them, singular values from 0.01 up are within 1.3% of
-# 1.
+# numbers come from Remez' algorithm). After all four, singular values from 0.01 up are within 1.3% of 1.
 POLYNOMIALS = (
     (8.0934, -23.6204, 17.4462),
     (3.6366, -2.7219, 0.5365),
@@ -143,8 +142,7 @@ def orthogonalise_by_gram(x: Tensor) -> Tensor:
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
-    """Scale the gradients down to a norm of `largest` where theirs is greater; returns the norm before, a
-    scalar.
+    """Scale the gradients down to a norm of `largest` where theirs is greater; returns the norm before.
 
     On a GPU the product is made in any case, since asking whether it is needed would make the host wait.
     """
@@ -156,8 +154,7 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
 
 
 def learning_rate_factor(step: int, settings: TrainSettings) -> float:
-    """The share of its highest value that every learning rate has at the update that follows `step` completed
-    ones.
+    """The share of its highest value that every learning rate has at the update after `step` completed ones.
 
     Linear warm-up; then a cosine to the lowest, or constant with a linear fall over the last `decay_share` of
     the steps. Without `decay_lr` 1 from the first step on, as in nanoGPT.

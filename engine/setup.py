@@ -1,6 +1,4 @@
-"""Everything before the first step: which run, which machine, which data, which model; and what to tell the
-user.
-"""
+"""Everything before the first step: which run, machine, data and model; and what to tell the user."""
 
 import contextlib
 import dataclasses
@@ -94,9 +92,7 @@ class Run:
         return self.settings.sequences_per_step() * self.settings.block_size
 
     def mfu(self, tokens_per_second: float) -> float | None:
-        """The share of the hardware's peak that the model's arithmetic takes; None where the peak is not
-        known.
-        """
+        """The share of the hardware's peak that the model's arithmetic takes; None where that is unknown."""
         peak = peak_flops(self.device, self.choices.dtype)
         return (
             None
@@ -108,9 +104,7 @@ class Run:
 def set_up(
     sources: Sources, world: World, console: Console, cleanup: contextlib.ExitStack
 ) -> tuple[Run, Progress, bool]:
-    """The run, where it stands, and whether it goes on. Writes to its folder only when all else has
-    succeeded.
-    """
+    """The run, where it stands, and whether it goes on. Writes to its folder only when all has succeeded."""
     for remark in sources.remarks:
         console.say(f"note: {remark}")
     folder, checkpoint = find_start(sources, world, console)
@@ -219,8 +213,7 @@ def run_name(sources: Sources) -> str | None:
 def choose(
     sources: Sources, checkpoint: Checkpoint | None, world: World, console: Console
 ) -> tuple[TrainSettings, Choices, torch.device, bool]:
-    """The settings and the machine's choices; the cpu part of a configuration file applies where the device
-    is a CPU.
+    """The settings and the machine's choices; where the device is a CPU, the file's cpu part applies.
 
     A resumed run keeps the choices that its checkpoint recorded, but for those that the user sets now.
     """
@@ -356,14 +349,13 @@ def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
         if name in before and before[name] != now[name]:
             raise UserError(
                 f"{name} is {now[name]}, but the checkpoint {checkpoint.folder} was trained with "
-                f"{before[name]}; "
-                f"add --{name}={before[name]}, or start a new run without --init_from"
+                f"{before[name]}; add --{name}={before[name]}, or start a new run without --init_from"
             )
     same_tokenizer = checkpoint.meta["tokenizer"] == data.tokenizer.to_dict()
     if not same_tokenizer or checkpoint.model_config().vocab_size < data.tokenizer.vocab_size:
         raise UserError(
-            f"the vocabulary of {data.folder} is not the one that {checkpoint.folder} was trained with; "
-            f"put the data set of then back, or start a new run without --init_from"
+            f"the vocabulary of {data.folder} is not the one that {checkpoint.folder} was trained with; put "
+            f"the data set of then back, or start a new run without --init_from"
         )
     changed = [
         f"{name}: {before[name]} → {now[name]}"
@@ -463,8 +455,7 @@ def describe(run: Run, progress: Progress) -> None:
     )
     say(
         f"model: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, block "
-        f"{config.block_size}, "
-        f"{sum(count_parameters(config).values()):,} parameters"
+        f"{config.block_size}, {sum(count_parameters(config).values()):,} parameters"
     )
     if progress.step >= settings.max_iters > 0 and not settings.eval_only:
         say(f"nothing left to do: {progress.step:,} steps are made; --max_iters={2 * progress.step} goes on")

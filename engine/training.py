@@ -1,6 +1,4 @@
-"""Parts that the training loop is made of: batches read ahead, the step report, the clock, signals,
-evaluation.
-"""
+"""Parts of the training loop: batches read ahead, the step report, the clock, signals, evaluation."""
 
 import contextlib
 import math
@@ -154,15 +152,13 @@ class StopRequests:
     """Catches the signals by which people and schedulers end a run, so that it can save first.
 
     Several processes must agree on the step to stop at. Where they have not agreed after `patience` seconds
-    of updating, a process must be gone or stuck; then this one leaves, without writing. A second Ctrl-C
-    leaves at once.
+    of updating, one must be gone or stuck; this one leaves, without writing. A second Ctrl-C leaves at once.
     """
 
     def __init__(self, world: World) -> None:
         self.received: int | None = None
-        self.updating = (
-            False  # set by the loop: between evaluations and saves, when agreement can be expected
-        )
+        # Set by the loop: between evaluations and saves, when agreement can be expected.
+        self.updating = False
         self.patience = AGREEMENT_SECONDS
         self._world = world
         self._at = 0.0
@@ -179,8 +175,7 @@ class StopRequests:
                 number = getattr(signal, name)
                 self._old[number] = signal.signal(number, self._receive)
         if self._world.size > 1:
-            # Python runs no handler while the main thread waits for the other processes; a byte arrives all
-            # the same.
+            # Python runs no handler while the main thread waits for other processes; a byte arrives anyhow.
             self._wake.setblocking(False)
             signal.set_wakeup_fd(self._wake.fileno())
             threading.Thread(target=self._watch, daemon=True).start()
@@ -199,9 +194,8 @@ class StopRequests:
             self.received, self._at = number, now
             if self._world.is_main:
                 os.write(2, b"stopping: a checkpoint is written after the step in progress\n")
-        elif (
-            number == signal.SIGINT and now - self._at > 2
-        ):  # torchrun passes on a Ctrl-C that has arrived already
+        # torchrun passes on a Ctrl-C that has arrived already.
+        elif number == signal.SIGINT and now - self._at > 2:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
@@ -213,8 +207,7 @@ class StopRequests:
             waited = waited + 0.1 if self.updating else 0.0
         print(
             f"rank {self._world.rank}: no agreement to stop within {self.patience:.0f} s, so a process is "
-            f"gone or "
-            f"stuck; leaving without a checkpoint",
+            f"gone or stuck; leaving without a checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -223,9 +216,7 @@ class StopRequests:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean losses in nats over fixed windows of both splits, and the validation loss in bits per byte of
-    text.
-    """
+    """Mean losses in nats over fixed windows of both splits, and the validation loss in bits per byte."""
 
     train_loss: float
     val_loss: float
@@ -247,8 +238,7 @@ def evaluate(
     world: World,
     device: torch.device,
 ) -> Evaluation:
-    """Evaluate on the first `batches` × `batch_size` fixed windows of the validation split, or on all of
-    them.
+    """Evaluate on the first `batches` × `batch_size` fixed windows of the validation split, or on all.
 
     The training loss is taken the same way over as many windows of the training split.
     """

@@ -31,9 +31,7 @@ both = pytest.mark.parametrize("config", [SMALL, MODERN], ids=["gpt2", "modern"]
 
 
 def random_model(config: GPTConfig = SMALL, dtype: torch.dtype = torch.float64) -> GPT:
-    """A model whose every parameter, biases and norms too, is random, so that none can be mistaken for
-    another.
-    """
+    """A model whose every parameter, biases and norms too, is random: none is mistaken for another."""
     model = GPT(config).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -186,9 +184,8 @@ def test_gpt2_has_its_published_number_of_parameters() -> None:
 def test_flops_are_those_of_the_matrix_products() -> None:
     config = dataclasses.replace(SMALL, bias=False)
     width, layers = config.n_embd, config.n_layer
-    products = (
-        12 * width * width * layers + config.vocab_size * width
-    )  # multiply-adds of one token, head included
+    # Multiply-adds of one token, head included.
+    products = 12 * width * width * layers + config.vocab_size * width
     norms = (2 * layers + 1) * width
     attention = 2 * layers * width * config.block_size  # scores and mix, over the whole block
     assert flops_per_token(config) == 6 * (products + norms) + 6 * attention
