@@ -31,12 +31,14 @@ from engine.device import (
 from engine.distributed import World, share_of_step
 from engine.errors import UserError
 from engine.finetuning import finetuned, read_weights, shape_settings
+from engine.memory import Memory, Setup, available_bytes, fitting_batch_size, gigabytes, predict
 from engine.metrics import Console, MetricsLog, WandbLog
 from engine.optimizer import make_optimizer
 from engine.pretrained import NANOGPT_FILE
 from engine.recipes import prepare_recipe
 from engine.sources import write_whole
 from engine.suggest import suggest
+from engine.training import EVALUATION_TOKENS
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
@@ -81,6 +83,7 @@ class Run:
     scaler: torch.amp.GradScaler
     micro_batch: int
     micro_steps: int
+    memory: Memory  # predicted
     folder: Path | None = None  # the fields from here on are None where nothing is to be written
     metrics: MetricsLog | None = None
     wandb: WandbLog | None = None
@@ -124,6 +127,9 @@ def set_up(
     if checkpoint is None or checkpoint.meta["choices"]["device"] != choices.device:
         probe(choices, settings, micro_batch, world, console)
     choices.apply(settings.deterministic)
+    shape = model_config(settings, data) if checkpoint is None else checkpoint.model_config()
+    shape = dataclasses.replace(shape, dropout=settings.dropout)
+    micro_batch, micro_steps, memory = fit_memory(shape, settings, choices, device, world, console)
 
     if checkpoint is None:
         progress = Progress()
@@ -155,6 +161,7 @@ def set_up(
         scaler,
         micro_batch,
         micro_steps,
+        memory,
     )
     describe(run, progress)
     if not settings.eval_only:
@@ -254,6 +261,7 @@ def choose(
             "dtype": settings.dtype == "auto",
             "compile": settings.compile == "auto",
             "threads": settings.threads is None and same_processes,
+            "batch_size": same_processes and checkpoint.meta["settings"]["batch_size"] == settings.batch_size,
         }
         for name in choices.to_dict():
             if automatic.get(name, True):
@@ -285,6 +293,50 @@ def probe(
             console.say(f"kernels: {'; '.join(remarks)}")
     found = Choices.from_dict(world.broadcast(choices.to_dict()))
     choices.matmul_precision, choices.attention_kernel = found.matmul_precision, found.attention_kernel
+
+
+def fit_memory(
+    shape: GPTConfig,
+    settings: TrainSettings,
+    choices: Choices,
+    device: torch.device,
+    world: World,
+    console: Console,
+) -> tuple[int, int, Memory]:
+    """(micro-batch, micro-batches a step, predicted memory): `batch_size`, halved until it fits; rank 0 decides.
+
+    The sequences of a step stay the same. A resumed run begins with the size that its checkpoint recorded.
+    """
+    wanted, sequences = choices.batch_size or settings.batch_size, settings.sequences_per_step()
+    setup = Setup(
+        micro_batch=1,
+        optimizer=settings.optimizer,
+        dtype=choices.dtype,
+        attention_kernel=choices.attention_kernel,
+        device=device.type,
+        processes=world.size,
+        parallel="ddp" if world.size > 1 else None,
+        evaluated=choices.batch_size or max(wanted, EVALUATION_TOKENS // settings.block_size),
+    )
+    available = world.broadcast(available_bytes(device, world.local_size))
+    size = fitting_batch_size(shape, setup, sequences, wanted, world, available)
+    if size < settings.batch_size:
+        choices.batch_size = size
+    micro_batch, micro_steps = share_of_step(sequences, size, world)
+    evaluated = setup.evaluated if size == wanted else size
+    setup = dataclasses.replace(setup, micro_batch=micro_batch, micro_steps=micro_steps, evaluated=evaluated)
+    memory = predict(shape, setup)
+    if size < wanted:
+        console.say(
+            f"memory: batch_size {wanted} does not fit into the {gigabytes(available)} that are free; a process "
+            f"works on {micro_batch} at a time, and a step has {sequences} sequences as before"
+        )
+    if available is not None and memory.total > available:
+        console.say(
+            f"warning: even so, training is predicted to take {gigabytes(memory.total)} of {gigabytes(available)} "
+            f"free; a smaller n_layer, n_embd or block_size takes less"
+        )
+    return micro_batch, micro_steps, memory
 
 
 def suggest_settings(sources: Sources, world: World, console: Console) -> None:
@@ -463,6 +515,7 @@ def describe(run: Run, progress: Progress) -> None:
         f"training: steps {progress.step:,} to {settings.max_iters:,} of {run.tokens_per_step:,} tokens "
         f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences)"
     )
+    say(f"memory: a process is predicted to take up to {run.memory}")
 
 
 def compiled(run: Run) -> Any:

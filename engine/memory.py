@@ -1,0 +1,283 @@
+"""How much memory training will take, from the shape of the model and the settings; and what a machine has.
+
+What a process holds, in bytes, with P parameters, n = B·T tokens in a micro-batch, w bytes of a weight (4) and
+a bytes of an activation (2 under bf16 or fp16 autocast, otherwise w):
+
+    weights, gradients   w P each; under FSDP a process holds its share, and whole what it works on
+    optimizer            AdamW 2 w P; Muon w P for its matrices
+    a block              n C (2 w + 14 a): the residual stream before attention and MLP, two normalised copies,
+                         queries, keys and values, what attention gives, the MLP's four-fold width twice;
+                         plus H·T scores a token where attention is written out, plus dropout's masks
+    the loss             n V (4 + 4 + 4): log-probabilities, their gradient and that of the logits
+
+The bytes of a block and of the loss are those that autograd saves (tests/test_memory.py counts them). The peak
+is the largest of three moments: the loss, when all activations are there; the end of the backward pass, when
+all gradients are; the optimizer's step. torch.compile saves less than this, so under it the figure is a bound.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from engine.distributed import World, share_of_step
+from model import GPTConfig, count_parameters
+
+HEAP_UNUSED = 0.27  # on CPUs, of what is in use; see `predict`
+FITS = 0.9  # share of the free memory that a prediction may fill
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the memory of a process depends on beside the shape of the model."""
+
+    micro_batch: int
+    micro_steps: int = 1
+    optimizer: str = "adamw"
+    dtype: str = "float32"  # of the arithmetic, as in the setting of this name
+    attention_kernel: str = "sdpa"
+    device: str = "cpu"  # a kind
+    processes: int = 1
+    parallel: str | None = None  # None, "ddp" or "fsdp"
+    recompute: bool = False
+    evaluated: int = 0  # sequences of an evaluation's pass
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a weight, of its gradient, and of a number of the optimizer."""
+        return 8 if self.dtype == "float64" else 4
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of what matrix products read and write."""
+        return 2 if self.dtype in ("bfloat16", "float16") else self.weight_bytes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process at one moment, by what they are for."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    buffers: int
+    heap: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in asdict(self).items() if size >= 5e6)
+        return f"{gigabytes(self.total)} ({parts})"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as a person reads them: "1.25 GB", "80 MB"."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def predict(config: GPTConfig, setup: Setup) -> Memory:
+    """The peak of one process: the largest of its moments, and on a CPU what its heap holds unused."""
+    peak = max(moments(config, setup).values(), key=lambda memory: memory.total)
+    return replace(peak, heap=int(HEAP_UNUSED * peak.total)) if setup.device == "cpu" else peak
+
+
+def moments(config: GPTConfig, setup: Setup) -> dict[str, Memory]:
+    """The memory at the loss, at the end of the backward pass, and in the optimizer's step."""
+    weights, gradients, optimizer = state_bytes(config, setup)
+    accumulated = gradients if setup.micro_steps > 1 or setup.parallel == "ddp" else 0
+    whole_weights, whole_gradients = gathered_bytes(config, setup)
+    casts = cast_bytes(config, setup)
+    block, one_at_work = block_bytes(config, setup), working_bytes(config, setup)
+    kept = setup.micro_batch * config.block_size * config.n_embd * setup.weight_bytes
+    stored = config.n_layer * (kept if setup.recompute else block) + outside_bytes(config, setup)
+    held = Memory(weights, gradients, optimizer, 0, 0, whole_weights)
+    embedding = config.vocab_size * config.n_embd * setup.weight_bytes
+    loss, whole = loss_bytes(config, setup), whole_weights + casts
+    head = config.vocab_size * config.n_embd * setup.weight_bytes  # the gradient that the backward pass begins with
+    found = {
+        "loss": replace(held, gradients=accumulated, activations=stored, loss=loss, buffers=whole),
+        "last block": replace(
+            held, gradients=max(accumulated, head), activations=stored + one_at_work, buffers=whole
+        ),
+        "backward": replace(
+            held, activations=block + one_at_work, buffers=whole_weights + whole_gradients + embedding + casts
+        ),
+        "optimizer": replace(held, buffers=muon_bytes(config, setup)),
+        "evaluation": replace(held, gradients=0, **evaluation_bytes(config, setup)),
+    }  # fmt: skip
+    if setup.recompute:
+        found["recompute"] = replace(
+            held, gradients=accumulated, activations=stored + block + one_at_work,
+            buffers=whole_weights + whole_gradients + embedding + casts,
+        )  # fmt: skip
+    return found
+
+
+def matrix_parameters(config: GPTConfig) -> int:
+    """Parameters in the matrices of the blocks, which are Muon's."""
+    return 12 * config.n_layer * config.n_embd**2
+
+
+def block_parameters(config: GPTConfig) -> int:
+    """Parameters of one block."""
+    counts = count_parameters(config)
+    norms = (1 + int(config.bias)) * config.n_embd  # the final one
+    return (counts["attention"] + counts["mlp"] + counts["norms"] - norms) // config.n_layer
+
+
+def state_bytes(config: GPTConfig, setup: Setup) -> tuple[int, int, int]:
+    """(weights, gradients, optimizer state) that one process keeps; under FSDP its share, rounded up."""
+    parameters = sum(count_parameters(config).values())
+    moments_kept = 2 * parameters - (matrix_parameters(config) if setup.optimizer == "muon" else 0)
+    shares = setup.processes if setup.parallel == "fsdp" else 1
+    weights, optimizer = (-(-count // shares) * setup.weight_bytes for count in (parameters, moments_kept))
+    return weights, weights, optimizer
+
+
+def gathered_bytes(config: GPTConfig, setup: Setup) -> tuple[int, int]:
+    """(weights, gradients) that FSDP holds whole for a while: embeddings, head, a block and the next one."""
+    if setup.parallel != "fsdp":
+        return 0, 0
+    block = block_parameters(config)
+    outside = sum(count_parameters(config).values()) - config.n_layer * block
+    return (outside + 2 * block) * setup.weight_bytes, (outside + 2 * block) * setup.weight_bytes
+
+
+def cast_bytes(config: GPTConfig, setup: Setup) -> int:
+    """Half-precision copies of the matrices, which autocast makes once and keeps for the backward pass."""
+    if setup.activation_bytes == setup.weight_bytes:
+        return 0
+    return setup.activation_bytes * (matrix_parameters(config) + config.vocab_size * config.n_embd)
+
+
+def attention_is_written_out(config: GPTConfig, setup: Setup) -> bool:
+    """Whether scores are stored: by choice, or since PyTorch has no fused kernel with dropout on CPUs."""
+    return setup.attention_kernel == "matmul" or (setup.device == "cpu" and config.dropout > 0)
+
+
+def block_bytes(config: GPTConfig, setup: Setup) -> int:
+    """What autograd saves of one block for a micro-batch."""
+    weight, half, dropout = setup.weight_bytes, setup.activation_bytes, config.dropout > 0
+    fused = setup.attention_kernel == "sdpa"
+    inside = max(half, 4) if fused and dropout and setup.device == "cpu" else half  # computed in fp32 there
+    channels = 2 * weight + (2 + 1 + 8) * half + 3 * inside
+    if config.position == "rotary" or config.qk_norm:
+        copies_output = fused and setup.device == "cpu" and not dropout
+        channels += (3 if copies_output else 2) * half
+    if dropout:
+        channels += 2 * mask_bytes(setup)
+    scores = 0
+    if attention_is_written_out(config, setup):
+        scores = inside * (2 + (inside if setup.device == "cpu" else 1) / inside if dropout else 1)
+    tokens = setup.micro_batch * config.block_size
+    return int(tokens * (channels * config.n_embd + scores * config.n_head * config.block_size))
+
+
+def mask_bytes(setup: Setup) -> int:
+    """Bytes of a number in a dropout mask: a truth value on GPUs, on CPUs a factor of the tensor's type."""
+    return setup.activation_bytes if setup.device == "cpu" else 1
+
+
+def working_bytes(config: GPTConfig, setup: Setup) -> int:
+    """What the backward pass of one block makes beside what it saved."""
+    tokens = setup.micro_batch * config.block_size
+    wide = config.n_embd * (setup.weight_bytes + 8 * setup.activation_bytes)
+    scores = 0
+    if attention_is_written_out(config, setup):
+        scores = 2 * setup.activation_bytes * config.n_head * config.block_size
+    return tokens * max(wide, scores)
+
+
+def outside_bytes(config: GPTConfig, setup: Setup) -> int:
+    """What autograd saves beside the blocks: the last normalisation's input and output, a mask."""
+    mask = (setup.weight_bytes if setup.device == "cpu" else 1) if config.dropout > 0 else 0
+    per_channel = setup.weight_bytes + setup.activation_bytes + mask
+    return setup.micro_batch * config.block_size * config.n_embd * per_channel
+
+
+def loss_bytes(config: GPTConfig, setup: Setup) -> int:
+    """Log-probabilities, their gradient and the gradient of the logits, all in full precision."""
+    return 3 * setup.weight_bytes * setup.micro_batch * config.block_size * config.vocab_size
+
+
+def evaluation_bytes(config: GPTConfig, setup: Setup) -> dict[str, int]:
+    """An evaluation's pass, which keeps nothing for a backward pass: activations at work, logits, the loss."""
+    at_work = working_bytes(replace(config, dropout=0.0), replace(setup, micro_batch=setup.evaluated))
+    tokens = setup.evaluated * config.block_size
+    return {"activations": at_work, "loss": 2 * setup.weight_bytes * tokens * config.vocab_size}
+
+
+def muon_bytes(config: GPTConfig, setup: Setup) -> int:
+    """What Muon's step makes: the directions of all its matrices, and for those of one shape (L of them, C by
+    4 C) a stack, its normalised copy, the result, five Gram matrices, and the result of the shape before.
+    """
+    if setup.optimizer != "muon":
+        return 0
+    at_work = (3 * 4 + 5 + 4) * config.n_layer * config.n_embd**2
+    return setup.weight_bytes * (matrix_parameters(config) + at_work) // max(1, setup.processes)
+
+
+def fitting_batch_size(
+    config: GPTConfig, setup: Setup, sequences: int, wanted: int, world: World, available: int | None
+) -> int:
+    """`wanted`, or the first of its halves whose micro-batch is predicted to fit; 1 where none is."""
+    size, evaluated = wanted, setup.evaluated
+    while size > 1 and available is not None:
+        micro_batch, micro_steps = share_of_step(sequences, size, world)
+        shared = replace(setup, micro_batch=micro_batch, micro_steps=micro_steps, evaluated=evaluated)
+        if predict(config, shared).total <= FITS * available:
+            break
+        size //= 2
+        evaluated = size
+    return size
+
+
+def available_bytes(device: torch.device, processes_here: int = 1) -> int | None:
+    """Bytes that one process may still take: free on its GPU, or its share of the free main memory.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    if device.type != "cpu":
+        return None
+    free = [*_free_in_cgroups(), *_free_in_the_system()]
+    return min(free) // processes_here if free else None
+
+
+def _free_in_the_system() -> Iterator[int]:
+    """What Linux calls available: free, or filled with copies of files that it can drop."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return
+    yield from (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _free_in_cgroups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """What each control group (version 2) that this process is in leaves of its limit."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    group = root / next((line[4:] for line in lines if line.startswith("0::/")), "")
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(root):
+            return
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            used = int((folder / "memory.current").read_text())
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except OSError:  # the root has no limit, and not every system has the files
+            continue
+        if limit != "max":
+            yield int(limit) - used + int(statistics.get("inactive_file", 0))
