@@ -124,6 +124,12 @@ class TrainSettings:
     )
     compile: bool | Literal["auto"] = setting(AUTO, "torch.compile: auto, True or False")
     threads: int | None = setting(None, "CPU threads of one process; None: the machine's cores", at_least=1)
+    timeout: float = setting(
+        1800.0,
+        "seconds that processes wait for one another before the run ends; after a third of it they report "
+        "where they are",
+        above=0,
+    )
     deterministic: bool = setting(False, "bit-exact repeats on GPUs too, at some cost in speed")
 
     def check(self) -> None:

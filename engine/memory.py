@@ -73,8 +73,8 @@ class Memory:
         return sum(asdict(self).values())
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in asdict(self).items() if size >= 5e6)
-        return f"{gigabytes(self.total)} ({parts})"
+        large = {name: size for name, size in asdict(self).items() if size >= 0.01 * self.total}
+        return f"{gigabytes(self.total)} ({', '.join(f'{name} {gigabytes(large[name])}' for name in large)})"
 
 
 def gigabytes(size: float) -> str:

@@ -59,6 +59,7 @@ def train_and_measure(config: GPTConfig, setup: Setup) -> int:
             with choices.autocast():
                 loss = model(rows[:, :-1], rows[:, 1:])[1] / setup.micro_steps
             loss.backward()
+            del loss
         clip_gradients(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import platform
+import socket
 import sys
 from collections import deque
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from engine.device import (
     peak_flops,
     probe_kernels,
 )
-from engine.distributed import World, share_of_step
+from engine.distributed import World, describe_ranks, share_of_step
 from engine.errors import UserError
 from engine.finetuning import finetuned, read_weights, shape_settings
 from engine.memory import Memory, Setup, available_bytes, fitting_batch_size, gigabytes, predict
@@ -84,6 +85,7 @@ class Run:
     micro_batch: int
     micro_steps: int
     memory: Memory  # predicted
+    ranks: list[dict[str, Any]]  # host, device and seed of each process
     folder: Path | None = None  # the fields from here on are None where nothing is to be written
     metrics: MetricsLog | None = None
     wandb: WandbLog | None = None
@@ -162,6 +164,9 @@ def set_up(
         micro_batch,
         micro_steps,
         memory,
+        world.gather(
+            {"rank": world.rank, "host": socket.gethostname(), "device": str(device), "seed": settings.seed}
+        ),
     )
     describe(run, progress)
     if not settings.eval_only:
@@ -464,6 +469,7 @@ def claim_folder(
     content = {
         "settings": dataclasses.asdict(settings),
         "choices": run.choices.to_dict(),
+        "ranks": run.ranks,
         "versions": versions(),
         "command": sys.argv,
     }
@@ -515,6 +521,8 @@ def describe(run: Run, progress: Progress) -> None:
         f"training: steps {progress.step:,} to {settings.max_iters:,} of {run.tokens_per_step:,} tokens "
         f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences)"
     )
+    if run.world.size > 1:
+        say(f"processes: {describe_ranks(run.ranks)}")
     say(f"memory: a process is predicted to take up to {run.memory}")
 
 
