@@ -44,7 +44,7 @@ class World:
         dist.broadcast(content, src=0)
         return json.loads(content.numpy().tobytes())
 
-    def gather(self, value: Any) -> list[Any]:
+    def collect(self, value: Any) -> list[Any]:
         """The values of all processes by rank, anything that JSON holds, on every process."""
         if self.size == 1:
             return [value]

@@ -24,7 +24,7 @@ import torch
 from engine.distributed import World, share_of_step
 from model import GPTConfig, count_parameters
 
-HEAP_UNUSED = 0.27  # on CPUs, of what is in use; see `predict`
+HEAP_UNUSED = 0.2  # on CPUs, of what is in use; see `predict`
 FITS = 0.9  # share of the free memory that a prediction may fill
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -91,7 +91,7 @@ def predict(config: GPTConfig, setup: Setup) -> Memory:
 def moments(config: GPTConfig, setup: Setup) -> dict[str, Memory]:
     """The memory at the loss, at the end of the backward pass, and in the optimizer's step."""
     weights, gradients, optimizer = state_bytes(config, setup)
-    accumulated = gradients if setup.micro_steps > 1 or setup.parallel == "ddp" else 0
+    accumulated = accumulated_bytes(config, setup)
     whole_weights, whole_gradients = gathered_bytes(config, setup)
     casts = cast_bytes(config, setup)
     block, one_at_work = block_bytes(config, setup), working_bytes(config, setup)
@@ -107,7 +107,8 @@ def moments(config: GPTConfig, setup: Setup) -> dict[str, Memory]:
             held, gradients=max(accumulated, head), activations=stored + one_at_work, buffers=whole
         ),
         "backward": replace(
-            held, activations=block + one_at_work, buffers=whole_weights + whole_gradients + embedding + casts
+            held, gradients=max(gradients, accumulated), activations=block + one_at_work,
+            buffers=whole_weights + whole_gradients + embedding + casts
         ),
         "optimizer": replace(held, buffers=muon_bytes(config, setup)),
         "evaluation": replace(held, gradients=0, **evaluation_bytes(config, setup)),
@@ -141,20 +142,36 @@ def state_bytes(config: GPTConfig, setup: Setup) -> tuple[int, int, int]:
     return weights, weights, optimizer
 
 
+def accumulated_bytes(config: GPTConfig, setup: Setup) -> int:
+    """Gradients that are there while activations are: of the micro-batches before, or the buckets of DDP.
+
+    Under FSDP these are whole, since gradients are summed and sliced once a step.
+    """
+    if setup.micro_steps == 1 and setup.parallel != "ddp":
+        return 0
+    return sum(count_parameters(config).values()) * setup.weight_bytes
+
+
 def gathered_bytes(config: GPTConfig, setup: Setup) -> tuple[int, int]:
-    """(weights, gradients) that FSDP holds whole for a while: embeddings, head, a block and the next one."""
+    """(weights, gradients) that FSDP holds whole for a while: embeddings, head, a block and the next one.
+
+    On GPUs blocks are gathered in half precision where that is the precision of the arithmetic.
+    """
     if setup.parallel != "fsdp":
         return 0, 0
-    block = block_parameters(config)
+    block, weight = block_parameters(config), setup.weight_bytes
     outside = sum(count_parameters(config).values()) - config.n_layer * block
-    return (outside + 2 * block) * setup.weight_bytes, (outside + 2 * block) * setup.weight_bytes
+    gathered = weight if setup.device == "cpu" else setup.activation_bytes
+    return outside * weight + 2 * block * gathered, (outside + 2 * block) * weight
 
 
 def cast_bytes(config: GPTConfig, setup: Setup) -> int:
     """Half-precision copies of the matrices, which autocast makes once and keeps for the backward pass."""
     if setup.activation_bytes == setup.weight_bytes:
         return 0
-    return setup.activation_bytes * (matrix_parameters(config) + config.vocab_size * config.n_embd)
+    arrive_so = setup.parallel == "fsdp" and setup.device != "cpu"
+    matrices = 0 if arrive_so else matrix_parameters(config)
+    return setup.activation_bytes * (matrices + config.vocab_size * config.n_embd)
 
 
 def attention_is_written_out(config: GPTConfig, setup: Setup) -> bool:

@@ -164,7 +164,7 @@ def set_up(
         micro_batch,
         micro_steps,
         memory,
-        world.gather(
+        world.collect(
             {"rank": world.rank, "host": socket.gethostname(), "device": str(device), "seed": settings.seed}
         ),
     )
@@ -546,7 +546,9 @@ def in_parallel(run: Run, forward: Any) -> Any:
     if run.world.size == 1:
         return forward
     devices = [run.device.index] if run.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(forward, device_ids=devices)
+    return torch.nn.parallel.DistributedDataParallel(
+        forward, device_ids=devices, gradient_as_bucket_view=True
+    )
 
 
 def warm_up(run: Run, forward: Any) -> None:
