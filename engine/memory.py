@@ -100,7 +100,9 @@ def moments(config: GPTConfig, setup: Setup) -> dict[str, Memory]:
     held = Memory(weights, gradients, optimizer, 0, 0, whole_weights)
     embedding = config.vocab_size * config.n_embd * setup.weight_bytes
     loss, whole = loss_bytes(config, setup), whole_weights + casts
-    head = config.vocab_size * config.n_embd * setup.weight_bytes  # the gradient that the backward pass begins with
+    head = (
+        config.vocab_size * config.n_embd * setup.weight_bytes
+    )  # the gradient that the backward pass begins with
     found = {
         "loss": replace(held, gradients=accumulated, activations=stored, loss=loss, buffers=whole),
         "last block": replace(

@@ -22,7 +22,13 @@ STEPS = 3
 
 def check_memory(config: GPTConfig, setup: Setup) -> tuple[Memory, int]:
     """(the prediction, the bytes measured) for three steps of training in a new process."""
-    line = [sys.executable, "-m", "engine.memory_check", json.dumps(asdict(config)), json.dumps(asdict(setup))]
+    line = [
+        sys.executable,
+        "-m",
+        "engine.memory_check",
+        json.dumps(asdict(config)),
+        json.dumps(asdict(setup)),
+    ]
     finished = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True)
     return predict(config, setup), json.loads(finished.stdout)
 

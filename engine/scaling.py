@@ -94,7 +94,9 @@ def plan(config: GPTConfig, tokens: int, gpus: int, mode: str, assumed: Assumpti
             memory = predict(config, setup).total
             if memory <= FITS * assumed.memory * 1e9:
                 return timed(config, setup, memory, tokens, assumed)
-    return Plan(mode, memory=memory, remark=f"needs {memory / 1e9:,.0f} GB even with one sequence and recompute")
+    return Plan(
+        mode, memory=memory, remark=f"needs {memory / 1e9:,.0f} GB even with one sequence and recompute"
+    )
 
 
 def timed(config: GPTConfig, setup: Setup, memory: int, tokens: int, assumed: Assumptions) -> Plan:
@@ -107,7 +109,9 @@ def timed(config: GPTConfig, setup: Setup, memory: int, tokens: int, assumed: As
         sent = all_reduce_bytes(4 * parameters, gpus)
         delay = -(-4 * parameters // BUCKET) * 2 * math.log2(gpus) * hop
         hidden = compute / setup.micro_steps * (3 / 4 if setup.recompute else 2 / 3)
-        alone = (4 * parameters % BUCKET or BUCKET) / BUCKET * all_reduce_bytes(BUCKET, gpus)  # the last bucket
+        alone = (
+            (4 * parameters % BUCKET or BUCKET) / BUCKET * all_reduce_bytes(BUCKET, gpus)
+        )  # the last bucket
     else:
         sent = gather_bytes(2 * 2 * parameters * setup.micro_steps + 4 * parameters, gpus)
         delay = (config.n_layer + 1) * (2 * setup.micro_steps + 1) * (gpus - 1) * hop
@@ -177,7 +181,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for field in fields(Assumptions):
-        parser.add_argument(f"--{field.name}", type=float, default=field.default, help=f"default: {field.default}")
+        parser.add_argument(
+            f"--{field.name}", type=float, default=field.default, help=f"default: {field.default}"
+        )
     assumed = Assumptions(**vars(parser.parse_args()))
     print("\n".join([*rows(assumed), "", *limits(assumed)]))
 
