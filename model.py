@@ -123,9 +123,10 @@ class CausalSelfAttention(nn.Module):
         cached: Tensor | None = None,
         seen: int = 0,
     ) -> Tensor:
-        """(B, T, C) to (B, T, C). `rotation` turns queries and keys; `mask` (None: causal) adds to scores.
+        """(B, T, C) to (B, T, C). `rotation` turns queries and keys.
 
-        `cached` (2, B, H, block_size, D) holds this layer's keys and values, `seen` positions of them so far.
+        `mask` is added to the scores; None: just causal. `cached` (2, B, H, block_size, D) holds this layer's
+        keys and values, `seen` positions of them so far.
         """
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
