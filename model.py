@@ -28,7 +28,11 @@ LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the f
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT, and nothing about how it is trained. The defaults are GPT-2 small's."""
+    """The shape of a GPT, and nothing about how it is trained. The defaults are GPT-2 small's.
+
+    With `separator`, the id of a token that begins a document, the model reads each document as if it
+    stood alone: nothing before its separator is seen, and positions count from there.
+    """
 
     vocab_size: int = 50257
     block_size: int = 1024
@@ -42,6 +46,7 @@ class GPTConfig:
     position: str = "learned"
     qk_norm: bool = False
     zero_init: bool = False
+    separator: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -55,6 +60,10 @@ class GPTConfig:
             raise ValueError(f"activation is {self.activation!r}; it can be {' or '.join(ACTIVATIONS)}")
         if self.position not in POSITIONS:
             raise ValueError(f"position is {self.position!r}; it can be {' or '.join(POSITIONS)}")
+        if self.separator is not None and not 0 <= self.separator < self.vocab_size:
+            raise ValueError(
+                f"separator is {self.separator}; it must be an id below {self.vocab_size}, or None"
+            )
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
             raise ValueError(
                 f"rotary positions turn pairs of channels, and a head has {self.n_embd // self.n_head}"
@@ -90,8 +99,8 @@ def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
 class KVCache:
     """Keys and values of the positions already seen, so that each new token costs one position.
 
-    The caller makes it and passes it to `GPT.features`, which writes into it and advances `length`. `starts`
-    (B,) holds the index at which each row's text begins, for rows padded on the left; None: all at 0.
+    The caller makes it and passes it to `GPT.features`, which writes into it and advances `length`.
+    `starts` (B,) holds the index at which each row's text, or its last document, begins; None: all at 0.
     """
 
     def __init__(self, model: "GPT", batch: int, starts: Tensor | None = None) -> None:
@@ -308,17 +317,17 @@ class GPT(nn.Module):
 
         With a cache, `ids` continue the positions that it holds, and the cache grows by them.
         """
-        T = ids.shape[1]
+        T, dtype = ids.shape[1], self.token_embedding.weight.dtype
         seen = 0 if cache is None else cache.length
         if seen + T > self.config.block_size:
             raise ValueError(f"{seen + T} positions do not fit into block_size {self.config.block_size}")
         positions = torch.arange(seen, seen + T, device=ids.device)
-        mask = None
-        if cache is not None and cache.starts is not None:
-            mask = padded_mask(positions, cache.starts, self.token_embedding.weight.dtype)
-            positions = (positions - cache.starts[:, None]).clamp(min=0)  # (B, T)
+        starts, mask = self.starts_of_text(ids, positions, cache), None
+        if starts is not None:
+            mask = bounded_mask(positions, starts, seen + T, dtype)
+            positions = (positions - starts).clamp(min=0)  # (B, T)
         elif seen and T > 1:
-            mask = padded_mask(positions, positions.new_zeros(1), self.token_embedding.weight.dtype)
+            mask = bounded_mask(positions, positions.new_zeros(1, 1), seen + T, dtype)
         x, rotation = self.token_embedding(ids), None  # (B, T, C)
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
@@ -326,10 +335,24 @@ class GPT(nn.Module):
             rotation = rotary_angles(positions, self.config.n_embd // self.config.n_head, x.dtype)
         x = drop(x, self.config.dropout, self.training)
         for index, block in enumerate(self.blocks):
-            x = block(x, rotation) if cache is None else block(x, rotation, mask, cache.layers[index], seen)
+            x = block(x, rotation, mask, None if cache is None else cache.layers[index], seen)
         if cache is not None:
             cache.length += T
         return self.final_norm(x)
+
+    def starts_of_text(self, ids: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor | None:
+        """The first index that each of `positions` (T,) may look at, (B, T) or (B, 1); None: 0 for all.
+
+        A cache tells where rows padded on the left begin; it learns where their last documents begin.
+        """
+        starts = None if cache is None or cache.starts is None else cache.starts[:, None]
+        if self.config.separator is None:
+            return starts
+        documents = torch.where(ids == self.config.separator, positions, 0).cummax(dim=1).values
+        starts = documents if starts is None else torch.maximum(documents, starts)
+        if cache is not None:
+            cache.starts = starts[:, -1]
+        return starts
 
     @torch.inference_mode()
     def stream(
@@ -472,14 +495,13 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, passed, right=True).squeeze(-1)
 
 
-def padded_mask(positions: Tensor, starts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, T, S): queries at `positions` (T,), keys 0 … S - 1 of rows that begin at `starts`.
+def bounded_mask(positions: Tensor, starts: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, T, S): queries at `positions` (T,) look at S keys, at none before `starts`.
 
-    Padding sees itself, so that no row of scores is empty; nothing else sees padding.
+    `starts` is (B, T) or (B, 1). A padded position before its start sees itself, so that no row is empty.
     """
-    keys = torch.arange(int(positions[-1]) + 1, device=positions.device)
-    query = positions[:, None]  # (T, 1)
-    seen = (keys <= query) & ((keys >= starts[:, None, None]) | (keys == query))  # (B, T, S)
+    key, query = torch.arange(keys, device=positions.device), positions[:, None]  # (S,), (T, 1)
+    seen = (key <= query) & ((key >= starts[..., None]) | (key == query))  # (B, T, S)
     mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
     return mask.masked_fill_(~seen, -math.inf)[:, None]
 

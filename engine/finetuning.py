@@ -40,8 +40,10 @@ def shape_settings(config: GPTConfig) -> dict[str, Any]:
 
 
 def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) -> Pretrained:
-    """The weights with the run's dropout. Raises UserError where the data's ids mean something else there."""
+    """The weights with the run's dropout, and its way with documents.
+
+    Raises UserError where the data set's ids mean something else to them.
+    """
     pretrained.check_reads(data.tokenizer, str(data.folder))
-    return dataclasses.replace(
-        pretrained, config=dataclasses.replace(pretrained.config, dropout=settings.dropout)
-    )
+    changes = {"dropout": settings.dropout, "separator": data.separator(settings.documents)}
+    return dataclasses.replace(pretrained, config=dataclasses.replace(pretrained.config, **changes))

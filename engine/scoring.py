@@ -118,7 +118,7 @@ def score_text(
 
 
 def token_losses(model: GPT, rows: Sequence[Tensor]) -> list[Tensor]:
-    """Losses in nats of every token but the first of each row (length,): (length - 1,) float64 on the CPU.
+    """For each row (length,) of ids, the losses in nats of all but the first: (length - 1,) float64, CPU.
 
     Rows of different lengths are padded on the right, which a causal model cannot see.
     """
