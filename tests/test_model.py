@@ -348,3 +348,41 @@ def test_padding_of_the_vocabulary_is_never_drawn() -> None:
 def test_impossible_shapes_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loss_without_whole_logits_is_the_same(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that do not divide the rows, left-out targets, an outer factor: gradients to 1e-12."""
+    plain = random_model(dataclasses.replace(SMALL, tied_head=tied))
+    chunked = random_model(plain.config)
+    chunked.load_state_dict(plain.state_dict())
+    ids, targets = random_ids(3, 20), random_ids(3, 20)
+    targets[torch.rand(targets.shape) < 0.3] = -100
+    logits, expected = plain(ids, targets)
+    (expected * 3).backward()
+    monkeypatch.setattr("model.LARGEST_LOGITS", logits.numel() - 1)
+    monkeypatch.setattr("model.LARGEST_CHUNK", 7 * SMALL.vocab_size)
+    nothing, loss = chunked(ids, targets)
+    (loss * 3).backward()
+    assert nothing is None
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    for mine, theirs in zip(chunked.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked(ids, targets)[1], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_chunked_loss_keeps_autocasts_precision(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(SMALL, torch.float32)
+    ids, targets = random_ids(3, 20), random_ids(3, 20)
+    gradients = []
+    for largest in (2**28, 1):
+        monkeypatch.setattr("model.LARGEST_LOGITS", largest)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype):
+            model(ids, targets)[1].backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[0].norm()
