@@ -16,6 +16,7 @@ from model import (
     KVCache,
     count_parameters,
     draw,
+    drop,
     flops_per_token,
     next_token_probabilities,
     penalise,
@@ -386,3 +387,20 @@ def test_the_chunked_loss_keeps_autocasts_precision(
             model(ids, targets)[1].backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1e-9, 0.99])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(share: float) -> None:
+    """Independently, scaled so that the expected value stays, and in the gradient just where in the value."""
+    x = torch.ones(301, 1001, dtype=torch.float64, requires_grad=True)
+    y = drop(x, share, training=True)
+    kept = y != 0
+    n, spread = x.numel(), math.sqrt(share * (1 - share) * x.numel())
+    assert abs((~kept).sum().item() - share * n) < 6 * spread + 1
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - share)), rtol=2e-3, atol=0)
+    assert y.mean().item() == pytest.approx(1, abs=8 * spread / n / (1 - share) + 1e-3)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y)
+    neighbours = (kept[:, 1:] & kept[:, :-1]).double().mean().item()
+    assert neighbours == pytest.approx((1 - share) ** 2, abs=0.01)
+    assert drop(x, share, training=False) is x and drop(x, 0.0, training=True) is x
