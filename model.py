@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from torch.nn import functional as F
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2")
 POSITIONS = ("learned", "rotary")
 ATTENTION_KERNELS = ("sdpa", "matmul")
+LARGEST_LOGITS = 2**28  # beyond 1 GiB in fp32 the logits of a micro-batch would take most of the memory
+LARGEST_CHUNK = 2**26
+UNIFORMS_AT_ONCE = 256  # random numbers of a sample that are drawn together
 LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
 
 
@@ -46,6 +50,7 @@ class GPTConfig:
     position: str = "learned"
     qk_norm: bool = False
     zero_init: bool = False
+    token_shift: bool = False
     separator: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +81,7 @@ def count_parameters(config: GPTConfig) -> dict[str, int]:
     return {
         "token_embedding": config.vocab_size * width,
         "position_embedding": config.block_size * width if config.position == "learned" else 0,
+        "token_shift": width if config.token_shift else 0,
         "attention": layers * (4 * width * width + bias * 4 * width),
         "mlp": layers * (8 * width * width + bias * 5 * width),
         "norms": (2 * layers + 1) * (1 + bias) * width,
@@ -108,6 +114,7 @@ class KVCache:
         shape = (2, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
         # Keys and values of each layer, (2, B, H, T, D).
         self.layers = [weight.new_zeros(shape) for _ in range(config.n_layer)]
+        self.last = weight.new_zeros(batch, config.n_embd)  # the last position's token embedding
         self.starts = starts
         self.length = 0
 
@@ -132,19 +139,21 @@ class CausalSelfAttention(nn.Module):
         cached: Tensor | None = None,
         seen: int = 0,
     ) -> Tensor:
-        """(B, T, C) to (B, T, C). `rotation` turns queries and keys; `mask` (None: causal) adds to scores.
+        """(B, T, C) to (B, T, C). `rotation` turns queries and keys.
 
-        `cached` (2, B, H, block_size, D) holds this layer's keys and values, `seen` positions of them so far.
+        `mask` is added to the scores; None: just causal. `cached` (2, B, H, block_size, D) holds this layer's
+        keys and values, `seen` positions of them so far.
         """
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         if self.kernel == "matmul":
             qkv = qkv.contiguous()  # one copy here saves three below
-        (query, key), value = qkv[:2], qkv[2]  # each (B, H, T, D)
+        pair, value = qkv.split((2, 1))  # split, not indexed: the backward pass joins them in one copy
         if self.qk_norm:  # scores that cannot grow bear a higher learning rate (Dehghani et al., 2023)
-            query, key = F.layer_norm(qkv[:2], qkv.shape[-1:])
+            pair = F.layer_norm(pair, pair.shape[-1:])
         if rotation is not None:
-            query, key = rotate(torch.stack((query, key)), *rotation)
+            pair = rotate(pair, *rotation)
+        (query, key), value = pair, value.squeeze(0)  # each (B, H, T, D)
         if cached is not None:
             cached[0, :, :, seen : seen + T], cached[1, :, :, seen : seen + T] = key, value
             key, value = cached[..., : seen + T, :]  # (B, H, S, D)
@@ -154,8 +163,18 @@ class CausalSelfAttention(nn.Module):
 
 
 def drop(x: Tensor, share: float, training: bool) -> Tensor:
-    """Dropout in training; elsewhere the tensor itself, at no cost."""
-    return F.dropout(x, share) if training and share > 0 else x
+    """Dropout in training (Srivastava et al., 2014); elsewhere the tensor itself, at no cost.
+
+    On a CPU the random numbers are what it costs, so four of 16 bits come out of each draw of 64.
+    """
+    if not training or share == 0:
+        return x
+    cut = round(share * 2**16)
+    if x.device.type != "cpu" or not 0 < cut < 2**16:
+        return F.dropout(x, share)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= cut - 2**15
+    return x * (kept.to(x.dtype) * (2**16 / (2**16 - cut)))
 
 
 def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -252,6 +271,8 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        if config.token_shift:
+            self.token_shift = nn.Parameter(torch.empty(config.n_embd))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -279,11 +300,11 @@ class GPT(nn.Module):
         matrices and embeddings   normal, standard deviation 0.02
         attention.out, mlp.down   normal, 0.02 / √(2 n_layer), as all 2 n_layer add to the residual stream;
                                   with `zero_init` 0, so that every block begins as the identity
-        biases                    0
+        biases, token_shift       0
         LayerNorm weights         1
         """
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name == "token_shift":
                 parameter.zero_()
             elif parameter.dim() == 1:
                 parameter.fill_(1.0)
@@ -301,12 +322,20 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.attention.kernel = kernel
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Logits (B, T, V) for ids (B, T); with targets (B, T), also the mean cross-entropy in nats.
 
-        Targets of -100 are left out of the mean. Raises ValueError where T exceeds `block_size`.
+        Targets of -100 are left out of the mean. With targets and more than `LARGEST_LOGITS` numbers, the
+        logits are None: the loss is computed without holding them. Raises ValueError where T exceeds
+        `block_size`.
         """
-        logits = self.head(self.features(ids))
+        features = self.features(ids)
+        if targets is not None and ids.numel() * self.config.vocab_size > LARGEST_LOGITS:
+            rows = max(1, LARGEST_CHUNK // self.config.vocab_size)
+            return None, ChunkedCrossEntropy.apply(
+                features.flatten(0, 1), self.head.weight, targets.reshape(-1), rows
+            )
+        logits = self.head(features)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
@@ -328,6 +357,8 @@ class GPT(nn.Module):
         elif seen and T > 1:
             mask = bounded_mask(positions, positions.new_zeros(1, 1), seen + T, dtype)
         x, rotation = self.token_embedding(ids), None  # (B, T, C)
+        if self.config.token_shift:
+            x = self.shifted(x, positions, cache)
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
         else:
@@ -338,6 +369,16 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length += T
         return self.final_norm(x)
+
+    def shifted(self, x: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
+        """Token embeddings (B, T, C), each with a share, learned for each channel, of the one before it.
+
+        The first position of a text or document has none before it. The idea is RWKV's (Peng et al., 2023).
+        """
+        before = x.roll(1, dims=1)
+        if cache is not None:
+            before[:, 0], cache.last = cache.last, x[:, -1]
+        return x + self.token_shift * before * (positions > 0)[..., None]
 
     def starts_of_text(self, ids: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor | None:
         """The first index that each of `positions` (T,) may look at, (B, T) or (B, 1); None: 0 for all.
@@ -430,7 +471,43 @@ class GPT(nn.Module):
         return self.head(self.features(ids, cache)[:, -1])
 
 
-UNIFORMS_AT_ONCE = 256
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """The mean cross-entropy of features (N, C) under a head (V, C), for some rows of logits at a time.
+
+    The gradients are taken in the forward pass, while a chunk's logits are there, and scaled in the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, head: Tensor, targets: Tensor, rows: int) -> Tensor:
+        """The loss in nats. `targets` (N,) of -100 do not count; products run in autocast's precision."""
+        device = features.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+        weight, total = head.to(dtype), torch.zeros((), device=features.device, dtype=head.dtype)
+        count = (targets != -100).sum()
+        trains = any(ctx.needs_input_grad)
+        of_features, of_head = (
+            torch.zeros(x.shape if trains else 0, dtype=x.dtype, device=x.device) for x in (features, head)
+        )
+        with torch.autocast(device, enabled=False):
+            for first in range(0, len(features), rows):
+                x, target = features[first : first + rows].to(dtype), targets[first : first + rows, None]
+                log_probabilities = (x @ weight.T).to(head.dtype).log_softmax(dim=-1)
+                counted, target = target != -100, target.clamp(min=0)
+                total -= (log_probabilities.gather(1, target) * counted).sum()
+                if trains:
+                    gradient = log_probabilities.exp_()  # of the sum by the logits: probabilities - one-hot
+                    gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+                    gradient = (gradient * counted).to(dtype)
+                    of_features[first : first + rows] = gradient @ weight
+                    of_head += gradient.T @ x
+        ctx.save_for_backward(of_features, of_head, count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Those of the features and the head."""
+        of_features, of_head, count = ctx.saved_tensors
+        return of_features * (gradient / count), of_head * (gradient / count), None, None
 
 
 def check_sampling(

@@ -196,7 +196,7 @@ def score_hellaswag(
 ) -> HellaSwagScores:
     """HellaSwag (Zellers et al., 2019), zero-shot: which of four endings is likeliest after the context.
 
-    Endings are encoded by themselves, after a space. Their lengths are evened out by dividing by tokens.
+    An ending is encoded by itself, after a space. Dividing log-probabilities by tokens evens out lengths.
     """
     pairs = []
     for example in examples:
