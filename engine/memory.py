@@ -1,18 +1,23 @@
 """How much memory training will take, from the shape of the model and the settings; and what a machine has.
 
-What a process holds, in bytes, with P parameters, n = B·T tokens in a micro-batch, w bytes of a weight (4) and
-a bytes of an activation (2 under bf16 or fp16 autocast, otherwise w):
+What a process holds, in bytes, with P parameters, n = B·T tokens in a micro-batch, w bytes of a weight (4)
+and a bytes of an activation (2 under bf16 or fp16 autocast, otherwise w):
 
     weights, gradients   w P each; under FSDP a process holds its share, and whole what it works on
     optimizer            AdamW 2 w P; Muon w P for its matrices
-    a block              n C (2 w + 14 a): the residual stream before attention and MLP, two normalised copies,
-                         queries, keys and values, what attention gives, the MLP's four-fold width twice;
-                         plus H·T scores a token where attention is written out, plus dropout's masks
-    the loss             n V (4 + 4 + 4): log-probabilities, their gradient and that of the logits
+    a block              n C (2 w + 14 a): the residual stream before attention and MLP, two normalised
+                         copies, queries, keys and values, what attention gives, the MLP's four-fold width
+                         twice; H·T scores a token where attention is written out; masks of dropout
+    the loss             3 w n V: log-probabilities, their gradient and that of the logits
 
-The bytes of a block and of the loss are those that autograd saves (tests/test_memory.py counts them). The peak
-is the largest of three moments: the loss, when all activations are there; the end of the backward pass, when
-all gradients are; the optimizer's step. torch.compile saves less than this, so under it the figure is a bound.
+The bytes of a block are those that autograd saves (tests/test_memory.py counts them). The peak is the largest
+of several moments: the loss and the last block's backward pass, when all activations are there; the end of
+the backward pass, when all gradients are; the optimizer's step; an evaluation. torch.compile saves less than
+this, so under it the figure is a bound.
+
+On a CPU the heap of the C library holds more than what is in use: glibc before 2.38 gives no hole to an
+aligned request of the same size, and PyTorch's are aligned. That was 6 to 30% of what is in use in the cases
+of `bench.py memory`; `HEAP_UNUSED` is a middle value.
 """
 
 from collections.abc import Iterator
@@ -22,9 +27,9 @@ from pathlib import Path
 import torch
 
 from engine.distributed import World, share_of_step
-from model import GPTConfig, count_parameters
+from model import LARGEST_CHUNK, LARGEST_LOGITS, GPTConfig, count_parameters
 
-HEAP_UNUSED = 0.2  # on CPUs, of what is in use; see `predict`
+HEAP_UNUSED = 0.2  # on CPUs, as a share of what is in use
 FITS = 0.9  # share of the free memory that a prediction may fill
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -100,9 +105,7 @@ def moments(config: GPTConfig, setup: Setup) -> dict[str, Memory]:
     held = Memory(weights, gradients, optimizer, 0, 0, whole_weights)
     embedding = config.vocab_size * config.n_embd * setup.weight_bytes
     loss, whole = loss_bytes(config, setup), whole_weights + casts
-    head = (
-        config.vocab_size * config.n_embd * setup.weight_bytes
-    )  # the gradient that the backward pass begins with
+    head = config.vocab_size * config.n_embd * setup.weight_bytes  # its gradient comes first
     found = {
         "loss": replace(held, gradients=accumulated, activations=stored, loss=loss, buffers=whole),
         "last block": replace(
@@ -210,27 +213,41 @@ def working_bytes(config: GPTConfig, setup: Setup) -> int:
     wide = config.n_embd * (setup.weight_bytes + 8 * setup.activation_bytes)
     scores = 0
     if attention_is_written_out(config, setup):
-        scores = 2 * setup.activation_bytes * config.n_head * config.block_size
+        several = 2 if config.separator is None else 3  # a mask for each row of the batch
+        scores = several * setup.activation_bytes * config.n_head * config.block_size
     return tokens * max(wide, scores)
 
 
 def outside_bytes(config: GPTConfig, setup: Setup) -> int:
-    """What autograd saves beside the blocks: the last normalisation's input and output, a mask."""
+    """What autograd saves beside the blocks: the last normalisation's input and output, masks."""
     mask = (setup.weight_bytes if setup.device == "cpu" else 1) if config.dropout > 0 else 0
-    per_channel = setup.weight_bytes + setup.activation_bytes + mask
-    return setup.micro_batch * config.block_size * config.n_embd * per_channel
+    shifted = setup.weight_bytes if config.token_shift else 0
+    per_channel = setup.weight_bytes + setup.activation_bytes + mask + shifted
+    documents = setup.weight_bytes * config.block_size if config.separator is not None else 0
+    return setup.micro_batch * config.block_size * (config.n_embd * per_channel + documents)
 
 
 def loss_bytes(config: GPTConfig, setup: Setup) -> int:
-    """Log-probabilities, their gradient and the gradient of the logits, all in full precision."""
-    return 3 * setup.weight_bytes * setup.micro_batch * config.block_size * config.vocab_size
+    """Log-probabilities, their gradient and the gradient of the logits, all in full precision.
+
+    Where the logits are too many the model takes them in chunks, and keeps the gradients of its head.
+    """
+    tokens, weight = setup.micro_batch * config.block_size, setup.weight_bytes
+    if tokens * config.vocab_size <= LARGEST_LOGITS:
+        return 3 * weight * tokens * config.vocab_size
+    kept = weight * config.n_embd * (tokens + config.vocab_size)
+    return kept + (2 * weight + setup.activation_bytes) * LARGEST_CHUNK
 
 
 def evaluation_bytes(config: GPTConfig, setup: Setup) -> dict[str, int]:
     """An evaluation's pass, which keeps nothing for a backward pass: activations at work, logits, the loss."""
     at_work = working_bytes(replace(config, dropout=0.0), replace(setup, micro_batch=setup.evaluated))
     tokens = setup.evaluated * config.block_size
-    return {"activations": at_work, "loss": 2 * setup.weight_bytes * tokens * config.vocab_size}
+    logits = tokens * config.vocab_size
+    return {
+        "activations": at_work,
+        "loss": 2 * setup.weight_bytes * (logits if logits <= LARGEST_LOGITS else LARGEST_CHUNK),
+    }
 
 
 def muon_bytes(config: GPTConfig, setup: Setup) -> int:

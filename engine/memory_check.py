@@ -1,6 +1,6 @@
 """Predicted and measured memory of training, side by side: each case is trained in a process of its own.
 
-    python -m engine.memory_check '{"n_layer": 6, "n_head": 8, "n_embd": 512, "block_size": 512}' '{"micro_batch": 8}'
+    python -m engine.memory_check '{"n_layer": 6, "n_embd": 768}' '{"micro_batch": 8}'
 
 The arguments are a `GPTConfig` and a `memory.Setup` as JSON. On a CPU the growth of the process is measured:
 its largest resident size while training, less what it was before the model; on a GPU the peak of PyTorch's

@@ -3,22 +3,21 @@
     python -m engine.scaling
     python -m engine.scaling --mfu 0.5 --between_nodes 150
 
-Nothing in this table was run. It follows from the model's shape, `engine.memory`, and the assumptions below:
+Nothing in this table was run. It follows from the model's shape, `engine.memory`, and these assumptions:
 
-    compute         the step's arithmetic (model.flops_per_token) at `mfu` of the peak; with recompute a third more
-    DDP             one all-reduce of the gradients a step, 2 (N - 1) / N of their bytes sent by each GPU, behind the
-                    backward pass of the last micro-batch
-    FSDP            each micro-batch gathers the weights twice in half precision, each step scatters the gradients once
-                    in full precision, (N - 1) / N of the bytes each, behind the arithmetic
-    bandwidth       what a ring moves through each GPU ("bus bandwidth"): within one node of eight over NVLink, between
-                    nodes over eight 400 Gb/s links a node
-    latency         a collective of DDP crosses a tree twice, one of FSDP goes round a ring
+    compute      the step's arithmetic (model.flops_per_token) at `mfu` of the peak; with recompute a third more
+    DDP          one all-reduce of the gradients a step, 2 (N - 1) / N of their bytes sent by each GPU, behind
+                 the backward pass of the last micro-batch
+    FSDP         each micro-batch gathers the weights twice in half precision, each step scatters the gradients
+                 once in full precision, (N - 1) / N of the bytes each, behind the arithmetic
+    bandwidth    what a ring moves through each GPU ("bus bandwidth"): within one node of eight over NVLink,
+                 between nodes over eight 400 Gb/s links a node
+    latency      a collective of DDP crosses a tree twice, one of FSDP goes round a ring
 """
 
 import argparse
 import math
 from dataclasses import dataclass, fields
-
 
 from engine.memory import FITS, Setup, block_parameters, predict
 from model import GPTConfig, count_parameters, flops_per_token

@@ -129,8 +129,10 @@ def set_up(
     if checkpoint is None or checkpoint.meta["choices"]["device"] != choices.device:
         probe(choices, settings, micro_batch, world, console)
     choices.apply(settings.deterministic)
-    shape = model_config(settings, data) if checkpoint is None else checkpoint.model_config()
-    shape = dataclasses.replace(shape, dropout=settings.dropout)
+    if checkpoint is None:
+        shape = model_config(settings, data.tokenizer.vocab_size, data.separator(settings.documents))
+    else:
+        shape = dataclasses.replace(checkpoint.model_config(), dropout=settings.dropout)
     micro_batch, micro_steps, memory = fit_memory(shape, settings, choices, device, world, console)
 
     if checkpoint is None:
@@ -138,7 +140,6 @@ def set_up(
         if pretrained is not None:
             model = finetuned(pretrained, settings, data).model(device, choices.weights_dtype())
         else:
-            shape = model_config(settings, data.tokenizer.vocab_size, data.separator(settings.documents))
             model = GPT.empty(shape, device, choices.weights_dtype())
             model.init_weights(settings.seed)
     else:
@@ -309,9 +310,9 @@ def fit_memory(
     world: World,
     console: Console,
 ) -> tuple[int, int, Memory]:
-    """(micro-batch, micro-batches a step, predicted memory): `batch_size`, halved until it fits; rank 0 decides.
+    """(micro-batch, micro-batches a step, predicted memory): `batch_size`, halved until it fits.
 
-    The sequences of a step stay the same. A resumed run begins with the size that its checkpoint recorded.
+    Rank 0 decides. The sequences of a step stay the same. A resumed run begins with the size that its checkpoint recorded.
     """
     wanted, sequences = choices.batch_size or settings.batch_size, settings.sequences_per_step()
     setup = Setup(
@@ -334,12 +335,12 @@ def fit_memory(
     memory = predict(shape, setup)
     if size < wanted:
         console.say(
-            f"memory: batch_size {wanted} does not fit into the {gigabytes(available)} that are free; a process "
-            f"works on {micro_batch} at a time, and a step has {sequences} sequences as before"
+            f"memory: batch_size {wanted} does not fit into the {gigabytes(available)} that are free; "
+            f"a process works on {micro_batch} at a time, and a step has {sequences} sequences as before"
         )
     if available is not None and memory.total > available:
         console.say(
-            f"warning: even so, training is predicted to take {gigabytes(memory.total)} of {gigabytes(available)} "
+            f"warning: training is predicted to take {gigabytes(memory.total)}, and {gigabytes(available)} are "
             f"free; a smaller n_layer, n_embd or block_size takes less"
         )
     return micro_batch, micro_steps, memory

@@ -75,9 +75,9 @@ class Watchdog:
 
 
 def report(notes: dict[int, tuple[str, float]], rank: int, seconds: float) -> str | None:
-    """What to print from `notes`, each process's place and the time it was written; None where another speaks.
+    """What to print from `notes`, each process's place and when it wrote it; None where another speaks.
 
-    The lowest process that is alive speaks. One whose note is older than `seconds` is silent: stopped, or gone.
+    The lowest process that is alive speaks. One that has not written for most of `seconds` is silent.
     """
     newest = max(written for _, written in notes.values())
     silent = {other for other, (_, written) in notes.items() if newest - written >= 0.75 * seconds}
