@@ -372,9 +372,10 @@ def measure_preparing(options: Any) -> None:
 
     found = measure_prepare(options.megabytes * 10**6)
     print(
-        f"{options.megabytes} MB of text, {found['workers']} workers: {found['megabytes_per_second']:.1f} MB/s "
-        f"from JSON lines to token files; tiktoken alone {found['tiktoken_megabytes_per_second']:.1f} MB/s on as "
-        f"many threads, ratio {found['ratio']:.2f}; the largest process took {found['largest_process']:.0f} MiB"
+        f"{options.megabytes} MB of text, {found['workers']} workers: from JSON lines to token files "
+        f"{found['megabytes_per_second']:.1f} MB/s, tiktoken alone on as many threads "
+        f"{found['tiktoken_megabytes_per_second']:.1f} MB/s, ratio {found['ratio']:.2f}; "
+        f"the largest process took {found['largest_process']:.0f} MiB"
     )
 
 
@@ -452,7 +453,8 @@ def measure_network(options: Any) -> None:
         for row in all_reduce_speeds(world, options.largest):
             if world.is_main:
                 print(
-                    f"{row['mebibytes']:4.0f} MiB over {world.size} processes: {1e3 * row['seconds']:8.2f} ms, "
+                    f"{row['mebibytes']:4.0f} MiB over {world.size} processes: "
+                    f"{1e3 * row['seconds']:8.2f} ms, "
                     f"algorithm {row['algorithm'] / 1e9:7.2f} GB/s, "
                     f"bus {row['bus'] / 1e9:7.2f} GB/s",
                     flush=True,

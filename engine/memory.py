@@ -240,7 +240,7 @@ def loss_bytes(config: GPTConfig, setup: Setup) -> int:
 
 
 def evaluation_bytes(config: GPTConfig, setup: Setup) -> dict[str, int]:
-    """An evaluation's pass, which keeps nothing for a backward pass: activations at work, logits, the loss."""
+    """An evaluation's pass, which keeps nothing for a backward pass: activations at work, the loss."""
     at_work = working_bytes(replace(config, dropout=0.0), replace(setup, micro_batch=setup.evaluated))
     tokens = setup.evaluated * config.block_size
     logits = tokens * config.vocab_size

@@ -5,11 +5,11 @@
 
 Nothing in this table was run. It follows from the model's shape, `engine.memory`, and these assumptions:
 
-    compute      the step's arithmetic (model.flops_per_token) at `mfu` of the peak; with recompute a third more
+    compute      the step's arithmetic (model.flops_per_token) at `mfu` of the peak; recompute adds a third
     DDP          one all-reduce of the gradients a step, 2 (N - 1) / N of their bytes sent by each GPU, behind
                  the backward pass of the last micro-batch
-    FSDP         each micro-batch gathers the weights twice in half precision, each step scatters the gradients
-                 once in full precision, (N - 1) / N of the bytes each, behind the arithmetic
+    FSDP         each micro-batch gathers the weights twice in half precision, each step scatters the
+                 gradients once in full precision, (N - 1) / N of the bytes each, behind the arithmetic
     bandwidth    what a ring moves through each GPU ("bus bandwidth"): within one node of eight over NVLink,
                  between nodes over eight 400 Gb/s links a node
     latency      a collective of DDP crosses a tree twice, one of FSDP goes round a ring
@@ -146,7 +146,8 @@ def limits(assumed: Assumptions) -> list[str]:
         f"GPUs beyond which a step has less than one sequence for each: {most}.",
         f"Tokens of a micro-batch below which gathering outlasts the arithmetic under FSDP: "
         f"{tokens_that_hide_gathering(assumed):,.0f}.",
-        f"Channels beyond which two gathered blocks and their gradients fill a GPU: {widest_block(assumed):,}.",
+        f"Channels beyond which two gathered blocks and their gradients fill a GPU: "
+        f"{widest_block(assumed):,}.",
     ]
 
 

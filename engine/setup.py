@@ -312,7 +312,8 @@ def fit_memory(
 ) -> tuple[int, int, Memory]:
     """(micro-batch, micro-batches a step, predicted memory): `batch_size`, halved until it fits.
 
-    Rank 0 decides. The sequences of a step stay the same. A resumed run begins with the size that its checkpoint recorded.
+    Rank 0 decides. The sequences of a step stay the same. A resumed run begins with the size that its
+    checkpoint recorded.
     """
     wanted, sequences = choices.batch_size or settings.batch_size, settings.sequences_per_step()
     setup = Setup(
@@ -340,8 +341,8 @@ def fit_memory(
         )
     if available is not None and memory.total > available:
         console.say(
-            f"warning: training is predicted to take {gigabytes(memory.total)}, and {gigabytes(available)} are "
-            f"free; a smaller n_layer, n_embd or block_size takes less"
+            f"warning: training is predicted to take {gigabytes(memory.total)}, and {gigabytes(available)} "
+            f"are free; a smaller n_layer, n_embd or block_size takes less"
         )
     return micro_batch, micro_steps, memory
 
