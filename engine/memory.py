@@ -90,7 +90,19 @@ def gigabytes(size: float) -> str:
 def predict(config: GPTConfig, setup: Setup) -> Memory:
     """The peak of one process: the largest of its moments, and on a CPU what its heap holds unused."""
     peak = max(moments(config, setup).values(), key=lambda memory: memory.total)
-    return replace(peak, heap=int(HEAP_UNUSED * peak.total)) if setup.device == "cpu" else peak
+    return replace(peak, heap=heap_bytes(config, setup, peak.total)) if setup.device == "cpu" else peak
+
+
+def heap_bytes(config: GPTConfig, setup: Setup, used: int) -> int:
+    """What the heap of the C library holds beside what is in use.
+
+    Each block frees the scores before its softmax, and their hole takes only smaller tensors: what the rest
+    of the block keeps.
+    """
+    scores = score_bytes(config, setup)
+    rest = block_bytes(replace(config, dropout=0.0), replace(setup, attention_kernel="sdpa"))
+    blocks = 1 if setup.recompute else config.n_layer
+    return int(HEAP_UNUSED * used) + blocks * max(0, scores - rest)
 
 
 def moments(config: GPTConfig, setup: Setup) -> dict[str, Memory]:
@@ -195,11 +207,19 @@ def block_bytes(config: GPTConfig, setup: Setup) -> int:
         channels += (3 if copies_output else 2) * half
     if dropout:
         channels += 2 * mask_bytes(setup)
-    scores = 0
-    if attention_is_written_out(config, setup):
-        scores = inside * (2 + (inside if setup.device == "cpu" else 1) / inside if dropout else 1)
+    masks = 1 if setup.device == "cpu" else 1 / inside
+    copies = 2 + masks if dropout else 1  # before and after dropout, and its mask
     tokens = setup.micro_batch * config.block_size
-    return int(tokens * (channels * config.n_embd + scores * config.n_head * config.block_size))
+    return int(tokens * channels * config.n_embd + copies * score_bytes(config, setup))
+
+
+def score_bytes(config: GPTConfig, setup: Setup) -> int:
+    """The attention weights of one block, where they are written out."""
+    if not attention_is_written_out(config, setup):
+        return 0
+    in_fp32 = setup.attention_kernel == "sdpa"  # whose replacement computes so
+    size = max(4, setup.activation_bytes) if in_fp32 else setup.activation_bytes
+    return size * setup.micro_batch * config.n_head * config.block_size**2
 
 
 def mask_bytes(setup: Setup) -> int:
