@@ -18,7 +18,7 @@ are taken as they are.
 """
 
 from argparse import Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from engine.config import Parser
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
 
         (show if options.show else verify)(options.show or options.verify, print)
         return
-    from engine.adopt import adopt, holds_token_files
+    from engine.adopt import adopt, are_token_files, holds_token_files
     from engine.dataset import DATA_FOLDER
     from engine.pipeline import Request, prepare
     from engine.recipes import LARGE, LARGE_VALIDATION_FRACTION, RECIPES, prepare_large, prepare_recipe
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str]) -> None:
         if not Path(name).is_dir():
             raise UserError(f"there is no file or folder {name}")
         name, inputs = Path(name).resolve().name, [name]
+    elif inputs is None and is_own_folder(name, RECIPES | LARGE, DATA_FOLDER):
+        inputs = [name]
     chosen = {key: value for key, value in vars(options).items() if key in Request.__dataclass_fields__}
     request = Request(**chosen | {"name": name, "inputs": inputs or []})
     if inputs is None and name in RECIPES:
@@ -62,7 +64,10 @@ def main(arguments: Sequence[str]) -> None:
         prepare_large(Request(**usual | chosen | {"inputs": []}), print)
     elif inputs is None:
         prepare_recipe(name, print)  # says which there are
-    elif all(path.endswith(".bin") for path in inputs):
+    elif are_token_files(inputs):
+        about_text = sorted(chosen.keys() - {"name", "tokenizer", "val", "workers"})
+        if about_text:
+            raise UserError(f"--{about_text[0]} is about text; token files (.bin) are taken as they are")
         adopt(
             name,
             inputs + ([request.val] if isinstance(request.val, str) else []),
@@ -112,9 +117,16 @@ def read_options(arguments: Sequence[str]) -> Namespace:
             f"--tokenizer: invalid choice: {options.tokenizer!r} is no file, and none of "
             f"{', '.join(TOKENIZERS)}"
         )
+    if hasattr(options, "vocab_size") and getattr(options, "tokenizer", None) != "bpe":
+        raise UserError("--vocab_size is that of a vocabulary that is learned: add --tokenizer bpe")
     if hasattr(options, "val"):
         options.val = share_or_path(options.val)
     return options
+
+
+def is_own_folder(name: str, known: Collection[str], root: Path) -> bool:
+    """Whether a name without --input is that of a folder of text here, and means nothing else."""
+    return Path(name).is_dir() and name not in known and not (root / name).exists()
 
 
 def share_or_path(text: str) -> float | str:
