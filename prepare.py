@@ -2,6 +2,7 @@
 
     python prepare.py shakespeare_char                          a data set that the program knows
     python prepare.py yourfile.txt                              your own text, as data/yourfile
+    python prepare.py yourfolder/                               every file in it, each a document
     python prepare.py novels --input a.txt b.txt --tokenizer gpt2 --val 0.05
     python prepare.py web --input 'crawl/*.jsonl.zst' --tokenizer bpe --vocab_size 8192 --dedup
     python prepare.py --show web                                what is in data/web
@@ -90,10 +91,14 @@ def read_options(arguments: Sequence[str]) -> Namespace:
         "name",
         nargs="?",
         default=None,
-        help="a known data set, a text file, or the name of one made from --input",
+        help="a known data set, a text file or folder, or what to call one made from --input",
     )
     add("--input", nargs="+", metavar="PATH", default=None, help="files, folders, patterns, - or hf:NAME")
-    add("--tokenizer", help="char, bytes, gpt2, bpe (learned from the text) or a file of one (default: char)")
+    add(
+        "--tokenizer",
+        help="char, bytes, gpt2, bpe (learned from the text), or the file or data set of one; for token files "
+        "numbers, too (default: char)",
+    )
     add("--vocab_size", type=int, metavar="N", help="entries of a vocabulary that is learned (default: 8192)")
     add("--val", help="for validation: a share, or the path of other text (default: 0.1)")
     add("--field", help="field or column that holds the text of a record (default: text)")

@@ -30,7 +30,7 @@ from engine.hub import Downloads, list_parquet
 from engine.partial import RANK_FILE, STATE, check_lengths, check_name, commit, partial_folder
 from engine.progress import Progress
 from engine.provenance import identity_of, sources_of
-from engine.readers import Input, Piece, Place, find_inputs, pieces
+from engine.readers import SPOOL, Input, Piece, Place, find_inputs, pieces
 from engine.request import Plan, Request, State
 from engine.sources import write_whole
 from engine.token_writer import TokenWriter, are_intact
@@ -49,7 +49,7 @@ class Preparation:
 
     def __init__(self, request: Request, partial: Path, say: Callable[[str], None]) -> None:
         self.request, self.partial, self.say = request, partial, say
-        self.spool = partial / "stdin"
+        self.spool = partial.parent.joinpath(*SPOOL)
         self.inputs = self._find_inputs()
         formats = {item.format for item in self.inputs}
         about_documents = request.dedup or request.errors == "drop"
@@ -283,7 +283,7 @@ class Preparation:
 
     def _nothing_to_learn_from(self, dropped: Mapping[str, int]) -> str:
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-        names = ", ".join(self.request.inputs[:NAMED_FILES]) or self.request.name
+        names = ", ".join(dict.fromkeys(item.name for item in self.inputs[:NAMED_FILES]))
         why = left_out and f" ({left_out} left out)"
         return f"the text is empty; there is nothing to learn from in {names}{why}"
 

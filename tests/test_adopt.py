@@ -203,10 +203,10 @@ def test_a_model_of_numbers_writes_numbers_and_goes_elsewhere_without_a_tokenize
     refused = command(tmp_path, "sample.py", "--start=ROMEO:", *options)
     assert refused.returncode == 2 and "write token ids below 300" in refused.stderr
     for kind, said in (("hf", "no tokenizer was written"), ("run", "vocabulary 300")):
-        written = command(tmp_path, "convert.py", "run", "--to", kind, kind)
+        written = command(tmp_path, "convert.py", "run", "--to", kind, f"as_{kind}")
         assert written.returncode == 0 and said in written.stdout, written.stderr
-    assert read_pretrained(str(tmp_path / "run")).tokenizer.to_dict() == tokenizer.to_dict()
-    assert read_pretrained(str(tmp_path / "hf")).tokenizer is None
+    assert read_pretrained(str(tmp_path / "as_run")).tokenizer.to_dict() == tokenizer.to_dict()
+    assert read_pretrained(str(tmp_path / "as_hf")).tokenizer is None
     gguf = command(tmp_path, "convert.py", "run", "--to", "gguf", "model.gguf")
     assert gguf.returncode == 2 and "--to hf takes it" in gguf.stderr
 

@@ -152,21 +152,13 @@ def test_it_travels_with_the_model_to_other_programs_and_back(tmp_path: Path) ->
     assert theirs.eos_token_id == own.end_of_text == 499
     stream = random.Random()
     for _ in range(300):
-        text = "".join(
-            stream.choices([*"etaoin shrdlu\n.,'s  1²", "the ", "语", "🙂", "\r", END_OF_TEXT], k=60)
-        )
+        text = "".join(stream.choices([*"etaoin shrdlu\n\r.,'s  1²语🙂", "the ", END_OF_TEXT], k=60))
         ids = own.encode(text).tolist()
         assert theirs.encode(text) == ids and theirs.decode(ids) == text
     said = []
     for folder in ("run", "back", "hf"):
-        sampled = command(
-            tmp_path,
-            "sample.py",
-            f"--init_from={folder}",
-            "--temperature=0",
-            "--max_new_tokens=9",
-            "--device=cpu",
-        )
+        options = ("--temperature=0", "--max_new_tokens=9", "--device=cpu")
+        sampled = command(tmp_path, "sample.py", f"--init_from={folder}", *options)
         scored = command(tmp_path, "eval.py", folder, "--dataset", "own")
         assert sampled.returncode == scored.returncode == 0, sampled.stderr + scored.stderr
         said.append((sampled.stdout, scored.stdout))

@@ -8,7 +8,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -220,6 +220,14 @@ def test_standard_input_is_a_text(tmp_path: Path) -> None:
     assert sorted(file.name for file in data.folder.iterdir()) == ["meta.json", "train.bin", "val.bin"]
 
 
+def test_standard_input_is_named_as_such(tmp_path: Path) -> None:
+    process = [sys.executable, str(ROOT / "prepare.py"), "piped", "--input", "-"]
+    for content, said in ((b"caf\xe9", "standard input is not UTF-8 (byte 3,"), (b"", "in standard input")):
+        finished = subprocess.run(process, cwd=tmp_path, input=content, capture_output=True)
+        assert finished.returncode == 2 and said in finished.stderr.decode()
+        assert not (tmp_path / "data").exists()
+
+
 BAD = [
     (["a", "--input", "empty.txt"], "the text is empty"),
     (["a", "--input", "blank.jsonl", "--tokenizer", "bytes"], r"the text is empty.*2 empty left out"),
@@ -314,16 +322,14 @@ def test_a_split_filled_so_survives_an_interruption(corpus: Path, monkeypatch: p
     assert open_dataset("a", 8).meta["documents"]["val"] == 1
     pieces = len(list(readers.pieces(readers.find_inputs(["corpus.jsonl"]), "text", False)))
     take = pipeline.Preparation._take
-    left = 0
+    for allowed in (pieces - 1, pieces + 1, pieces + 4, 2 * pieces - 1):  # in one pass, and in the other
+        turns = iter(range(allowed))
 
-    def take_some(self: pipeline.Preparation, *arguments: object) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            raise Killed
-        take(self, *arguments)
+        def take_some(self: pipeline.Preparation, *arguments: object, turns: Iterator[int] = turns) -> None:
+            if next(turns, None) is None:
+                raise Killed
+            take(self, *arguments)
 
-    for left in (pieces - 1, pieces + 1, pieces + 4, 2 * pieces):  # in the first pass, and in the second
         with monkeypatch.context() as patch:
             patch.setattr(pipeline.Preparation, "_take", take_some)
             with pytest.raises(Killed):
