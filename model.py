@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from torch.nn import functional as F
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2")
 POSITIONS = ("learned", "rotary")
 ATTENTION_KERNELS = ("sdpa", "matmul")
+LARGEST_LOGITS = 2**28  # beyond 1 GiB in fp32 the logits of a micro-batch would take most of the memory
+LARGEST_CHUNK = 2**26
+UNIFORMS_AT_ONCE = 256  # random numbers of a sample that are drawn together
 LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
 
 
@@ -132,9 +136,10 @@ class CausalSelfAttention(nn.Module):
         cached: Tensor | None = None,
         seen: int = 0,
     ) -> Tensor:
-        """(B, T, C) to (B, T, C). `rotation` turns queries and keys; `mask` (None: causal) adds to scores.
+        """(B, T, C) to (B, T, C). `rotation` turns queries and keys.
 
-        `cached` (2, B, H, block_size, D) holds this layer's keys and values, `seen` positions of them so far.
+        `mask` is added to the scores; None: just causal. `cached` (2, B, H, block_size, D) holds this layer's
+        keys and values, `seen` positions of them so far.
         """
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
@@ -154,8 +159,18 @@ class CausalSelfAttention(nn.Module):
 
 
 def drop(x: Tensor, share: float, training: bool) -> Tensor:
-    """Dropout in training; elsewhere the tensor itself, at no cost."""
-    return F.dropout(x, share) if training and share > 0 else x
+    """Dropout in training (Srivastava et al., 2014); elsewhere the tensor itself, at no cost.
+
+    On a CPU the random numbers are what it costs, so four of 16 bits come out of each draw of 64.
+    """
+    if not training or share == 0:
+        return x
+    cut = round(share * 2**16)
+    if x.device.type != "cpu" or not 0 < cut < 2**16:
+        return F.dropout(x, share)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= cut - 2**15
+    return x * (kept.to(x.dtype) * (2**16 / (2**16 - cut)))
 
 
 def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -301,12 +316,20 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.attention.kernel = kernel
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Logits (B, T, V) for ids (B, T); with targets (B, T), also the mean cross-entropy in nats.
 
-        Targets of -100 are left out of the mean. Raises ValueError where T exceeds `block_size`.
+        Targets of -100 are left out of the mean. With targets and more than `LARGEST_LOGITS` numbers, the
+        logits are None: the loss is computed without holding them. Raises ValueError where T exceeds
+        `block_size`.
         """
-        logits = self.head(self.features(ids))
+        features = self.features(ids)
+        if targets is not None and ids.numel() * self.config.vocab_size > LARGEST_LOGITS:
+            rows = max(1, LARGEST_CHUNK // self.config.vocab_size)
+            return None, ChunkedCrossEntropy.apply(
+                features.flatten(0, 1), self.head.weight, targets.reshape(-1), rows
+            )
+        logits = self.head(features)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
@@ -430,7 +453,43 @@ class GPT(nn.Module):
         return self.head(self.features(ids, cache)[:, -1])
 
 
-UNIFORMS_AT_ONCE = 256
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """The mean cross-entropy of features (N, C) under a head (V, C), for some rows of logits at a time.
+
+    The gradients are taken in the forward pass, while a chunk's logits are there, and scaled in the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, head: Tensor, targets: Tensor, rows: int) -> Tensor:
+        """The loss in nats. `targets` (N,) of -100 do not count; products run in autocast's precision."""
+        device = features.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+        weight, total = head.to(dtype), torch.zeros((), device=features.device, dtype=head.dtype)
+        count = (targets != -100).sum()
+        trains = any(ctx.needs_input_grad)
+        of_features, of_head = (
+            torch.zeros(x.shape if trains else 0, dtype=x.dtype, device=x.device) for x in (features, head)
+        )
+        with torch.autocast(device, enabled=False):
+            for first in range(0, len(features), rows):
+                x, target = features[first : first + rows].to(dtype), targets[first : first + rows, None]
+                log_probabilities = (x @ weight.T).to(head.dtype).log_softmax(dim=-1)
+                counted, target = target != -100, target.clamp(min=0)
+                total -= (log_probabilities.gather(1, target) * counted).sum()
+                if trains:
+                    gradient = log_probabilities.exp_()  # of the sum by the logits: probabilities - one-hot
+                    gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+                    gradient = (gradient * counted).to(dtype)
+                    of_features[first : first + rows] = gradient @ weight
+                    of_head += gradient.T @ x
+        ctx.save_for_backward(of_features, of_head, count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Those of the features and the head."""
+        of_features, of_head, count = ctx.saved_tensors
+        return of_features * (gradient / count), of_head * (gradient / count), None, None
 
 
 def check_sampling(

@@ -241,7 +241,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _problem(meta: dict[str, Any]) -> str | None:
-    """What is wrong with a meta.json of the right hash, which a stranger may have made; None if nothing."""
+    """What is wrong with a meta.json whose hash is right, as a stranger may make it; None if nothing is."""
     files, model = meta.get("files"), meta.get("model")
     if not isinstance(files, dict) or not all(
         re.fullmatch(r"[\w-]+\.safetensors", str(name)) for name in files

@@ -22,7 +22,7 @@ Records = Iterator[tuple[bytes, float]]
 
 
 def text_of(value: Any, field: str, where: str) -> str:
-    """The text in a record: the record itself, or its field ("" for null). Raises UserError naming fields."""
+    """The text in a record: the record itself, or its field; of null, "". UserError names what there is."""
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):

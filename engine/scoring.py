@@ -118,7 +118,7 @@ def score_text(
 
 
 def token_losses(model: GPT, rows: Sequence[Tensor]) -> list[Tensor]:
-    """For each row (length,) of ids, all tokens' losses in nats but the first's: (length - 1,) float64 on the CPU.
+    """For each row (length,) of ids, the losses in nats of all but the first: (length - 1,) float64, CPU.
 
     Rows of different lengths are padded on the right, which a causal model cannot see.
     """
@@ -196,7 +196,7 @@ def score_hellaswag(
 ) -> HellaSwagScores:
     """HellaSwag (Zellers et al., 2019), zero-shot: which of four endings is likeliest after the context.
 
-    Endings are encoded by themselves, after a space. Their lengths are evened out by dividing by tokens.
+    An ending is encoded by itself, after a space. Dividing log-probabilities by tokens evens out lengths.
     """
     pairs = []
     for example in examples:
