@@ -19,7 +19,7 @@ are taken as they are.
 """
 
 from argparse import Namespace, RawDescriptionHelpFormatter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.config import Parser
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> None:
         if not Path(name).is_dir():
             raise UserError(f"there is no file or folder {name}")
         name, inputs = Path(name).resolve().name, [name]
-    elif inputs is None and is_own_folder(name, RECIPES | LARGE, DATA_FOLDER):
-        inputs = [name]
+    elif inputs is None and Path(name).is_dir() and name not in RECIPES | LARGE:
+        inputs = None if holds_token_files(DATA_FOLDER / name) else [name]
     chosen = {key: value for key, value in vars(options).items() if key in Request.__dataclass_fields__}
     request = Request(**chosen | {"name": name, "inputs": inputs or []})
     if inputs is None and name in RECIPES:
@@ -96,8 +96,8 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--input", nargs="+", metavar="PATH", default=None, help="files, folders, patterns, - or hf:NAME")
     add(
         "--tokenizer",
-        help="char, bytes, gpt2, bpe (learned from the text), or the file or data set of one; for token files "
-        "numbers, too (default: char)",
+        help="char, bytes, gpt2, bpe (learned from the text), or a file or data set that has one; "
+        "of token files also numbers (default: char; of token files what their header says)",
     )
     add("--vocab_size", type=int, metavar="N", help="entries of a vocabulary that is learned (default: 8192)")
     add("--val", help="for validation: a share, or the path of other text (default: 0.1)")
@@ -127,11 +127,6 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     if hasattr(options, "val"):
         options.val = share_or_path(options.val)
     return options
-
-
-def is_own_folder(name: str, known: Collection[str], root: Path) -> bool:
-    """Whether a name without --input is that of a folder of text here, and means nothing else."""
-    return Path(name).is_dir() and name not in known and not (root / name).exists()
 
 
 def share_or_path(text: str) -> float | str:

@@ -340,7 +340,7 @@ def test_a_split_filled_so_survives_an_interruption(corpus: Path, monkeypatch: p
 def test_a_folder_of_one_file_is_one_text_and_needs_no_option(tmp_path: Path) -> None:
     (tmp_path / "novel").mkdir()
     (tmp_path / "novel" / "all.txt").write_text(TEXT[:5000])
-    for name in ("novel", "novel/"):
+    for name in ("novel", "novel", "novel/"):
         finished = command(tmp_path, "prepare.py", name)
         assert finished.returncode == 0, finished.stderr
     data = open_dataset("novel", 8, tmp_path / "data")
