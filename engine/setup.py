@@ -42,7 +42,7 @@ from model import GPT, GPTConfig, count_parameters, flops_per_token
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
 FIXED = (
     "n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "position", "qk_norm", "zero_init",
-    "tied_head", "documents", "dataset", "seed", "optimizer",
+    "token_shift", "tied_head", "documents", "dataset", "seed", "optimizer",
 )  # fmt: skip
 # What belongs to one start of a run rather than to the run.
 OF_ONE_START = ("out_dir", "init_from", "checkpoint", "eval_only")
@@ -130,7 +130,8 @@ def set_up(
         if pretrained is not None:
             model = finetuned(pretrained, settings, data).model(device, choices.weights_dtype())
         else:
-            model = GPT.empty(model_config(settings, data), device, choices.weights_dtype())
+            shape = model_config(settings, data.tokenizer.vocab_size, data.separator(settings.documents))
+            model = GPT.empty(shape, device, choices.weights_dtype())
             model.init_weights(settings.seed)
     else:
         progress = Progress.from_meta(checkpoint.meta)
@@ -314,18 +315,10 @@ def ensure_prepared(name: str, world: World, console: Console) -> None:
     world.wait()
 
 
-def model_config(settings: TrainSettings, data: Dataset) -> GPTConfig:
+def model_config(settings: TrainSettings, vocab_size: int, separator: int | None = None) -> GPTConfig:
     """The model's shape. A large vocabulary is padded to a multiple of 64, which GPUs multiply faster."""
-    vocab_size = data.tokenizer.vocab_size
     if vocab_size > 1024:
         vocab_size = -(-vocab_size // 64) * 64
-    return dataclasses.replace(
-        model_shape(settings, vocab_size), separator=data.separator(settings.documents)
-    )
-
-
-def model_shape(settings: TrainSettings, vocab_size: int) -> GPTConfig:
-    """The shape that settings describe, for a vocabulary."""
     return GPTConfig(
         vocab_size=vocab_size,
         block_size=settings.block_size,
@@ -339,6 +332,8 @@ def model_shape(settings: TrainSettings, vocab_size: int) -> GPTConfig:
         position=settings.position,
         qk_norm=settings.qk_norm,
         zero_init=settings.zero_init,
+        token_shift=settings.token_shift,
+        separator=separator,
     )
 
 
