@@ -156,13 +156,13 @@ def test_it_travels_with_the_model_to_other_programs_and_back(tmp_path: Path) ->
         ids = own.encode(text).tolist()
         assert theirs.encode(text) == ids and theirs.decode(ids) == text
     said = []
-    for folder in ("run", "back", "hf"):
+    for folder in ("run", "hf"):
         options = ("--temperature=0", "--max_new_tokens=9", "--device=cpu")
         sampled = command(tmp_path, "sample.py", f"--init_from={folder}", *options)
         scored = command(tmp_path, "eval.py", folder, "--dataset", "own")
         assert sampled.returncode == scored.returncode == 0, sampled.stderr + scored.stderr
         said.append((sampled.stdout, scored.stdout))
-    assert said[0] == said[1] == said[2] and "bits per byte" in said[0][1]
+    assert said[0] == said[1] and "bits per byte" in said[0][1]
 
 
 WORDS = LEARNED.to_dict()["vocabulary"].split()
