@@ -148,11 +148,12 @@ class CausalSelfAttention(nn.Module):
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         if self.kernel == "matmul":
             qkv = qkv.contiguous()  # one copy here saves three below
-        (query, key), value = qkv[:2], qkv[2]  # each (B, H, T, D)
+        pair, value = qkv.split((2, 1))  # split, not indexed: the backward pass joins them in one copy
         if self.qk_norm:  # scores that cannot grow bear a higher learning rate (Dehghani et al., 2023)
-            query, key = F.layer_norm(qkv[:2], qkv.shape[-1:])
+            pair = F.layer_norm(pair, pair.shape[-1:])
         if rotation is not None:
-            query, key = rotate(torch.stack((query, key)), *rotation)
+            pair = rotate(pair, *rotation)
+        (query, key), value = pair, value.squeeze(0)  # each (B, H, T, D)
         if cached is not None:
             cached[0, :, :, seen : seen + T], cached[1, :, :, seen : seen + T] = key, value
             key, value = cached[..., : seen + T, :]  # (B, H, S, D)
