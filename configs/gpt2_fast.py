@@ -1,5 +1,5 @@
-# A GPT of GPT-2 small's size with what docs/speed.md found to pay at small sizes, on OpenWebText. It is meant to
-# reach the loss of gpt2.py in a third of its tokens, which has not been measured: it wants eight GPUs for a day.
+# A GPT of GPT-2 small's size with what docs/speed.md found to pay at small sizes, on OpenWebText.
+# It is meant to reach the loss of gpt2.py in a third of its tokens; that has not been measured.
 #     torchrun --standalone --nproc_per_node=8 train.py configs/gpt2_fast.py
 
 dataset = "openwebtext"
