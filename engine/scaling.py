@@ -168,7 +168,7 @@ def rows(assumed: Assumptions) -> list[str]:
                 else:
                     cells += [
                         f"{row.micro_batch} × {row.micro_steps}", "yes" if row.recompute else "no",
-                        f"{row.memory / 1e9:.1f} GB", f"{row.sent / 1e9:.3g} GB", f"{row.compute:.3g} s",
+                        f"{row.memory / 1e9:.1f} GB", f"{row.sent / 1e9:,.1f} GB", f"{row.compute:.3g} s",
                         f"{row.communication:.3g} s", f"{row.efficiency:.0%}", row.remark,
                     ]  # fmt: skip
                 lines.append("| " + " | ".join(cells) + " |")
