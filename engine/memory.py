@@ -16,8 +16,8 @@ the backward pass, when all gradients are; the optimizer's step; an evaluation. 
 this, so under it the figure is a bound.
 
 On a CPU the heap of the C library holds more than what is in use: glibc before 2.38 gives no hole to an
-aligned request of the same size, and PyTorch's are aligned. That was 6 to 30% of what is in use in the cases
-of `bench.py memory`; `HEAP_UNUSED` is a middle value.
+aligned request of the same size, and PyTorch's are aligned. That was 14 to 30% of what is in use in the four
+cases measured with glibc 2.36; `HEAP_UNUSED` was chosen from them and from earlier runs like them.
 """
 
 from collections.abc import Iterator
