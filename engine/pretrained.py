@@ -11,6 +11,7 @@ so that nothing in a download can run code.
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from engine import checkpoint as checkpoints
 from engine.errors import UserError
 from engine.gpt2_layout import checked_config, config_from, rename, without_bias
+from engine.parallel import place
 from engine.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
 from engine.tokenizer_files import read_tokenizer, same_ids
 from model import GPT, GPTConfig
@@ -48,12 +50,17 @@ class Pretrained:
     source: str
     dataset: str | None = None  # the name of the one that a run was trained on
 
-    def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
-        """The model on a device, in the tensors' own precision unless one is given."""
-        model = GPT.empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
+    def model(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        empty: Callable[..., GPT] = GPT.empty,
+    ) -> GPT:
+        """The model on a device, in the tensors' own precision unless one is given; `empty` builds it."""
+        model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(self.tensors[name])
+                place(parameter, self.tensors[name])
         return model
 
     def known_tokenizer(self) -> Tokenizer:

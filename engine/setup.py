@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import platform
 import sys
@@ -33,6 +34,7 @@ from engine.errors import UserError
 from engine.finetuning import finetuned, read_weights, shape_settings
 from engine.metrics import Console, MetricsLog, WandbLog
 from engine.optimizer import make_optimizer
+from engine.parallel import compile_blocks, is_sharded, place, plain_blocks, sharded_model, shards
 from engine.pretrained import NANOGPT_FILE
 from engine.recipes import prepare_recipe
 from engine.sources import write_whole
@@ -125,18 +127,23 @@ def set_up(
         probe(choices, settings, micro_batch, world, console)
     choices.apply(settings.deterministic)
 
-    if checkpoint is None:
-        progress = Progress()
-        if pretrained is not None:
-            model = finetuned(pretrained, settings, data).model(device, choices.weights_dtype())
-        else:
-            model = GPT.empty(model_config(settings, data), device, choices.weights_dtype())
-            model.init_weights(settings.seed)
+    empty = (
+        functools.partial(sharded_model, choices.gathered_dtype(), world)
+        if shards(settings, world)
+        else GPT.empty
+    )
+    dtype = choices.weights_dtype()
+    progress = Progress() if checkpoint is None else Progress.from_meta(checkpoint.meta)
+    if checkpoint is not None:
+        model = checkpoints.model_from(checkpoint, device, dtype, settings.dropout, empty)
+    elif pretrained is not None:
+        model = finetuned(pretrained, settings, data).model(device, dtype, empty)
     else:
-        progress = Progress.from_meta(checkpoint.meta)
-        model = checkpoints.model_from(checkpoint, device, choices.weights_dtype(), dropout=settings.dropout)
+        model = empty(model_config(settings, data), device, dtype)
+        model.init_weights(settings.seed, place)
     model.use_attention_kernel(choices.attention_kernel)
-    optimizer = make_optimizer(model, settings)
+    model.recompute_blocks(settings.recompute)
+    optimizer = make_optimizer(model, settings, world)
     scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
     if checkpoint is not None:
         checkpoints.restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
@@ -459,7 +466,8 @@ def describe(run: Run, progress: Progress) -> None:
         say(f"nothing left to do: {progress.step:,} steps are made; --max_iters={2 * progress.step} goes on")
     say(
         f"training: steps {progress.step:,} to {settings.max_iters:,} of {run.tokens_per_step:,} tokens "
-        f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences)"
+        f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences"
+        f"{', the model sharded' if is_sharded(run.model) else ''})"
     )
 
 
@@ -467,20 +475,20 @@ def compiled(run: Run) -> Any:
     """The model as the compiler makes it, where that was chosen and succeeds; otherwise as it is."""
     if not run.choices.compile:
         return run.model
-    forward = torch.compile(run.model)
+    forward = compile_blocks(run.model) if is_sharded(run.model) else torch.compile(run.model)
     try:
         warm_up(run, forward)
     except Exception as error:  # whatever the compiler stumbles over, the plain model computes the same
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         run.console.say(f"note: torch.compile is off, since it fails here ({reason[:200]})")
         run.choices.compile = False
-        return run.model
+        return plain_blocks(run.model) if is_sharded(run.model) else run.model
     return forward
 
 
 def in_parallel(run: Run, forward: Any) -> Any:
-    """Under DDP, which averages the gradients of several processes."""
-    if run.world.size == 1:
+    """Under DDP, which averages the gradients of several processes; a sharded model does so by itself."""
+    if run.world.size == 1 or is_sharded(run.model):
         return forward
     devices = [run.device.index] if run.device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(forward, device_ids=devices)
