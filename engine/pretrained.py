@@ -125,13 +125,13 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
         )
     if checkpoints.checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         found = checkpoints.open_checkpoint(path, checkpoint)
-        model = checkpoints.model_from(found)
-        tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        config = checkpoints.model_from(
+            found, "meta"
+        ).config  # takes no memory, and sees that the weights fit
         data = found.meta.get("data")
         dataset = data.get("name") if isinstance(data, dict) and isinstance(data.get("name"), str) else None
-        return Pretrained(
-            model.config, tensors, tokenizer_from_dict(found.meta.get("tokenizer")), source, dataset
-        )
+        tokenizer = tokenizer_from_dict(found.meta.get("tokenizer"))
+        return Pretrained(config, found.tensors("model"), tokenizer, source, dataset)
     if (path / NANOGPT_FILE).is_file() and not (path / "config.json").is_file():
         return read_nanogpt(path / NANOGPT_FILE, text)
     return read_folder(path, source)
