@@ -2,8 +2,8 @@
 
     python convert.py out/shakespeare_char --to hf exported/         a folder that `transformers` loads
     python convert.py out/shakespeare_char --to gguf exported.gguf   a file for llama.cpp
-    python convert.py gpt2 --to run out/gpt2                         a run folder of ours, from foreign
-    weights python convert.py out-shakespeare-char/ckpt.pt --text input.txt --to run out/from-nanogpt
+    python convert.py gpt2 --to run out/gpt2                         a run folder of ours, foreign weights
+    python convert.py out-shakespeare-char/ckpt.pt --text input.txt --to run out/from-nanogpt
 
 The source can be a run, gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a
 folder in its GPT-2 layout, or a nanoGPT checkpoint, and any of them can go to any target.
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str]) -> None:
         print("note: no tokenizer came with these weights, so none was written")
     if kind == "gguf" and config.activation == "gelu":
         print(
-            "note: llama.cpp computes the tanh form of GELU, this model the exact one: its logits differ "
-            "slightly"
+            "note: llama.cpp computes the tanh form of GELU, this model the exact one: "
+            "its logits differ slightly"
         )
 
 

@@ -6,8 +6,8 @@
     python count.py out/shakespeare_char
 
 A preset (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3), a configuration file or a run. Matrices are counted
-apart from positions, norms and biases. gpt3 has the shape of GPT-3 175B (Brown et al., 2020, table 2.1), with
-a head of its own.
+apart from positions, norms and biases. gpt3 has the shape of GPT-3 175B (Brown et al., 2020, table 2.1),
+with a head of its own.
 """
 
 import dataclasses

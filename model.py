@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,19 @@ from torch.utils.checkpoint import checkpoint
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2")
 POSITIONS = ("learned", "rotary")
 ATTENTION_KERNELS = ("sdpa", "matmul")
+LARGEST_LOGITS = 2**28  # beyond 1 GiB in fp32 the logits of a micro-batch would take most of the memory
+LARGEST_CHUNK = 2**26
+UNIFORMS_AT_ONCE = 256  # random numbers of a sample that are drawn together
 LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT, and nothing about how it is trained. The defaults are GPT-2 small's."""
+    """The shape of a GPT, and nothing about how it is trained. The defaults are GPT-2 small's.
+
+    With `separator`, the id of a token that begins a document, the model reads each document as if it
+    stood alone: nothing before its separator is seen, and positions count from there.
+    """
 
     vocab_size: int = 50257
     block_size: int = 1024
@@ -43,6 +51,7 @@ class GPTConfig:
     position: str = "learned"
     qk_norm: bool = False
     zero_init: bool = False
+    separator: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -56,6 +65,10 @@ class GPTConfig:
             raise ValueError(f"activation is {self.activation!r}; it can be {' or '.join(ACTIVATIONS)}")
         if self.position not in POSITIONS:
             raise ValueError(f"position is {self.position!r}; it can be {' or '.join(POSITIONS)}")
+        if self.separator is not None and not 0 <= self.separator < self.vocab_size:
+            raise ValueError(
+                f"separator is {self.separator}; it must be an id below {self.vocab_size}, or None"
+            )
         if self.position == "rotary" and self.n_embd // self.n_head % 2:
             raise ValueError(
                 f"rotary positions turn pairs of channels, and a head has {self.n_embd // self.n_head}"
@@ -91,8 +104,8 @@ def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
 class KVCache:
     """Keys and values of the positions already seen, so that each new token costs one position.
 
-    The caller makes it and passes it to `GPT.features`, which writes into it and advances `length`. `starts`
-    (B,) holds the index at which each row's text begins, for rows padded on the left; None: all at 0.
+    The caller makes it and passes it to `GPT.features`, which writes into it and advances `length`.
+    `starts` (B,) holds the index at which each row's text, or its last document, begins; None: all at 0.
     """
 
     def __init__(self, model: "GPT", batch: int, starts: Tensor | None = None) -> None:
@@ -124,9 +137,10 @@ class CausalSelfAttention(nn.Module):
         cached: Tensor | None = None,
         seen: int = 0,
     ) -> Tensor:
-        """(B, T, C) to (B, T, C). `rotation` turns queries and keys; `mask` (None: causal) adds to the scores.
+        """(B, T, C) to (B, T, C). `rotation` turns queries and keys.
 
-        `cached` (2, B, H, block_size, D) holds this layer's keys and values, `seen` positions of them so far.
+        `mask` is added to the scores; None: just causal. `cached` (2, B, H, block_size, D) holds this layer's
+        keys and values, `seen` positions of them so far.
         """
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
@@ -146,8 +160,18 @@ class CausalSelfAttention(nn.Module):
 
 
 def drop(x: Tensor, share: float, training: bool) -> Tensor:
-    """Dropout in training; elsewhere the tensor itself, at no cost."""
-    return F.dropout(x, share) if training and share > 0 else x
+    """Dropout in training (Srivastava et al., 2014); elsewhere the tensor itself, at no cost.
+
+    On a CPU the random numbers are what it costs, so four of 16 bits come out of each draw of 64.
+    """
+    if not training or share == 0:
+        return x
+    cut = round(share * 2**16)
+    if x.device.type != "cpu" or not 0 < cut < 2**16:
+        return F.dropout(x, share)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= cut - 2**15
+    return x * (kept.to(x.dtype) * (2**16 / (2**16 - cut)))
 
 
 def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -310,12 +334,20 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.recompute = recompute
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Logits (B, T, V) for ids (B, T); with targets (B, T), also the mean cross-entropy in nats.
 
-        Targets of -100 are left out of the mean. Raises ValueError where T exceeds `block_size`.
+        Targets of -100 are left out of the mean. With targets and more than `LARGEST_LOGITS` numbers, the
+        logits are None: the loss is computed without holding them. Raises ValueError where T exceeds
+        `block_size`.
         """
-        logits = self.head(self.features(ids))
+        features = self.features(ids)
+        if targets is not None and ids.numel() * self.config.vocab_size > LARGEST_LOGITS:
+            rows = max(1, LARGEST_CHUNK // self.config.vocab_size)
+            return None, ChunkedCrossEntropy.apply(
+                features.flatten(0, 1), self.head.weight, targets.reshape(-1), rows
+            )
+        logits = self.head(features)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
@@ -325,17 +357,17 @@ class GPT(nn.Module):
 
         With a cache, `ids` continue the positions that it holds, and the cache grows by them.
         """
-        T = ids.shape[1]
+        T, dtype = ids.shape[1], self.token_embedding.weight.dtype
         seen = 0 if cache is None else cache.length
         if seen + T > self.config.block_size:
             raise ValueError(f"{seen + T} positions do not fit into block_size {self.config.block_size}")
         positions = torch.arange(seen, seen + T, device=ids.device)
-        mask = None
-        if cache is not None and cache.starts is not None:
-            mask = padded_mask(positions, cache.starts, self.token_embedding.weight.dtype)
-            positions = (positions - cache.starts[:, None]).clamp(min=0)  # (B, T)
+        starts, mask = self.starts_of_text(ids, positions, cache), None
+        if starts is not None:
+            mask = bounded_mask(positions, starts, seen + T, dtype)
+            positions = (positions - starts).clamp(min=0)  # (B, T)
         elif seen and T > 1:
-            mask = padded_mask(positions, positions.new_zeros(1), self.token_embedding.weight.dtype)
+            mask = bounded_mask(positions, positions.new_zeros(1, 1), seen + T, dtype)
         x, rotation = self.token_embedding(ids), None  # (B, T, C)
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
@@ -343,10 +375,24 @@ class GPT(nn.Module):
             rotation = rotary_angles(positions, self.config.n_embd // self.config.n_head, x.dtype)
         x = drop(x, self.config.dropout, self.training)
         for index, block in enumerate(self.blocks):
-            x = block(x, rotation) if cache is None else block(x, rotation, mask, cache.layers[index], seen)
+            x = block(x, rotation, mask, None if cache is None else cache.layers[index], seen)
         if cache is not None:
             cache.length += T
         return self.final_norm(x)
+
+    def starts_of_text(self, ids: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor | None:
+        """The first index that each of `positions` (T,) may look at, (B, T) or (B, 1); None: 0 for all.
+
+        A cache tells where rows padded on the left begin; it learns where their last documents begin.
+        """
+        starts = None if cache is None or cache.starts is None else cache.starts[:, None]
+        if self.config.separator is None:
+            return starts
+        documents = torch.where(ids == self.config.separator, positions, 0).cummax(dim=1).values
+        starts = documents if starts is None else torch.maximum(documents, starts)
+        if cache is not None:
+            cache.starts = starts[:, -1]
+        return starts
 
     @torch.inference_mode()
     def stream(
@@ -425,7 +471,43 @@ class GPT(nn.Module):
         return self.head(self.features(ids, cache)[:, -1])
 
 
-UNIFORMS_AT_ONCE = 256
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """The mean cross-entropy of features (N, C) under a head (V, C), for some rows of logits at a time.
+
+    The gradients are taken in the forward pass, while a chunk's logits are there, and scaled in the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, head: Tensor, targets: Tensor, rows: int) -> Tensor:
+        """The loss in nats. `targets` (N,) of -100 do not count; products run in autocast's precision."""
+        device = features.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+        weight, total = head.to(dtype), torch.zeros((), device=features.device, dtype=head.dtype)
+        count = (targets != -100).sum()
+        trains = any(ctx.needs_input_grad)
+        of_features, of_head = (
+            torch.zeros(x.shape if trains else 0, dtype=x.dtype, device=x.device) for x in (features, head)
+        )
+        with torch.autocast(device, enabled=False):
+            for first in range(0, len(features), rows):
+                x, target = features[first : first + rows].to(dtype), targets[first : first + rows, None]
+                log_probabilities = (x @ weight.T).to(head.dtype).log_softmax(dim=-1)
+                counted, target = target != -100, target.clamp(min=0)
+                total -= (log_probabilities.gather(1, target) * counted).sum()
+                if trains:
+                    gradient = log_probabilities.exp_()  # of the sum by the logits: probabilities - one-hot
+                    gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+                    gradient = (gradient * counted).to(dtype)
+                    of_features[first : first + rows] = gradient @ weight
+                    of_head += gradient.T @ x
+        ctx.save_for_backward(of_features, of_head, count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Those of the features and the head."""
+        of_features, of_head, count = ctx.saved_tensors
+        return of_features * (gradient / count), of_head * (gradient / count), None, None
 
 
 def check_sampling(
@@ -489,14 +571,13 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, passed, right=True).squeeze(-1)
 
 
-def padded_mask(positions: Tensor, starts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, T, S): queries at `positions` (T,), keys 0 … S - 1 of rows that begin at `starts`.
+def bounded_mask(positions: Tensor, starts: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, T, S): queries at `positions` (T,) look at S keys, at none before `starts`.
 
-    Padding sees itself, so that no row of scores is empty; nothing else sees padding.
+    `starts` is (B, T) or (B, 1). A padded position before its start sees itself, so that no row is empty.
     """
-    keys = torch.arange(int(positions[-1]) + 1, device=positions.device)
-    query = positions[:, None]  # (T, 1)
-    seen = (keys <= query) & ((keys >= starts[:, None, None]) | (keys == query))  # (B, T, S)
+    key, query = torch.arange(keys, device=positions.device), positions[:, None]  # (S,), (T, 1)
+    seen = (key <= query) & ((key >= starts[..., None]) | (key == query))  # (B, T, S)
     mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
     return mask.masked_fill_(~seen, -math.inf)[:, None]
 

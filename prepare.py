@@ -74,9 +74,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:
-    """The command line, checked. An option that was not given is not there, but for name, input, show and
-    verify.
-    """
+    """The command line, checked. Options not given are absent, but for name, input, show and verify."""
     from argparse import SUPPRESS
 
     parser = Parser(

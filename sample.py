@@ -6,9 +6,9 @@
     python sample.py --interactive=True --stop="\\n\\n"
     python sample.py --init_from=gpt2 --start "The meaning of life is"
 
-Without --out_dir the newest run in out/ is taken. Samples are drawn together, the first is shown as it comes.
-The same seed gives the same text on the same machine; a sample depends on the seed and its number, not on how
-many are drawn.
+Without --out_dir the newest run in out/ is taken. Samples are drawn together, the first is shown as it
+comes. The same seed gives the same text on the same machine; a sample depends on the seed and its number,
+not on how many are drawn.
 """
 
 import dataclasses
@@ -32,8 +32,11 @@ def main(arguments: Sequence[str]) -> None:
     for remark in sources.remarks:
         print(f"note: {remark}", file=sys.stderr)
 
+    import torch
+
     from engine.checkpoint import find_runs
     from engine.device import Choices, choose_dtype, choose_threads, find_device
+    from engine.packing import pack_for_generation
     from engine.pretrained import read_pretrained
 
     device = find_device(settings.device)
@@ -52,12 +55,11 @@ def main(arguments: Sequence[str]) -> None:
         )
     found = read_pretrained(str(source), settings.checkpoint)
     tokenizer = found.known_tokenizer()
-    model = found.model(device, choices.weights_dtype()).eval()
-    with choices.autocast():
-        if settings.interactive:
-            converse(model, tokenizer, settings)
-        else:
-            write_samples(model, tokenizer, read_prompt(settings.start), settings)
+    model = pack_for_generation(found.model(device, getattr(torch, choices.dtype)).eval())
+    if settings.interactive:
+        converse(model, tokenizer, settings)
+    else:
+        write_samples(model, tokenizer, read_prompt(settings.start), settings)
 
 
 def write_samples(model: "GPT", tokenizer: "Tokenizer", start: str | None, settings: SampleSettings) -> None:

@@ -111,7 +111,11 @@ def loop(run: "Run", forward: Any, progress: "Progress", resumed: bool, requests
 
 
 def update(
-    run: "Run", forward: Any, micro_batches: "Iterator[tuple[Tensor, Tensor]]", step: int, stop_asked: bool
+    run: "Run",
+    forward: Any,
+    micro_batches: "Iterator[tuple[Tensor, Tensor, float | Tensor]]",
+    step: int,
+    stop_asked: bool,
 ) -> "tuple[Tensor, float]":
     """Update number `step`: forward, backward, clip, optimizer. Returns the report's numbers and the rate."""
     import torch
@@ -125,13 +129,13 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak"]
     mean_loss = torch.zeros((), device=run.device, dtype=run.choices.weights_dtype())
-    for index, (ids, targets) in enumerate(micro_batches):
+    for index, (ids, targets, weight) in enumerate(micro_batches):
         if settings.dropout > 0:
             number = run.world.rank * run.micro_steps + index
             torch.manual_seed(derive_seed(settings.seed, "dropout", step, number))
         with gradients_summed(run.model, forward, now=index == run.micro_steps - 1):
             with run.choices.autocast():
-                loss = forward(ids, targets)[1] / run.micro_steps
+                loss = forward(ids, targets)[1] * weight
             scaler.scale(loss).backward()
         mean_loss += loss.detach()
     scaler.unscale_(optimizer)

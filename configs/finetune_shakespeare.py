@@ -1,6 +1,6 @@
-# GPT-2 (124M), finetuned on tiny Shakespeare: a minute on one GPU. Larger ones: --init_from=gpt2-medium,
-# gpt2-large, gpt2-xl, where memory allows. Where there is no network, put GPT-2's files into a folder:
-# --init_from=FOLDER.
+# GPT-2 (124M), finetuned on tiny Shakespeare: a minute on one GPU.
+# Larger ones, where memory allows: --init_from=gpt2-medium, gpt2-large, gpt2-xl.
+# Where there is no network, put GPT-2's files into a folder: --init_from=FOLDER.
 
 dataset = "shakespeare"  # in GPT-2's byte-pair encoding: 301,966 training tokens
 init_from = "gpt2"  # the model's shape comes with the weights; block_size may be cut

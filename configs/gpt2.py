@@ -1,5 +1,5 @@
-# GPT-2 small (124M) on OpenWebText, the setting that nanoGPT published: validation loss about 2.85 after four
-# days on eight A100 GPUs with 40 GB each.
+# GPT-2 small (124M) on OpenWebText, the setting that nanoGPT published:
+# validation loss about 2.85 after four days on eight A100 GPUs with 40 GB each.
 #     torchrun --standalone --nproc_per_node=8 train.py configs/gpt2.py
 
 dataset = "openwebtext"

@@ -1,5 +1,4 @@
-# A GPT on tiny Shakespeare in the byte-pair encoding of GPT-2: 300,000 tokens, so a small model, stopped
-# early.
+# A GPT on tiny Shakespeare in the byte pairs of GPT-2: 300,000 tokens, so a small model, stopped early.
 
 dataset = "shakespeare"
 gradient_accumulation_steps = 1

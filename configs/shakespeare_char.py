@@ -1,5 +1,4 @@
-# A character-level GPT on tiny Shakespeare: minutes on one GPU, and about two on a laptop with the part at
-# the end.
+# A character-level GPT on tiny Shakespeare: minutes on a GPU, about two on a laptop with the part at the end.
 
 dataset = "shakespeare_char"
 gradient_accumulation_steps = 1

@@ -1,5 +1,4 @@
-# Tiny Shakespeare by characters, as soon as possible: what docs/speed.md found to pay, in a model of the same
-# size.
+# Tiny Shakespeare by characters, as soon as possible: what docs/speed.md found to pay, at the same size.
 
 dataset = "shakespeare_char"
 gradient_accumulation_steps = 1

@@ -1,8 +1,7 @@
 """Token files that other programs made, taken as they are: only meta.json is written.
 
     nanoGPT                  bare uint16 ids: data/NAME/train.bin, val.bin
-    llm.c, modded-nanogpt    shards with a header of 256 int32: a magic number, a version, the number of
-    tokens;
+    llm.c, modded-nanogpt    shards with a header of 256 int32: a magic number, a version, a count of tokens;
                              20240520: uint16 ids of GPT-2's vocabulary; 20240801: uint32 ids of a larger one
 
 A file is for validation where its name says "val".
@@ -47,8 +46,7 @@ def adopt(
     if not paths and (folder / "meta.pkl").exists():
         raise UserError(
             f"the vocabulary of {folder} is in its meta.pkl, which is not read: such a file can run any "
-            f"program; "
-            f"prepare the data set again from its text: python prepare.py {name} --input FILE"
+            f"program; prepare the data set again from its text: python prepare.py {name} --input FILE"
         )
     found = [Path(item.path) for item in find_inputs(paths)] if paths else sorted(folder.glob("*.bin"))
     names = [file.name for file in found]
@@ -80,8 +78,7 @@ def adopt(
     if largest >= vocabulary.vocab_size:
         raise UserError(
             f"{name} holds the token id {largest:,}, and the vocabulary has {vocabulary.vocab_size:,} "
-            f"entries; "
-            f"name the right one with --tokenizer FILE, or --tokenizer numbers if there is none"
+            "entries; name the right one with --tokenizer FILE, or --tokenizer numbers if there is none"
         )
     for split in ("train", "val"):
         if not any(entry["split"] == split for entry in entries):
@@ -103,9 +100,7 @@ def adopt(
 
 
 def read_header(file: Path) -> tuple[int, np.dtype | None, int]:
-    """(bytes of the header, type of the ids, magic number) of a token file; (0, None, 0) for one without a
-    header.
-    """
+    """(bytes of the header, type of the ids, magic number) of a token file; (0, None, 0) without a header."""
     try:
         with open(file, "rb") as content:
             header = np.frombuffer(

@@ -1,11 +1,10 @@
 """A byte-pair vocabulary of your own (Sennrich et al., 2016; over bytes as in GPT-2, Radford et al., 2019).
 
     learn_vocabulary(["a text", …], 8192)  ->  OwnBytePairTokenizer, learned by the library `tokenizers`
-    ranks_text, tokenizer_of_file             the file that tiktoken's `load_tiktoken_bpe` reads:
+    ranks_text, tokenizer_of_file              the file that tiktoken's `load_tiktoken_bpe` reads:
                                                a line for each byte sequence, in base64, and its rank
 
-The vocabulary is the 256 bytes, then the sequences in the order in which they were merged, then the
-end-of-text token.
+The vocabulary is the 256 bytes, the sequences in the order of their merges, then the end-of-text token.
 """
 
 import json
@@ -61,9 +60,7 @@ def ranks_text(tokenizer: OwnBytePairTokenizer) -> bytes:
 
 
 def tokenizer_of_file(path: Path) -> Tokenizer:
-    """The tokenizer in a file of ranks (tokenizer.tiktoken), of another data set (meta.json, or its folder),
-    or of a folder in Hugging Face's layout.
-    """
+    """The tokenizer in a file of ranks, of another data set, or of a folder in Hugging Face's layout."""
     if path.is_dir() and (found := read_tokenizer(path)) is not None:
         return found
     path = path / "meta.json" if path.is_dir() else path

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import safetensors.torch
@@ -291,7 +292,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _problem(meta: dict[str, Any]) -> str | None:
-    """What is wrong with a meta.json of the right hash, which a stranger may have made; None if nothing."""
+    """What is wrong with a meta.json whose hash is right, as a stranger may make it; None if nothing is."""
     files, model = meta.get("files"), meta.get("model")
     if not isinstance(files, dict) or not all(
         re.fullmatch(r"[\w-]+\.safetensors", str(name)) for name in files
@@ -301,8 +302,9 @@ def _problem(meta: dict[str, Any]) -> str | None:
     if not isinstance(model, dict) or not set(SHAPE) <= set(model) <= set(fields):
         return f"model must hold {', '.join(SHAPE)}, and of the rest no more than {', '.join(fields)}"
     for name, value in model.items():
-        if type(value) is not fields[name]:
-            return f"model: {name} must be {fields[name].__name__}"
+        allowed = fields[name].__args__ if isinstance(fields[name], UnionType) else (fields[name],)
+        if type(value) not in allowed:
+            return f"model: {name} must be {' or '.join(kind.__name__ for kind in allowed)}"
     try:
         GPTConfig(**model)
     except ValueError as error:

@@ -18,11 +18,9 @@ BLOCK = 2**17
 
 @contextmanager
 def opened(path: str) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
-    """The content of a file, decompressed and seekable; and a function that tells which share of it has been
-    read.
+    """The content of a file, decompressed and seekable; and a function that tells the share read so far.
 
-    Raises UserError, naming the file, for one that cannot be read, is damaged, or ends before its content
-    does.
+    Raises UserError, naming the file, for one that cannot be read, is damaged, or ends too early.
     """
     try:
         with open(path, "rb") as raw, _decompressed(raw, path) as content:
@@ -50,8 +48,8 @@ def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
 class _ZstdFile(io.RawIOBase):
     """The content of all frames of a zstd file. EOFError for one that is damaged or ends inside a frame.
 
-    The streams of the package zstandard take a file that was cut short for a complete one, so frames are read
-    here.
+    The streams of the package zstandard take a file that was cut short for a complete
+    one, so frames are read here.
     """
 
     def __init__(self, file: BinaryIO, path: str) -> None:

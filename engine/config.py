@@ -44,6 +44,11 @@ class TrainSettings:
     gradient_accumulation_steps: int = setting(
         40, "batch_size times this is the number of sequences of a step, over all processes", at_least=1
     )
+    documents: Literal["joined", "masked", "aligned"] = setting(
+        "joined",
+        "joined: one text, as GPT-2 reads them; masked: each is read as if alone; aligned: masked, and "
+        "sequences begin where documents do",
+    )
     # model
     n_layer: int = setting(12, "number of blocks", at_least=1)
     n_head: int = setting(12, "attention heads of a block", at_least=1)

@@ -30,8 +30,7 @@ def count_by_matrix(config: GPTConfig) -> dict[str, int]:
 
 
 def training_memory(config: GPTConfig, parameters: int, dtype: str) -> tuple[int, int]:
-    """Bytes to train: (weights with their gradients and AdamW's two moments, activations of one full
-    sequence).
+    """Bytes to train: (weights with gradients and AdamW's two moments, activations of one full sequence).
 
     Weights, gradients and moments stay float32; bfloat16 adds a copy of the weights for the products.
     Activations without recomputation: about 17 numbers for each channel of a block (Korthikanti et al., 2022,

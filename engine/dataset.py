@@ -68,6 +68,25 @@ class Split:
         self.check_ids(rows)
         return rows
 
+    def aligned_windows(
+        self, starts: np.ndarray, block_size: int, separator: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows like those of `windows`, each moved on to the first document that begins in its window.
+
+        Returns the rows (B, T + 1), and how many targets each one has (B,): a row ends where that of the
+        next window begins, so that no target comes twice, and is filled up with separators.
+        """
+        rows = np.full((len(starts), block_size + 1), separator, dtype=np.int64)
+        targets = np.empty(len(starts), dtype=np.int64)
+        for number, start in enumerate(starts.tolist()):
+            ids = self.read(start, min(2 * block_size, self.tokens - start))
+            begin = _first(ids[:block_size] == separator)
+            end = min(begin + block_size, block_size + _first(ids[block_size:] == separator))
+            rows[number, : end - begin + 1] = ids[begin : end + 1]
+            targets[number] = end - begin
+        self.check_ids(rows)
+        return rows, targets
+
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError for an id that the vocabulary does not have."""
         if ids.max() >= self.vocab_size:
@@ -75,6 +94,11 @@ class Split:
                 f"the {self.name} split holds the token id {ids.max()}, but its vocabulary has "
                 f"{self.vocab_size} entries; prepare the data set again"
             )
+
+
+def _first(found: np.ndarray) -> int:
+    """The index of the first True; 0 where there is none."""
+    return int(found.argmax()) if len(found) else 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,19 @@ class Dataset:
     train: Split
     val: Split
     fingerprint: str
+
+    def separator(self, documents: str) -> int | None:
+        """The token that begins a document for a model that tells them apart; None for "joined".
+
+        It ends the document before, too. Raises UserError where the vocabulary has no end-of-text token.
+        """
+        found = getattr(self.tokenizer, "end_of_text", None)
+        if documents != "joined" and found is None:
+            raise UserError(
+                f"documents is {documents!r}, but the vocabulary of {self.folder} has no end-of-text token "
+                f"to tell where they begin; prepare it with --tokenizer gpt2 or bpe"
+            )
+        return None if documents == "joined" else found
 
     def bytes_per_token(self, split: Split) -> float | None:
         """Bytes of text for each token of a split, where the data set recorded them."""

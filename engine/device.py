@@ -1,7 +1,6 @@
 """What to compute with: device, precision, compiler, threads and kernels, chosen once at the start.
 
-Every choice can be overridden by a setting, is printed, recorded in the checkpoint, and reused when a run
-resumes.
+Every choice can be overridden by a setting, is printed, kept in the checkpoint, and reused by a resumed run.
 """
 
 import contextlib
@@ -100,12 +99,10 @@ class Choices:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory that tensors give back, instead of returning it to the system every
-    time.
+    """Let the C library keep the memory that tensors give back, instead of returning it to the system.
 
-    Without this, glibc maps each tensor above 128 KiB anew, and touching it costs a page fault for every 4
-    KiB: 7,000 faults and a third of the time of a small model's step. Elsewhere than on glibc nothing
-    changes.
+    Without this, glibc maps each tensor above 128 KiB anew, and touching it costs a page fault for every
+    4 KiB: 7,000 faults and a third of the time of a small model's step. Without glibc nothing changes.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
         libc = ctypes.CDLL(None)
@@ -114,9 +111,7 @@ def keep_freed_memory() -> None:
 
 
 def find_device(wanted: str) -> torch.device:
-    """The device that a setting names, or for "auto" the best there is. Raises UserError where it is not
-    there.
-    """
+    """The device that a setting names, for "auto" the best there is. Raises UserError where it is absent."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -158,8 +153,8 @@ def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]
     if device.type != "cuda":
         return (
             False,
-            f"on {device.type} compiling takes longer than it saves in a short run; --compile=True turns "
-            f"it on",
+            f"on {device.type} compiling takes longer than it saves in a short run; "
+            f"--compile=True turns it on",
         )
     if torch.cuda.get_device_capability(device) < (7, 0):
         return False, "the GPU is older than what Triton supports"
@@ -181,8 +176,7 @@ def choose_threads(wanted: int | None, processes_here: int) -> int:
 def probe_kernels(
     choices: Choices, batch: int, length: int, heads: int, width: int, dropout: float
 ) -> list[str]:
-    """On a CPU, time the ways to do the same arithmetic, keep the fastest that are exact; what was found, in
-    words.
+    """On a CPU, time ways to do the same arithmetic and keep the fastest that are exact; findings in words.
 
     `torch.set_float32_matmul_precision("medium")` lets products go to oneDNN, which is up to twice as fast on
     some processors at fp32's accuracy and rounds to bf16 on others, so its error decides. For attention, the
@@ -211,8 +205,7 @@ def _probe_matmul(choices: Choices, tokens: int, width: int) -> str:
         choices.matmul_precision = "medium"
     return (
         f"matmul {choices.matmul_precision} (oneDNN takes {seconds['medium'] / seconds['highest']:.2f} of "
-        f"the "
-        f"default's time at a relative error of {errors['medium']:.1e})"
+        f"the default's time at a relative error of {errors['medium']:.1e})"
     )
 
 

@@ -1,6 +1,4 @@
-"""Where a run diverged: the failing update is computed again from the last checkpoint, with every tensor
-watched.
-"""
+"""Where a run diverged: the failing update, computed again from the last checkpoint under watch."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,8 +21,7 @@ class Diverged(UserError):
 
 
 def first_not_finite(run: Run, forward: Any, update: Callable[..., Any], step: int) -> str:
-    """Name the first tensor that is not finite in the update that leads to `step`, replayed from the last
-    checkpoint.
+    """Name the first tensor not finite in the update to `step`, replayed from the last checkpoint.
 
     Leaves the model in the state of that update. All processes take part.
     """
@@ -59,6 +56,8 @@ def _watch(model: nn.Module, run_update: Callable[[], Any]) -> list[str]:
     found: list[str] = []
 
     def see_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        """A hook that notes a module whose output is not finite."""
+
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
             if isinstance(first, Tensor) and not _is_finite(first):
@@ -67,6 +66,8 @@ def _watch(model: nn.Module, run_update: Callable[[], Any]) -> list[str]:
         return hook
 
     def see_gradient(name: str) -> Callable[[Tensor], None]:
+        """A hook that notes a parameter whose gradient is not finite."""
+
         def hook(parameter: Tensor) -> None:
             if not _is_finite(parameter.grad):
                 found.append(f"the gradient of {name}")

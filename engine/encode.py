@@ -1,5 +1,4 @@
-"""What a worker does with a piece of input: decode it, look at it, turn it into token ids. Nothing here is
-written.
+"""What a worker does with a piece of input: decode it, look at it, turn it into ids. It writes nothing.
 
 A worker knows its job from `start_worker`; `survey` and `encode` are then called with one piece after the
 other, in this process or in others, and their answers depend on the piece alone.
@@ -113,18 +112,14 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
 
 
 def _is_val(piece: Piece, content: bytes) -> bool:
-    """Whether a document belongs to the validation split: by its content alone, so that adding others moves
-    none.
-    """
+    """Whether a document is for validation: by its content alone, so that adding others moves none."""
     if _job.val_share is None:
         return piece.val
     return int.from_bytes(hashlib.sha256(content).digest()[-8:], "little") < _job.val_share * 2**64
 
 
 def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[tuple[str, bytes]]:
-    """The texts of a piece, each also in UTF-8; those left out are counted. Raises UserError for what is no
-    text.
-    """
+    """The texts of a piece, each also in UTF-8; those left out are counted. Raises UserError for non-text."""
     if piece.kind == "text":
         yield _decoded(piece.content, piece.where, piece.start.offset, piece.start.line)
         return
@@ -175,14 +170,12 @@ def _decoded(content: bytes, where: str, offset: int = 0, line: int = 0) -> tupl
         line += content.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{where} is not UTF-8 (byte {offset + error.start}, line {line}); convert it: iconv -f "
-            f"ENCODING -t UTF-8; "
-            f"or go on with --errors replace"
+            "ENCODING -t UTF-8; or go on with --errors replace"
         ) from error
 
 
 def training_texts(piece: Piece, characters: int | None) -> list[str]:
-    """The texts of a piece that belong to the training split, without end-of-text marks: for making a
-    vocabulary.
+    """The texts of a piece for the training split, without end-of-text marks: for making a vocabulary.
 
     Of one long text the first `characters` of the piece, or what `val` says.
     """

@@ -13,8 +13,7 @@ class UserError(ValueError):
 
 
 def run_script(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a script's `main(arguments)` and exit: one line and status 2 for a UserError, a traceback for a
-    bug.
+    """Run a script's `main(arguments)` and exit: one line, status 2 for a UserError; a traceback for a bug.
 
     With `--debug` a UserError shows its traceback too. Under `torchrun` every process meets the same
     error; the first one prints it, the others give it the time to do so.

@@ -1,9 +1,8 @@
-"""The page that explore.py shows: assembled into one file, and answered by a small server on the loopback
-address.
+"""The page that explore.py shows, assembled into one file, and a small loopback server that answers it.
 
-The server is meant for its own page alone. Host and Origin must be its own (which keeps other sites' scripts
-and rebound names out), a request is at most MAX_BODY long, and whatever is wrong with one is answered with a
-sentence.
+The server is meant for its own page alone. Host and Origin must be its own (which keeps other sites'
+scripts and rebound names out), a request is at most MAX_BODY long, and whatever is wrong with one is
+answered with a sentence.
 """
 
 import base64
@@ -185,9 +184,7 @@ def _hash(text: str) -> str:
 
 
 def make_server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1 (`port` 0: any free one), not yet serving. Raises UserError where the port is
-    taken.
-    """
+    """A server on 127.0.0.1 (`port` 0: any free one), not yet serving. Raises UserError for a taken port."""
     page, policy = build_page({"model": explorer.describe()})
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), handler_of(explorer, page.encode(), policy))
@@ -201,6 +198,8 @@ def handler_of(explorer: Explorer, page: bytes, policy: str) -> Callable[..., Ba
     """The class that answers each request."""
 
     class Handler(BaseHTTPRequestHandler):
+        """GET is answered with the page, POST with the explorer's answer."""
+
         timeout = 30  # seconds that a client may take to send what it announced
 
         def handle(self) -> None:

@@ -1,8 +1,6 @@
-"""A model for other programs: a folder that `transformers` loads, a GGUF file for llama.cpp, a run folder of
-ours.
+"""A model for other programs: a folder for `transformers`, a GGUF file for llama.cpp, a run folder of ours.
 
-What a layout cannot hold is refused, and the settings in the way are named. A target is there completely
-or not at all.
+What a layout cannot hold is refused, naming the settings in the way. A target is written whole or not at all.
 """
 
 import dataclasses
@@ -27,8 +25,7 @@ from engine.pretrained import Pretrained
 from engine.tokenizer_files import byte_pairs_of, tokenizer_files
 from model import GPT, GPTConfig
 
-# Fields of GPTConfig that GPT-2's layout can hold at any value. In every other field it is what the default
-# says.
+# Fields of GPTConfig that GPT-2's layout can hold at any value. Every other field must have its default.
 HELD = (
     "vocab_size",
     "block_size",
@@ -56,9 +53,7 @@ GGUF_NAMES = {
 
 
 def check_is_gpt2(config: GPTConfig) -> None:
-    """Raise UserError where the model is more than GPT-2's layout can describe, naming the settings in the
-    way.
-    """
+    """Raise UserError where the model is more than GPT-2's layout can hold, naming the settings to blame."""
     in_the_way = [
         f"{field.name}={getattr(config, field.name)}"
         for field in dataclasses.fields(config)
@@ -85,15 +80,11 @@ def with_biases(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tens
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
 # Hugging Face
 
 
 def hugging_face_config(found: Pretrained) -> dict[str, Any]:
-    """config.json of `GPT2LMHeadModel`. `bias` is our own note, by which a model without biases comes back as
-    one.
-    """
+    """config.json of `GPT2LMHeadModel`. `bias` is our own note: models without biases come back as such."""
     config = found.config
     end_of_text = getattr(found.tokenizer, "end_of_text", None)
     description = {
@@ -140,9 +131,7 @@ def write_hugging_face(found: Pretrained, folder: Path) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Make a folder whole: filled beside its place, then renamed. Raises UserError where something is there
-    already.
-    """
+    """Make a folder whole: filled beside its place, then renamed. Raises UserError if something is there."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists already and is not empty; give the name of a new folder")
     beside = None
@@ -162,9 +151,6 @@ def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # GGUF
 
 
@@ -213,16 +199,15 @@ def write_gguf(found: Pretrained, path: Path) -> None:
 
 
 def gguf_byte_pairs(found: Pretrained) -> MergesTokenizer:
-    """The tokenizer as llama.cpp's GPT-2 knows it: bytes, merges, an end-of-text token. UserError for any
-    other.
+    """The tokenizer as llama.cpp's GPT-2 knows it: bytes, merges, an end-of-text token; else UserError.
 
     Where none is named, llama.cpp takes token 11 for the end of a text, whatever it is, so one is needed.
     """
     pairs = byte_pairs_of(found.known_tokenizer())
     if pairs is None or not pairs.merges or END_OF_TEXT not in pairs.special:
         raise UserError(
-            "llama.cpp reads GPT-2 models of byte pairs with an end-of-text token, and this model has none; "
-            "--to hf takes it"
+            "llama.cpp reads GPT-2 models of byte pairs with an end-of-text token, "
+            "and this model has none; --to hf takes it"
         )
     return pairs
 
@@ -247,16 +232,11 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # a run folder of ours
 
 
 def write_run(found: Pretrained, folder: Path) -> None:
-    """Write a run folder with one checkpoint, of step 0 and without optimizer: to sample, evaluate, finetune
-    from.
-    """
+    """Write a run folder with one checkpoint, step 0, no optimizer: to sample, evaluate or finetune from."""
     config = found.config
     shape = {field.name for field in dataclasses.fields(TrainSettings)} & set(dataclasses.asdict(config))
     meta = {

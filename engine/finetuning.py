@@ -12,8 +12,7 @@ from model import GPTConfig
 
 
 def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world: World) -> Pretrained | None:
-    """The weights that `init_from` names, read by rank 0 first, which may have to download them; None for
-    none.
+    """The weights that `init_from` names, first read (perhaps downloaded) by rank 0; None for none.
 
     Raises UserError where a setting that the user gave asks for another shape than theirs.
     """
@@ -28,8 +27,8 @@ def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world:
     for name, value in shape_settings(found.config).items():
         if name in given and getattr(settings, name) != value:
             raise UserError(
-                f"{name} is {getattr(settings, name)}, but {settings.init_from} has {name}={value}; "
-                f"leave the setting out"
+                f"{name} is {getattr(settings, name)}, but "
+                f"{settings.init_from} has {name}={value}; leave the setting out"
             )
     return found
 
@@ -41,10 +40,10 @@ def shape_settings(config: GPTConfig) -> dict[str, Any]:
 
 
 def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) -> Pretrained:
-    """The weights with the run's dropout. Raises UserError where the data set's ids mean something else to
-    them.
+    """The weights with the run's dropout, and its way with documents.
+
+    Raises UserError where the data set's ids mean something else to them.
     """
     pretrained.check_reads(data.tokenizer, str(data.folder))
-    return dataclasses.replace(
-        pretrained, config=dataclasses.replace(pretrained.config, dropout=settings.dropout)
-    )
+    changes = {"dropout": settings.dropout, "separator": data.separator(settings.documents)}
+    return dataclasses.replace(pretrained, config=dataclasses.replace(pretrained.config, **changes))

@@ -1,5 +1,4 @@
-"""GPT-2's layout as other programs write it: names and shapes of the weights, and the settings of
-config.json.
+"""GPT-2's layout as other programs write it: names and shapes of weights, settings of config.json.
 
 Hugging Face keeps the four matrices of a block as (in, out), we and nanoGPT as (out, in), like `nn.Linear`.
 
@@ -41,9 +40,7 @@ REQUIRED = {
 
 
 def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
-    """Our configuration of a GPT-2 config.json; what it leaves out is GPT-2's. Raises UserError for other
-    models.
-    """
+    """Our configuration of a GPT-2 config.json, GPT-2's where silent. Raises UserError for other models."""
     if description.get("model_type") != "gpt2":
         raise UserError(
             f"{where} describes a model of type {description.get('model_type')!r}; only gpt2 can be read, "
@@ -137,9 +134,7 @@ def rename(
 def take(
     there: Mapping[str, Tensor], name: str, shape: tuple[int, ...], transposed: bool, where: str
 ) -> Tensor:
-    """The tensor for our parameter, (out, in) and in float64 or float32. UserError where it is missing or
-    unfit.
-    """
+    """The tensor for our parameter, (out, in), in float64 or float32. UserError if it is missing or unfit."""
     tensor = there.get(gpt2_name(name))
     if tensor is None:
         raise UserError(f"{where}: the weights lack {gpt2_name(name)}, which the configuration asks for")
@@ -147,9 +142,8 @@ def take(
         tensor = tensor.mT
     if tensor.shape != shape or not tensor.is_floating_point():
         raise UserError(
-            f"{where}: {gpt2_name(name)} is {str(tensor.dtype).removeprefix('torch.')} "
-            f"{list(tensor.shape)}, where "
-            f"the configuration asks for floating-point {list(shape)} (rows are outputs)"
+            f"{where}: {gpt2_name(name)} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}, "
+            f"where the configuration asks for floating-point {list(shape)} (rows are outputs)"
         )
     return tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 

@@ -1,5 +1,4 @@
-"""Folders of files on the Hugging Face hub: listed, and downloaded one by one while the one before is being
-read.
+"""Folders of files on the Hugging Face hub: listed, and each downloaded while the one before is read.
 
 The environment variable HF_ENDPOINT names another address of the hub, as it does for the hub's own tools.
 """
@@ -35,9 +34,7 @@ class HubFolder:
 
 
 def list_parquet(source: HubFolder, into: Path) -> list[Input]:
-    """The Parquet files of a folder in the order of their names, to be downloaded into `into`. Raises
-    UserError.
-    """
+    """The Parquet files of a folder, ordered by name, to be downloaded into `into`. Raises UserError."""
     base = f"{os.environ.get('HF_ENDPOINT', ENDPOINT).rstrip('/')}"
     address: str | None = f"{base}/api/datasets/{source.repository}/tree/main/{quote(source.folder)}"
     entries: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
 """What goes on inside a GPT while it reads a text: attention weights, surprise, each layer's guess.
 
-Everything is taken from one plain pass of model.py. The pass is watched, not changed: the model's own code
-runs, and what it hands to `scaled_dot_product_attention` is read on the way. A model that nobody inspects
-does nothing more.
+Everything is taken from one plain pass of model.py. The pass is watched, not changed: the model's own
+code runs, and what it hands to `scaled_dot_product_attention` is read on the way. A model that nobody
+inspects does nothing more.
 
     seen = inspect(model, ids)          # ids (T,)
     seen.attention                      # (L, H, T, T); rows sum to 1, nothing above the diagonal
@@ -40,14 +40,16 @@ class WatchAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            self.weights.append(attention_weights(args[0], args[1]))
+            self.weights.append(attention_weights(args[0], args[1], args[3] if len(args) > 3 else None))
         return func(*args, **(kwargs or {}))
 
 
-def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(Q Kᵀ / √D) of (B, H, T, D) with the future masked (Vaswani et al., 2017), (B, H, T, T)."""
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(Q Kᵀ / √D + mask) of (B, H, T, D) (Vaswani et al., 2017), (B, H, T, T); None: causal."""
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    return (scores + causal_mask(query.shape[-2], query.dtype, query.device)).softmax(dim=-1)
+    if mask is None:
+        mask = causal_mask(query.shape[-2], query.dtype, query.device)
+    return (scores + mask).softmax(dim=-1)
 
 
 @torch.inference_mode()

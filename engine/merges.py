@@ -1,9 +1,7 @@
-"""Byte-level byte-pair encoding by an explicit list of merges: vocab.json and merges.txt of a Hugging Face
-folder.
+"""Byte-level byte-pair encoding by a list of merges: a Hugging Face folder's vocab.json and merges.txt.
 
-A text is cut into words as GPT-2 does (Radford et al., 2019), the bytes of a word are written as printable
-characters, and neighbours are merged in the order of the list (Sennrich et al., 2016). Ids are the
-vocabulary's.
+A text is cut into words as GPT-2 does (Radford et al., 2019), a word's bytes are written as printable
+characters, neighbours are merged in the list's order (Sennrich et al., 2016). Ids are the vocabulary's.
 
     merges [("h", "e"), ("he", "y")]:   h e y  ->  he y  ->  hey
 """
@@ -80,9 +78,7 @@ class MergesTokenizer:
             made.add(left + right)
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text; special tokens written out in it are taken as such. UserError for a byte without an
-        id.
-        """
+        """Ids of a text; special tokens written in it count as such. UserError for a byte without an id."""
         parts = self._specials.split(text) if self._specials else [text]
         ids: list[int] = []
         for part in parts:

@@ -1,6 +1,4 @@
-"""A data set under way: a folder of its own inside data/NAME, whose files move to their places at the very
-end.
-"""
+"""A data set under way: a folder inside data/NAME, whose files move to their places at the very end."""
 
 import contextlib
 import json
@@ -64,8 +62,7 @@ def partial_folder(folder: Path, name: str = ".partial") -> Iterator[Path]:
 
 
 def commit(partial: Path, folder: Path, meta: dict[str, Any], moved: bool = True) -> None:
-    """Move the new files into their places, meta.json last, and delete those that only the old meta.json
-    lists.
+    """Move the new files into their places, meta.json last; delete those that only the old one lists.
 
     Without `moved` the token files lie in their places already.
     """

@@ -1,9 +1,8 @@
 """From text to a data set: read, encode on all cores, write in order; interrupted, it goes on where it was.
 
     plan     the vocabulary, and where one long text is divided: found by a first pass where they need one
-    encode   pieces go to workers and come back in their order, so the output does not depend on how many
-    there are commit   everything lies complete in data/NAME/.partial before the first file of data/NAME
-    changes
+    encode   pieces go to workers and come back in their order, so the number of workers changes nothing
+    commit   everything lies complete in data/NAME/.partial before the first file of data/NAME changes
 
 Memory holds a few pieces for each worker, whatever the input's size; hashes of documents are kept on disk.
 """
@@ -55,8 +54,7 @@ class Preparation:
         if self.one_text and (request.dedup or request.errors == "drop"):
             raise UserError(
                 "--dedup and --errors drop are about documents, and text files given by name are read as "
-                "one text; "
-                "add --documents to make each file a document"
+                "one text; add --documents to make each file a document"
             )
         share = request.val if isinstance(request.val, float) and not self.one_text else None
         self.job = Job(request.errors, request.field, share)
@@ -96,7 +94,8 @@ class Preparation:
         asked = dataclasses.asdict(self.request) | {"workers": None}
         return hashlib.sha256(json.dumps([PIPELINE, asked, files]).encode()).hexdigest()
 
-    # ------------------------------------------------------------ plan
+    # --------------------------------------------------------------------------------------------------------
+    # plan
 
     def plan(self, workers: Workers) -> Plan:
         """The plan of an earlier, interrupted run of the same request, or a new one."""
@@ -158,7 +157,7 @@ class Preparation:
             yield piece, min(max(0, border - seen), characters[number])
             seen += characters[number]
 
-    # ------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------------------
     # encode
 
     def run(self) -> dict[str, Any]:
@@ -255,11 +254,10 @@ class Preparation:
             if not self.one_text and not number:
                 raise UserError(
                     f"none of the {sum(state.documents.values()):,} documents is in the {split} split, "
-                    f"which takes "
-                    f"them by their hash; give another --val, a share or a path"
+                    "which takes them by their hash; give another --val, a share or a path"
                 )
 
-    # ------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------------------
     # meta.json
 
     def _meta(self, state: State, tokenizer: Tokenizer) -> dict[str, Any]:

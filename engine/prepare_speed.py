@@ -25,9 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def documents(size: int, seed: int = 0) -> Iterator[str]:
-    """So many bytes of documents of some thousand characters: paragraphs of Python's manual, drawn with a
-    seed.
-    """
+    """So many bytes of documents of some thousand characters: random paragraphs of Python's manual."""
     stream = random.Random(seed)
     paragraphs = [part for name in sorted(topics) for part in topics[name].split("\n\n") if part.isascii()]
     while size > 0:

@@ -1,5 +1,4 @@
-"""Weights from elsewhere: OpenAI's GPT-2, any folder in Hugging Face's GPT-2 layout, a nanoGPT checkpoint, a
-run.
+"""Weights from elsewhere: OpenAI's GPT-2, a folder in Hugging Face's layout, a nanoGPT checkpoint, a run.
 
     python sample.py --init_from=gpt2
     python train.py configs/finetune_shakespeare.py --init_from=FOLDER
@@ -68,10 +67,8 @@ class Pretrained:
         if self.tokenizer is None:
             raise UserError(
                 f"{self.source} brings no tokenizer; put its vocab.json and merges.txt (or tokenizer.json) "
-                f"beside the "
-                f"weights, or for a nanoGPT model of characters name its text: python convert.py "
-                f"{self.source} "
-                f"--text input.txt --to run out/NAME"
+                "beside the weights, or for a nanoGPT model of characters name its text: "
+                f"python convert.py {self.source} --text input.txt --to run out/NAME"
             )
         return self.tokenizer
 
@@ -86,9 +83,7 @@ class Pretrained:
             )
 
     def with_block_size(self, block_size: int) -> "Pretrained":
-        """The same for shorter texts: the first `block_size` position embeddings. UserError where it has
-        fewer.
-        """
+        """The same with the first `block_size` position embeddings alone. UserError where it has fewer."""
         if block_size > self.config.block_size:
             raise UserError(
                 f"block_size is {block_size}, but {self.source} has {self.config.block_size} positions; "
@@ -103,8 +98,7 @@ class Pretrained:
 
 
 def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = None) -> Pretrained:
-    """What `source` names: gpt2 … gpt2-xl, OWNER/NAME@COMMIT on the hub, a folder, a nanoGPT ckpt.pt, or a
-    run.
+    """What `source` names: gpt2 … gpt2-xl, OWNER/NAME@COMMIT on the hub, a folder, a nanoGPT ckpt.pt, a run.
 
     `checkpoint` says which one of a run; `text` is the text that a nanoGPT model of characters was trained
     on. Raises UserError for anything that cannot be read, or is no GPT-2.
@@ -119,9 +113,8 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
     if not path.is_dir():
         raise UserError(
             f"{source} holds no checkpoint and names none: it can be {', '.join(GPT2_REVISIONS)}, "
-            f"OWNER/NAME@COMMIT "
-            f"on the hub, a run such as out/NAME, a folder with config.json and model.safetensors, or a "
-            f"nanoGPT ckpt.pt"
+            "OWNER/NAME@COMMIT on the hub, a run such as out/NAME, a folder with config.json and "
+            "model.safetensors, or a nanoGPT ckpt.pt"
         )
     if checkpoints.checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         found = checkpoints.open_checkpoint(path, checkpoint)
@@ -149,23 +142,19 @@ def download(repository: str, revision: str) -> Path:
     except OSError as error:  # whatever goes wrong on the way: huggingface_hub derives its errors from it
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"the weights of {repository} cannot be had ({reason[0]}); where there is no network, put "
-            f"{', '.join(HUB_FILES)} from https://huggingface.co/{repository} into a folder and name it: "
-            f"--init_from=FOLDER"
+            f"the weights of {repository} cannot be had ({reason[0]}); where there is no network, "
+            f"put {', '.join(HUB_FILES)} from https://huggingface.co/{repository} into a folder "
+            f"and name it: --init_from=FOLDER"
         ) from error
     return Path(paths[0]).parent
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
 # Hugging Face's layout
 
 
 def read_folder(folder: Path, source: str) -> Pretrained:
-    """A folder in Hugging Face's GPT-2 layout: config.json, model.safetensors, tokenizer files. Raises
-    UserError.
-    """
+    """A folder in Hugging Face's GPT-2 layout: config, weights, tokenizer files. Raises UserError."""
     description = read_json(folder / "config.json", f"{source} holds no model in Hugging Face's layout")
     config = config_from(description, str(folder / "config.json"))
     tensors = rename(config, read_safetensors(folder), transposed=True, where=source)
@@ -224,24 +213,18 @@ def missing_weights(folder: Path, path: Path) -> str:
     if not pickled:
         return f"there are no weights in {folder}: {path} is missing"
     return (
-        f"{folder} holds pickled weights only ({pickled[0]}), which can run code as they load; where you "
-        f"trust them, "
-        f'convert them: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"{folder} holds pickled weights only ({pickled[0]}), which can run code as they load; "
+        'where you trust them, convert them: python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
     )
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # nanoGPT's checkpoints
 
 
 def read_nanogpt(path: Path, text: Path | None) -> Pretrained:
-    """The weights in a nanoGPT ckpt.pt; of a pickle only tensors, numbers and texts are read. Raises
-    UserError.
-    """
+    """The weights in a nanoGPT ckpt.pt; only tensors, numbers and texts are read. Raises UserError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle fails in any way it likes
@@ -268,8 +251,7 @@ def read_nanogpt(path: Path, text: Path | None) -> Pretrained:
 
 
 def nanogpt_tokenizer(path: Path, config: GPTConfig, settings: Any, text: Path | None) -> Tokenizer | None:
-    """GPT-2's BPE for its vocabulary; otherwise the characters of `text`, or of nanoGPT's
-    data/NAME/input.txt.
+    """GPT-2's BPE for its vocabulary; else the characters of `text`, or of nanoGPT's data/NAME/input.txt.
 
     nanoGPT's table of characters is a pickle, which is never opened. None where there is no text to be found.
     Raises UserError for a text that has another number of characters.
@@ -289,7 +271,6 @@ def nanogpt_tokenizer(path: Path, config: GPTConfig, settings: Any, text: Path |
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"{text} has {tokenizer.vocab_size} different characters and the model {config.vocab_size} "
-            f"entries; "
-            f"give the text that it was trained on: --text FILE"
+            "entries; give the text that it was trained on: --text FILE"
         )
     return tokenizer

@@ -17,10 +17,8 @@ class Progress:
 
     def __init__(self, name: str, inputs: list[Input], say: Callable[[str], None], place: Place) -> None:
         self.name, self.say = name, say
-        self._ends = [
-            0,
-            *itertools.accumulate(item.size for item in inputs),
-        ]  # bytes before each input, and in all
+        # Bytes before each input, and in all.
+        self._ends = [0, *itertools.accumulate(item.size for item in inputs)]
         self._first = self._done = self._ends[place.index]
         self._text_bytes = 0
         self._started = self._said = time.monotonic()

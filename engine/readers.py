@@ -1,8 +1,7 @@
 """Any text, piece by piece: plain files, folders, patterns, JSON, CSV, Parquet, and the Hugging Face hub.
 
-    find_inputs(["notes.txt", "corpus/", "logs/*.jsonl.gz"])  ->  the files in a fixed order, each with its
-    format pieces(inputs, ...)                                       ->  about a mebibyte at a time, and where
-    the next begins
+    find_inputs(["notes.txt", "logs/*.jsonl.gz"])  ->  the files in a fixed order, each with its format
+    pieces(inputs, ...)                            ->  about a mebibyte at a time, and where the next begins
 
 The format follows from the name: .jsonl, .json, .csv, .tsv, .parquet; anything else is plain text. All but
 Parquet may be compressed. Nothing is decoded here: that is left to the workers (engine/encode.py).
@@ -50,9 +49,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a piece begins: in which input, after how much of its content (bytes or records), after how many
-    lines.
-    """
+    """Where a piece begins: in which input, after how much of it (bytes or records), after how many lines."""
 
     index: int = 0
     offset: int = 0
@@ -79,8 +76,7 @@ class Piece:
 
 
 def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
-    """The files that arguments stand for: themselves, those of folders and patterns in the order of their
-    names.
+    """The files that arguments stand for: themselves, those of folders and patterns ordered by name.
 
     Hidden files are left out. Raises UserError for an argument that names nothing.
     """

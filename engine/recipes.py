@@ -42,8 +42,7 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
     if name not in RECIPES:
         raise UserError(
             f"there is no data set {root / name}, and no recipe for it (there are: "
-            f"{', '.join(RECIPES | LARGE)}); "
-            f"from text of yours: python prepare.py {name} --input FILE"
+            f"{', '.join(RECIPES | LARGE)}); from text of yours: python prepare.py {name} --input FILE"
         )
     folder = root / name
     existed = folder.is_dir()

@@ -1,8 +1,7 @@
 """Documents in files of records: JSON, CSV, Parquet, and data sets of the Hugging Face hub.
 
 Each reader yields (document in UTF-8, share of the file read so far) from record number `skip` on. A text
-that is no valid Unicode is handed on as the bytes that it is: what to do about it is decided in
-engine/encode.py.
+that is no valid Unicode is handed on as its bytes: what to do about it is decided in engine/encode.py.
 """
 
 import csv
@@ -23,9 +22,7 @@ Records = Iterator[tuple[bytes, float]]
 
 
 def text_of(value: Any, field: str, where: str) -> str:
-    """The text in a record: the record itself, or its field; of null, "". Raises UserError naming what there
-    is.
-    """
+    """The text in a record: the record itself, or its field; of null, "". UserError names what there is."""
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
@@ -138,9 +135,8 @@ def hub_records(path: str, field: str, skip: int) -> Records:
             yield text_of(record, field, f"{path}, record {number}").encode("utf-8", "surrogatepass"), 0.0
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # its libraries raise errors of many kinds; each of them means that it cannot be read
+    # Its libraries raise errors of many kinds; each of them means that it cannot be read.
+    except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{path} cannot be read from the Hugging Face hub ({reason})") from error
 

@@ -22,9 +22,7 @@ class Request:
     dedup: bool = False
     shard_tokens: int | None = None
     workers: int | None = None
-    sources: list[dict[str, Any]] | None = (
-        None  # where the text is from, where that is known better than by its path
-    )
+    sources: list[dict[str, Any]] | None = None  # of the text, where known better than by its path
     remote: HubFolder | None = None  # in place of inputs
 
 
@@ -42,9 +40,8 @@ class State:
 
     number: int = 0  # of the next piece
     place: Place = field(default_factory=Place)
-    files: dict[str, list[list[Any]]] = field(
-        default_factory=lambda: {"train": [], "val": []}
-    )  # [name, tokens]
+    # [name, tokens] of each file.
+    files: dict[str, list[list[Any]]] = field(default_factory=lambda: {"train": [], "val": []})
     documents: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     characters: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     text_bytes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})

@@ -53,9 +53,7 @@ def mean_of(values: Sequence[float]) -> Score:
 
 
 def ratio_of(sums: Sequence[float], counts: Sequence[int]) -> Score:
-    """Σ sums / Σ counts over independent units, with the standard error of a ratio estimate (Cochran, 1977,
-    §2.11).
-    """
+    """Σ sums / Σ counts over independent units, and a ratio estimate's error (Cochran, 1977, §2.11)."""
     units, total = len(sums), sum(counts)
     ratio = math.fsum(sums) / total
     spread = math.fsum((part - ratio * count) ** 2 for part, count in zip(sums, counts, strict=True))
@@ -63,16 +61,12 @@ def ratio_of(sums: Sequence[float], counts: Sequence[int]) -> Score:
 
 
 def perplexity_of(loss: Score) -> Score:
-    """exp of a loss in nats; its standard error to first order. A loss that exp cannot hold has an infinite
-    one.
-    """
+    """exp of a loss in nats; its standard error to first order, infinite for a loss that exp cannot hold."""
     perplexity = math.exp(loss.value) if loss.value < 700 else math.inf
     return Score(perplexity, perplexity * loss.error)
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
 # text
 
 
@@ -107,9 +101,7 @@ def sliding_windows(tokens: int, block_size: int, stride: int) -> list[tuple[int
 def score_text(
     model: GPT, ids: Tensor, bytes_per_token: float | None, stride: int, batch_size: int
 ) -> TextScores:
-    """Score ids (tokens,) with a sliding window; `bytes_per_token` is the mean length of a token's text in
-    UTF-8.
-    """
+    """Score ids (tokens,) with a sliding window; `bytes_per_token` is a token's mean length in UTF-8."""
     windows = sliding_windows(len(ids), model.config.block_size, stride)
     sums: list[float] = []
     counts = [last - first + 1 for _, last, first in windows]
@@ -126,8 +118,7 @@ def score_text(
 
 
 def token_losses(model: GPT, rows: Sequence[Tensor]) -> list[Tensor]:
-    """For each row of ids (length,) the loss in nats of every token but the first, (length - 1,) float64 on
-    the CPU.
+    """For each row (length,) of ids, the losses in nats of all but the first: (length - 1,) float64, CPU.
 
     Rows of different lengths are padded on the right, which a causal model cannot see.
     """
@@ -149,9 +140,6 @@ def exact(logits: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # continuations
 
 
@@ -181,8 +169,7 @@ def score_continuations(
             if not len(context) or len(continuation) >= room:
                 raise UserError(
                     f"a continuation of {len(continuation)} tokens after {len(context)} does not fit into "
-                    f"the model's "
-                    f"block_size {room - 1}"
+                    f"the model's block_size {room - 1}"
                 )
         rows = [torch.tensor([*context, *continuation][-room:]) for context, continuation in batch]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
@@ -207,11 +194,9 @@ class HellaSwagScores:
 def score_hellaswag(
     model: GPT, tokenizer: Tokenizer, examples: Sequence[dict[str, Any]], batch_size: int
 ) -> HellaSwagScores:
-    """HellaSwag (Zellers et al., 2019), zero-shot: which of four endings is the most probable after the
-    context.
+    """HellaSwag (Zellers et al., 2019), zero-shot: which of four endings is likeliest after the context.
 
-    An ending is encoded by itself, after a space. Lengths are evened out by dividing log-probabilities by
-    tokens.
+    An ending is encoded by itself, after a space. Dividing log-probabilities by tokens evens out lengths.
     """
     pairs = []
     for example in examples:
@@ -240,8 +225,7 @@ class LambadaScores:
 def score_lambada(
     model: GPT, tokenizer: Tokenizer, examples: Sequence[dict[str, Any]], batch_size: int
 ) -> LambadaScores:
-    """LAMBADA (Paperno et al., 2016) in OpenAI's version: the last word of a passage, with the space before
-    it.
+    """LAMBADA (Paperno et al., 2016), OpenAI's version: a passage's last word, with the space before it.
 
     The perplexity is that of whole words: exp of the mean of their losses, which sum over a word's tokens.
     """
@@ -255,9 +239,6 @@ def score_lambada(
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # files
 
 
@@ -276,9 +257,8 @@ def read_examples(
                 write_whole(path, fetch(file))
             except Unreachable as error:
                 raise UserError(
-                    f"{file.name} cannot be had ({error}); where there is no network, put {file.address} "
-                    f"to {path}, or "
-                    f"name the file: --{name}=FILE"
+                    f"{file.name} cannot be had ({error}); where there is no network, put {file.address} to "
+                    f"{path}, or name the file: --{name}=FILE"
                 ) from error
     try:
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -44,7 +44,7 @@ from model import GPT, GPTConfig, count_parameters, flops_per_token
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
 FIXED = (
     "n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "position", "qk_norm", "zero_init",
-    "tied_head", "dataset", "seed", "optimizer",
+    "tied_head", "documents", "dataset", "seed", "optimizer",
 )  # fmt: skip
 # What belongs to one start of a run rather than to the run.
 OF_ONE_START = ("out_dir", "init_from", "checkpoint", "eval_only")
@@ -326,7 +326,9 @@ def model_config(settings: TrainSettings, data: Dataset) -> GPTConfig:
     vocab_size = data.tokenizer.vocab_size
     if vocab_size > 1024:
         vocab_size = -(-vocab_size // 64) * 64
-    return model_shape(settings, vocab_size)
+    return dataclasses.replace(
+        model_shape(settings, vocab_size), separator=data.separator(settings.documents)
+    )
 
 
 def model_shape(settings: TrainSettings, vocab_size: int) -> GPTConfig:

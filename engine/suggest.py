@@ -6,8 +6,7 @@ teach nearly as much as fresh text would (Muennighoff et al., 2023), and from 3 
 
 from typing import Any
 
-# Up to so many training tokens: epochs, and the settings. The last one is GPT-2's smallest size, nanoGPT's
-# batch.
+# Up to so many training tokens: epochs, and the settings. The last is GPT-2's smallest size, nanoGPT's batch.
 SIZES: list[tuple[float, float, dict[str, Any]]] = [
     (
         3e6,

@@ -1,6 +1,4 @@
-"""Token files under way: written in order, cut into shards where asked, and put back to what was saved of
-them.
-"""
+"""Token files under way: written in order, cut into shards where asked, put back to what was saved."""
 
 import io
 import os
@@ -11,8 +9,7 @@ import numpy as np
 
 
 class TokenWriter:
-    """Writes the ids of each split to train.bin and val.bin, or to shards: train-000000.bin,
-    train-000001.bin, …
+    """Writes the ids of each split to train.bin and val.bin, or to shards: train-000000.bin, …
 
     `files` lists [name, tokens] for each split and is kept up to date; what it lists at the start is what the
     files hold, and more of them is cut off.

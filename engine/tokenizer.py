@@ -17,8 +17,7 @@ from engine.merges import MergesTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens, that one character can take
-# How GPT-2 (Radford et al., 2019) cuts a text before it merges bytes: contractions, words, numbers, signs,
-# white space.
+# How GPT-2 (Radford et al., 2019) cuts a text before merging: contractions, words, numbers, signs, space.
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 LARGEST_VOCABULARY = 2**20
 
@@ -32,8 +31,7 @@ class Tokenizer(Protocol):
         """Ids (int64) of a text. Raises UserError where the vocabulary cannot express it."""
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Ids of one of many documents, with what ends it: the end-of-text token, or a line break without
-        one.
+        """Ids of one of many documents, with its end: the end-of-text token, or else a line break.
 
         The text is taken as it is: an end-of-text mark that is written out in it is text.
         """
@@ -69,8 +67,7 @@ class CharTokenizer:
             character = text[unknown[0]]
             raise UserError(
                 f"the character {character!r} (U+{ord(character):04X}, position {unknown[0]}) is not among "
-                f"the "
-                f"{self.vocab_size} that the model knows: {self.characters!r}"
+                f"the {self.vocab_size} that the model knows: {self.characters!r}"
             )
         return ids.astype(np.int64)
 
@@ -148,8 +145,7 @@ class GPT2Tokenizer(BytePairTokenizer):
 
 
 class OwnBytePairTokenizer(BytePairTokenizer):
-    """A byte-pair encoding of your own: byte sequences in the order in which they are merged, then the end of
-    text.
+    """A byte-pair encoding of your own: byte sequences in the order of their merges, then the end of text.
 
     The first 256 are the single bytes, in any order, so every text can be encoded.
     """
@@ -201,8 +197,8 @@ class NumberTokenizer:
             not word.isdecimal() or not word.isascii() or int(word) >= self.vocab_size for word in words
         ):
             raise UserError(
-                f"this model's vocabulary is unknown: write token ids below {self.vocab_size}, such as 11 "
-                f"12, for text"
+                f"this model's vocabulary is unknown: write token ids below {self.vocab_size}, "
+                "such as 11 12, for text"
             )
         return np.array([int(word) for word in words], dtype=np.int64)
 
@@ -256,9 +252,7 @@ def tokenizer_from_dict(description: Any) -> Tokenizer:
 
 
 class TextStream:
-    """Text out of tokens as they come: no character is split, and nothing is shown that a stop text may still
-    remove.
-    """
+    """Text out of tokens as they come: no character is split, and what a stop text may remove waits."""
 
     def __init__(self, tokenizer: Tokenizer, stop: str | None = None) -> None:
         self.tokenizer, self.stop = tokenizer, stop
@@ -316,9 +310,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str | None) -> np.ndarray:
 
 
 def _code_points(text: str) -> np.ndarray:
-    """The code points of a text, (length,) uint32. UserError for half a surrogate pair, which is no
-    character.
-    """
+    """The code points of a text, (length,) uint32. UserError for half a surrogate pair."""
     try:
         return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     except UnicodeEncodeError as error:

@@ -1,9 +1,8 @@
-"""Tokenizers as Hugging Face's files: tokenizer.json, tokenizer_config.json, vocab.json and merges.txt, in
-and out.
+"""Tokenizers as Hugging Face's files, in and out: tokenizer.json and its config, vocab.json, merges.txt.
 
-The JSON is that of the `tokenizers` library, so that `AutoTokenizer` loads what is written here; the library
-itself is not needed. A tokenizer with GPT-2's own vocabulary is known by its hashes, and stays a name in
-checkpoints.
+The JSON is that of the `tokenizers` library, so that `AutoTokenizer` loads what is written here; the
+library itself is not needed. A tokenizer with GPT-2's own vocabulary is known by its hashes, and
+stays a name in checkpoints.
 """
 
 import json
@@ -25,9 +24,7 @@ SINGLE_CHARACTERS = {
 
 
 def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
-    """The same tokenizer with its vocabulary and merges spelled out, if it is a byte-pair encoding; None
-    otherwise.
-    """
+    """The same tokenizer with vocabulary and merges spelled out; None if it is no byte-pair encoding."""
     if isinstance(tokenizer, MergesTokenizer):
         return tokenizer
     if isinstance(tokenizer, ByteTokenizer):
@@ -54,15 +51,11 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
 # out
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """Names and contents of the files that `AutoTokenizer` makes this tokenizer of. UserError where none can
-    be.
-    """
+    """Names and contents of the files from which `AutoTokenizer` makes this tokenizer. Raises UserError."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
@@ -129,9 +122,6 @@ def pipeline(
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # in
 
 
@@ -198,9 +188,7 @@ def from_byte_pairs(vocabulary: dict[str, int], merges: list[Any], special: dict
 
 
 def openai_files(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> dict[str, bytes]:
-    """A vocabulary as OpenAI published GPT-2's, byte for byte, so that its hashes tell whether it is that
-    one.
-    """
+    """A vocabulary as OpenAI published GPT-2's, byte for byte, so that hashes tell whether it is that one."""
     ordered = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     return {"encoder.json": json.dumps(ordered).encode(), "vocab.bpe": ("\n".join(lines) + "\n").encode()}

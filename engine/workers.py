@@ -24,18 +24,15 @@ class Workers:
     def start(self, job: Job) -> None:
         """Let them know a job, in place of the one before."""
         self.close()
-        start_worker(
-            job
-        )  # this process too: it finds out what is wrong with the job before others are started
+        # This process too: it finds out what is wrong with the job before others are started.
+        start_worker(job)
         if self.number > 1:
             self._pool = ProcessPoolExecutor(self.number, get_context("spawn"), start_worker, (job, True))
 
     def in_order(
         self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
     ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Each task and the function's answer to it, in the order of the tasks; a few are under way at a
-        time.
-        """
+        """Each task and the function's answer to it, in the tasks' order; a few are under way at a time."""
         if self._pool is None:
             for task in tasks:
                 yield task, function(*task)
@@ -53,8 +50,7 @@ class Workers:
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process has died, for want of memory perhaps; run the same command again with "
-                "fewer "
-                "--workers: it goes on where it was"
+                "fewer --workers: it goes on where it was"
             ) from error
 
     def close(self) -> None:

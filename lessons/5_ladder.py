@@ -8,8 +8,8 @@ position (LayerNorm) keeps the numbers in a range where that works. Then come si
     python lessons/5_ladder.py --seeds 3    (the table of the reading guide)
 
 After "Let's build GPT" (Karpathy, 2023), whose figures stand beside ours. Residuals: He et al. (2016);
-LayerNorm: Ba et al. (2016), Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (2015); dropout: Srivastava
-et al. (2014).
+LayerNorm: Ba et al. (2016), Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (2015); dropout:
+Srivastava et al. (2014).
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Lesson 6. It is the real thing: the lessons' model and model.py, given the same weights, agree.
 
-Put the pieces of the lessons together and you have GPT-2's network. To show it, this file writes the whole of
-it in 40 lines, in the lessons' plain way (one head after the other, a mask, a softmax), and hands it the
-weights of model.py, which computes all heads at once with fused kernels. If one of the two had a mistake, the
-logits would differ.
+Put the pieces of the lessons together and you have GPT-2's network. To show it, this file writes the whole
+of it in 40 lines, in the lessons' plain way (one head after the other, a mask, a softmax), and hands it
+the weights of model.py, which computes all heads at once with fused kernels. If one of the two had a
+mistake, the logits would differ.
 
     python lessons/6_the_real_thing.py
 

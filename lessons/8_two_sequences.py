@@ -33,9 +33,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, source: Tensor, causal: bool = False) -> Tensor:
         """x (B, T, C) gathers from source (B, S, C); to (B, T, C)."""
         mapped = (self.query(x), self.key(source), self.value(source))
-        query, key, value = (
-            each.unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in mapped
-        )  # (B, H, …, D)
+        # Each (B, H, …, D).
+        query, key, value = (each.unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in mapped)
         scores = query @ key.transpose(2, 3) / math.sqrt(WIDTH // HEADS)  # (B, H, T, S)
         if causal:
             scores = scores.masked_fill(torch.ones(scores.shape[2:]).triu(1).bool(), -math.inf)

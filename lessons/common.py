@@ -1,6 +1,4 @@
-"""What every lesson needs and none is about: the text, batches of it, a training step, the validation loss,
-a model by counting, the frames of pictures, the command line.
-"""
+"""What every lesson needs and none is about: text, batches, training, losses, pictures, the command line."""
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -183,6 +181,7 @@ def run(main: Callable[..., dict[str, float]], description: str, **numbers: int)
     """Run a lesson as a command: --quick, --seed N, and further options that take a number."""
 
     def command(arguments: list[str]) -> None:
+        """Read the options and hand them to the lesson."""
         parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
         for name, default in ({"seed": 1} | numbers).items():

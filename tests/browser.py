@@ -1,6 +1,4 @@
-"""Headless Chromium, driven over two pipes by the DevTools protocol: nothing to install beside the browser
-itself.
-"""
+"""Headless Chromium, driven over two pipes by the DevTools protocol: nothing else to install."""
 
 import base64
 import json

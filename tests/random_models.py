@@ -25,9 +25,7 @@ def random_gpt2(seed: int, **shape) -> GPT2LMHeadModel:
 
 
 def save_folder(model: GPT2LMHeadModel, folder: Path) -> Path:
-    """The model in Hugging Face's layout, with a tokenizer of three characters, so that GPT-2's own is not
-    needed.
-    """
+    """The model in Hugging Face's layout, with a tokenizer of three characters in place of GPT-2's own."""
     model.save_pretrained(folder)
     small = tokenizer_files(CharTokenizer.of_text("abc"), model.config.n_positions)
     (folder / "tokenizer.json").write_bytes(small["tokenizer.json"])

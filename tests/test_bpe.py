@@ -1,6 +1,4 @@
-"""A vocabulary of one's own: every byte sequence comes back, and the merges are those of an independent
-library.
-"""
+"""A vocabulary of one's own: every byte sequence comes back, and the merges are an independent library's."""
 
 import base64
 import json

@@ -57,9 +57,7 @@ def test_any_shape_is_counted_as_the_module_counts_itself() -> None:
 
 
 def test_gpt3_is_counted_as_in_the_published_count_and_gpt2_as_its_weights() -> None:
-    """175,181,291,520: Grant Sanderson, 3Blue1Brown, "Transformers, the tech behind LLMs" (2024), chapters 5
-    to 7.
-    """
+    """175,181,291,520: Sanderson, 3Blue1Brown, "Transformers, the tech behind LLMs" (2024), chapters 5-7."""
     gpt3 = count_by_matrix(find_config("gpt3"))
     assert sum(gpt3[name] for name in MATRICES) == 175_181_291_520
     assert gpt3["up"] == gpt3["down"] == 57_982_058_496

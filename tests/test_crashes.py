@@ -63,8 +63,8 @@ def test_a_kill_while_saving_never_costs_more_than_the_save(tmp_path: Path, kill
 
 
 MODEL = {
-    "vocab_size": 5, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 4, "dropout": 0.0, "bias": True,
-    "activation": "gelu", "tied_head": True,
+    "vocab_size": 5, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 4,
+    "dropout": 0.0, "bias": True, "activation": "gelu", "tied_head": True,
 }  # fmt: skip
 
 

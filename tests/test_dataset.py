@@ -50,9 +50,7 @@ def test_the_permutation_needs_no_memory_for_its_size() -> None:
 
 
 def test_the_permutation_looks_random() -> None:
-    """Over many keys each place is as likely as any other: chi-squared of 20 × 20 counts, 5 standard
-    deviations.
-    """
+    """Over many keys each place is as likely as any other: chi-squared of 20 × 20 counts, 5 deviations."""
     generator = np.random.default_rng()
     counts = np.zeros((20, 20))
     draws = 4000

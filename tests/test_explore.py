@@ -125,9 +125,8 @@ def test_a_reader_that_leaves_early_is_let_go(served: tuple[Explorer, int], capf
     _, port = served
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-            connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )  # close with a reset
+            # Close with a reset.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
     assert send(port, "GET", "/")[0] == 200
     assert capfd.readouterr().err == ""

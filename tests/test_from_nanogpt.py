@@ -120,15 +120,12 @@ def test_a_configuration_file_in_nanogpts_manner_trains(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "theirs.py").write_text(
-        "import time\n"
-        "out_dir = 'out-topics'\neval_interval = 2\neval_iters = 2\nlog_interval = "
-        "1\nalways_save_checkpoint = False\n"
-        "wandb_log = False\nwandb_project = 'topics'\nwandb_run_name = 'mini-' + str(time.time())\ndataset "
-        "= 'topics'\n"
-        "gradient_accumulation_steps = 1\nbatch_size = 4\nblock_size = 16\nn_layer = 1\nn_head = 2\nn_embd "
-        "= 8\n"
-        "learning_rate = 1e-3\nmax_iters = 2\nlr_decay_iters = 2\nmin_lr = 1e-4\nwarmup_iters = 1\nbackend "
-        "= 'gloo'\n"
+        "import time\nout_dir = 'out-topics'\neval_interval = 2\neval_iters = 2\n"
+        "log_interval = 1\nalways_save_checkpoint = False\n"
+        "wandb_log = False\nwandb_project = 'topics'\nwandb_run_name = 'mini-' + str(time.time())\n"
+        "dataset = 'topics'\ngradient_accumulation_steps = 1\nbatch_size = 4\nblock_size = 16\n"
+        "n_layer = 1\nn_head = 2\nn_embd = 8\nlearning_rate = 1e-3\nmax_iters = 2\n"
+        "lr_decay_iters = 2\nmin_lr = 1e-4\nwarmup_iters = 1\nbackend = 'gloo'\n"
     )
     train.main(["theirs.py", "--device=cpu", "--compile=False"])
     output = capsys.readouterr().out

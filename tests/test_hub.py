@@ -1,6 +1,4 @@
-"""The recipes over files of the hub, against a server on this machine: listing, download, interruption,
-damage.
-"""
+"""The recipes over files of the hub, against a local server: listing, download, interruption, damage."""
 
 import hashlib
 import json
@@ -171,9 +169,8 @@ def test_an_interrupted_preparation_downloads_only_what_it_still_needs(
 def test_a_hub_that_cannot_be_reached_and_a_folder_without_tables_are_named(
     server: type[Hub], monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
-    assert "cannot be listed" in fails(
-        script.main, "fineweb", "--tokenizer", "bytes"
-    )  # this server has it not
+    # This server has it not.
+    assert "cannot be listed" in fails(script.main, "fineweb", "--tokenizer", "bytes")
     server.files = {}
     assert "has no Parquet files" in fails(script.main, "openwebtext", "--tokenizer", "bytes")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

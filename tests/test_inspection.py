@@ -71,9 +71,8 @@ def test_the_weights_shown_are_those_that_made_each_layers_output(changes: dict)
         )
     attention = inspect(model, torch.randint(37, (13,))).attention
     for weights, (module, x, output) in zip(attention, taken, strict=True):
-        value = (
-            module.qkv(x)[0].chunk(3, dim=-1)[2].unflatten(-1, (module.n_head, -1)).transpose(0, 1)
-        )  # (H, T, D)
+        # (H, T, D)
+        value = module.qkv(x)[0].chunk(3, dim=-1)[2].unflatten(-1, (module.n_head, -1)).transpose(0, 1)
         torch.testing.assert_close(module.out((weights @ value).transpose(0, 1).flatten(1)), output[0])
 
 

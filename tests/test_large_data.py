@@ -1,6 +1,4 @@
-"""A data set of 100 GB is opened and read at no cost in memory, and its windows are permuted without an
-index.
-"""
+"""A data set of 100 GB is opened and read at no cost in memory, its windows permuted without an index."""
 
 import json
 import subprocess

@@ -1,5 +1,4 @@
-"""The lessons: what each one claims holds, with few steps on the text at hand, and with all of them where
-asked.
+"""The lessons: what each one claims holds, with few steps, and with all of them where asked.
 
     LESSONS=full python -m pytest tests/test_lessons.py      every lesson whole, against its figures (minutes)
 

@@ -16,6 +16,7 @@ from model import (
     KVCache,
     count_parameters,
     draw,
+    drop,
     flops_per_token,
     next_token_probabilities,
     penalise,
@@ -31,9 +32,7 @@ both = pytest.mark.parametrize("config", [SMALL, MODERN], ids=["gpt2", "modern"]
 
 
 def random_model(config: GPTConfig = SMALL, dtype: torch.dtype = torch.float64) -> GPT:
-    """A model whose every parameter, biases and norms too, is random, so that none can be mistaken for
-    another.
-    """
+    """A model whose every parameter, biases and norms too, is random: none is mistaken for another."""
     model = GPT(config).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -186,9 +185,8 @@ def test_gpt2_has_its_published_number_of_parameters() -> None:
 def test_flops_are_those_of_the_matrix_products() -> None:
     config = dataclasses.replace(SMALL, bias=False)
     width, layers = config.n_embd, config.n_layer
-    products = (
-        12 * width * width * layers + config.vocab_size * width
-    )  # multiply-adds of one token, head included
+    # Multiply-adds of one token, head included.
+    products = 12 * width * width * layers + config.vocab_size * width
     norms = (2 * layers + 1) * width
     attention = 2 * layers * width * config.block_size  # scores and mix, over the whole block
     assert flops_per_token(config) == 6 * (products + norms) + 6 * attention
@@ -351,3 +349,58 @@ def test_padding_of_the_vocabulary_is_never_drawn() -> None:
 def test_impossible_shapes_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_loss_without_whole_logits_is_the_same(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that do not divide the rows, left-out targets, an outer factor: gradients to 1e-12."""
+    plain = random_model(dataclasses.replace(SMALL, tied_head=tied))
+    chunked = random_model(plain.config)
+    chunked.load_state_dict(plain.state_dict())
+    ids, targets = random_ids(3, 20), random_ids(3, 20)
+    targets[torch.rand(targets.shape) < 0.3] = -100
+    logits, expected = plain(ids, targets)
+    (expected * 3).backward()
+    monkeypatch.setattr("model.LARGEST_LOGITS", logits.numel() - 1)
+    monkeypatch.setattr("model.LARGEST_CHUNK", 7 * SMALL.vocab_size)
+    nothing, loss = chunked(ids, targets)
+    (loss * 3).backward()
+    assert nothing is None
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    for mine, theirs in zip(chunked.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked(ids, targets)[1], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_chunked_loss_keeps_autocasts_precision(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(SMALL, torch.float32)
+    ids, targets = random_ids(3, 20), random_ids(3, 20)
+    gradients = []
+    for largest in (2**28, 1):
+        monkeypatch.setattr("model.LARGEST_LOGITS", largest)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype):
+            model(ids, targets)[1].backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1e-9, 0.99])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(share: float) -> None:
+    """Independently, scaled so that the expected value stays, and in the gradient just where in the value."""
+    x = torch.ones(301, 1001, dtype=torch.float64, requires_grad=True)
+    y = drop(x, share, training=True)
+    kept = y != 0
+    n, spread = x.numel(), math.sqrt(share * (1 - share) * x.numel())
+    assert abs((~kept).sum().item() - share * n) < 6 * spread + 1
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - share)), rtol=2e-3, atol=0)
+    assert y.mean().item() == pytest.approx(1, abs=8 * spread / n / (1 - share) + 1e-3)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y)
+    neighbours = (kept[:, 1:] & kept[:, :-1]).double().mean().item()
+    assert neighbours == pytest.approx((1 - share) ** 2, abs=0.01)
+    assert drop(x, share, training=False) is x and drop(x, 0.0, training=True) is x

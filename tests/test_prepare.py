@@ -1,6 +1,4 @@
-"""prepare.py: the same files for any number of workers and interruptions, honest counts, errors that change
-nothing.
-"""
+"""prepare.py: the same files for any workers and interruptions, honest counts, errors that change nothing."""
 
 import hashlib
 import json
@@ -137,9 +135,8 @@ def test_a_preparation_that_is_interrupted_anywhere_goes_on_where_it_was(
             break
         except Killed:
             again += 1
-            assert open_dataset("a", 8).meta["tokenizer"] == {
-                "kind": "bytes"
-            }  # the older data set is still there
+            # The older data set is still there.
+            assert open_dataset("a", 8).meta["tokenizer"] == {"kind": "bytes"}
             assert (corpus / "data/a/.partial/state.json").exists()
     assert again > 5 and found == wanted
     pieces = len(

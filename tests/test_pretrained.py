@@ -154,8 +154,6 @@ def test_an_untied_head_and_a_tied_one_that_is_stored(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
 # the hub
 
 
@@ -199,9 +197,6 @@ def test_without_network_the_sentence_says_what_to_put_where(tmp_path: Path) -> 
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # tokenizers
 
 
@@ -334,9 +329,6 @@ def test_a_folders_own_bpe_loads_in_transformers_too(trained: Path, tmp_path: Pa
 
 
 # ------------------------------------------------------------------------------------------------------------
-# -
-# -
-# -
 # bad input
 
 

@@ -29,9 +29,7 @@ def run_here(*arguments: str) -> None:
     ("dtype", "optimizer"), [("float32", "adamw"), ("float16", "adamw"), ("float16", "muon")]
 )
 def test_resume_is_exact_from_every_step(place: Path, dtype: str, optimizer: str) -> None:
-    """20 steps with dropout, accumulation, and the fp16 scaler: weights, optimizer, scaler, losses and
-    samples.
-    """
+    """20 steps with dropout, accumulation, fp16 scaler: weights, optimizer, scaler, losses and samples."""
     fixed = (
         f"--dtype={dtype}",
         f"--optimizer={optimizer}",
@@ -147,10 +145,8 @@ def init(**_):
 
 
 def test_sequences_are_the_same_for_1_2_and_4_processes_and_runs_change_hands(place: Path) -> None:
-    shape = (
-        "--batch_size=2",
-        "--gradient_accumulation_steps=4",
-    )  # micro-batches that 1, 2 and 4 processes share
+    # Micro-batches that 1, 2 and 4 processes share.
+    shape = ("--batch_size=2", "--gradient_accumulation_steps=4")
     exact = ("tiny.py", "--dtype=float64", "--eval_interval=20", "--sample_tokens=0", *shape)
     assert train_script.main([*exact, "--out_dir=one"]) == 0
     for processes in (2, 4):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -138,6 +137,15 @@ def test_no_process_holds_the_model(runs: tuple[Path, dict], processes: int) -> 
     assert sum(mine for mine, _ in held["mine"]) == held["whole"]
     for mine, memory in held["mine"]:
         assert mine <= memory < 1.1 * held["whole"] / processes
+
+
+def test_gathering_blocks_in_half_precision_rounds_what_autocast_rounds(runs: tuple[Path, dict]) -> None:
+    """Gradients of matrices are the same, and those of layer norms and biases within bf16's rounding."""
+    errors = runs[1][2][-2]["rounded"]
+    assert len(errors) > 30 and max(errors.values()) < 2**-8
+    assert all(
+        error < 1e-6 for name, error in errors.items() if "blocks" in name and name.endswith("qkv.weight")
+    )
 
 
 def test_recomputing_changes_nothing(runs: tuple[Path, dict]) -> None:
