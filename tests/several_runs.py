@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import train
 from engine import distributed
+from engine.errors import UserError
 from engine.parallel import local, place, sharded_model, whole
 from model import GPT, GPTConfig
 
@@ -28,6 +29,14 @@ def train_py(*arguments: str) -> None:
     """train.py with these arguments."""
     status = train.main(list(arguments))
     assert status == 0, status
+
+
+def fails(*arguments: str) -> None:
+    """train.py with arguments that end in an error, and what it says."""
+    try:
+        train_py(*arguments)
+    except UserError as error:
+        say({"error": str(error)})
 
 
 def count(*arguments: str) -> None:
@@ -101,11 +110,8 @@ def say(measured: dict[str, object]) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train_py,
-    "count": count,
-    "holds": holds,
-    "rounded": rounded,
-}
+    "train": train_py, "fails": fails, "count": count, "holds": holds, "rounded": rounded
+}  # fmt: skip
 
 for number, (name, *given) in enumerate(json.loads(sys.argv[1])):
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(
