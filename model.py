@@ -296,10 +296,10 @@ class GPT(nn.Module):
         return model
 
     @torch.no_grad()
-    def init_weights(self, seed: int, place: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+    def init_weights(self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
         """Draw GPT-2's initial weights, each parameter from a stream of its own: a function of (seed, name).
 
-        `place(parameter, value)` copies, where a process holds but a slice of each parameter, that slice.
+        `put(parameter, value)` copies, where a process holds but a slice of each parameter, that slice.
 
         matrices and embeddings   normal, standard deviation 0.02
         attention.out, mlp.down   normal, 0.02 / √(2 n_layer), as all 2 n_layer add to the residual stream;
@@ -317,7 +317,7 @@ class GPT(nn.Module):
                 if name.endswith(("attention.out.weight", "mlp.down.weight")):
                     std = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
                 stream = torch.Generator().manual_seed(derive_seed(seed, "weights", name))
-                place(parameter, torch.randn(parameter.shape, generator=stream) * std)
+                put(parameter, torch.randn(parameter.shape, generator=stream) * std)
 
     def use_attention_kernel(self, kernel: str) -> None:
         """Compute attention by "sdpa" or by "matmul": the same result to rounding, at different speeds."""

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from engine.distributed import ALONE, World
 from engine.errors import UserError
-from engine.parallel import place, whole
+from engine.parallel import put, whole
 from engine.sources import write_whole
 from engine.tokenizer import Tokenizer, tokenizer_from_dict
 from model import GPT, GPTConfig, count_parameters
@@ -375,7 +375,7 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: str) -> None:
         for name, parameter in model.named_parameters():
             if name not in tensors or tensors[name].shape != parameter.shape:
                 raise UserError(f"{where}: the weight {name} is missing or has another shape")
-            place(parameter, tensors[name])
+            put(parameter, tensors[name])
 
 
 def load(
@@ -415,7 +415,7 @@ def restore_optimizer(
             raise UserError(f"the optimizer's state holds {key} in another shape than the parameter's")
         with torch.no_grad():
             own = torch.empty_like(parameters[name]) if value.dim() > 0 else torch.empty_like(value)
-            place(own, value)
+            put(own, value)
         state.setdefault(order.index(name), {})[kind] = own
     if state and len(state) != len(order):
         raise UserError(f"the optimizer's state covers {len(state)} of the model's {len(order)} parameters")

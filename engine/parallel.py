@@ -71,7 +71,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_slice(tensor) else tensor
 
 
-def place(target: Tensor, value: Tensor) -> None:
+def put(target: Tensor, value: Tensor) -> None:
     """Copy a whole tensor, the same on every process, into a tensor of which each may hold a slice."""
     if is_slice(target):
         chunks = value.chunk(target.device_mesh.size())

@@ -22,7 +22,7 @@ from torch import Tensor
 from engine import checkpoint as checkpoints
 from engine.errors import UserError
 from engine.gpt2_layout import checked_config, config_from, rename, without_bias
-from engine.parallel import place
+from engine.parallel import put
 from engine.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
 from engine.tokenizer_files import read_tokenizer, same_ids
 from model import GPT, GPTConfig
@@ -59,7 +59,7 @@ class Pretrained:
         model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                place(parameter, self.tensors[name])
+                put(parameter, self.tensors[name])
         return model
 
     def known_tokenizer(self) -> Tokenizer:

@@ -34,7 +34,7 @@ from engine.errors import UserError
 from engine.finetuning import finetuned, read_weights, shape_settings
 from engine.metrics import Console, MetricsLog, WandbLog
 from engine.optimizer import make_optimizer
-from engine.parallel import compile_blocks, is_sharded, place, plain_blocks, sharded_model, shards
+from engine.parallel import compile_blocks, is_sharded, plain_blocks, put, sharded_model, shards
 from engine.pretrained import NANOGPT_FILE
 from engine.recipes import prepare_recipe
 from engine.sources import write_whole
@@ -140,7 +140,7 @@ def set_up(
         model = finetuned(pretrained, settings, data).model(device, dtype, empty)
     else:
         model = empty(model_config(settings, data), device, dtype)
-        model.init_weights(settings.seed, place)
+        model.init_weights(settings.seed, put)
     model.use_attention_kernel(choices.attention_kernel)
     model.recompute_blocks(settings.recompute)
     optimizer = make_optimizer(model, settings, world)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import train
 from engine import distributed
 from engine.errors import UserError
-from engine.parallel import local, place, sharded_model, whole
+from engine.parallel import local, put, sharded_model, whole
 from model import GPT, GPTConfig
 
 EVENTS = {"ddp": "gloo:all_reduce", "fsdp": "c10d::_reduce_scatter_base_"}
@@ -64,7 +64,7 @@ def holds() -> None:
     world = distributed.start()
     config = GPTConfig(vocab_size=101, block_size=16, n_layer=3, n_head=2, n_embd=30)
     model = sharded_model(None, world, config, torch.device("cpu"), torch.float32)
-    model.init_weights(5, place)
+    model.init_weights(5, put)
     parameters = list(model.parameters())
     mine = sum(local(parameter).numel() for parameter in parameters)
     memory = sum(local(parameter).untyped_storage().nbytes() // 4 for parameter in parameters)
@@ -90,7 +90,7 @@ def rounded() -> None:
         GPT.empty(config, "cpu"),
         sharded_model(torch.bfloat16, world, config, torch.device("cpu"), torch.float32),
     ):
-        model.init_weights(5, place)
+        model.init_weights(5, put)
         model.use_attention_kernel("matmul")
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(ids, ids)[1]
