@@ -96,7 +96,7 @@ def machine_limits() -> dict[str, float]:
 
 def measure_training(options: Any) -> None:
     """Time training steps of ours and of the baseline, in turns."""
-    from engine.setup import model_shape
+    from engine.setup import model_config
     from model import flops_per_token
 
     limits = machine_limits()
@@ -111,7 +111,7 @@ def measure_training(options: Any) -> None:
     for worker in workers.values():
         worker.kill()
     tokens = settings.sequences_per_step() * settings.block_size
-    flops = tokens * flops_per_token(model_shape(settings, 65))
+    flops = tokens * flops_per_token(model_config(settings, 65))
     for kind, seconds in times.items():
         rate = flops / statistics.median(seconds)
         print(
@@ -149,7 +149,7 @@ def work(kind: str, config: str | None) -> None:
 
     from engine.device import Choices, choose_threads, probe_kernels
     from engine.optimizer import clip_gradients, learning_rate_factor, make_optimizer
-    from engine.setup import model_shape
+    from engine.setup import model_config
     from model import GPT
 
     settings = training_settings(config)
@@ -159,7 +159,7 @@ def work(kind: str, config: str | None) -> None:
         shape = (settings.batch_size, settings.block_size, settings.n_head, settings.n_embd)
         probe_kernels(choices, *shape, settings.dropout)
         choices.apply()
-    model = GPT(model_shape(settings, 65))
+    model = GPT(model_config(settings, 65))
     model.init_weights(settings.seed)
     model.use_attention_kernel(choices.attention_kernel)
     optimizer = make_optimizer(model, settings)

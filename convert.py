@@ -54,6 +54,8 @@ def main(arguments: Sequence[str]) -> None:
     )
     if found.tokenizer is None:
         print("note: no tokenizer came with these weights, so none was written")
+    elif kind == "hf" and found.tokenizer.to_dict()["kind"] == "numbers":
+        print("note: the vocabulary of these ids is unknown, so no tokenizer was written; add its files")
     if kind == "gguf" and config.activation == "gelu":
         print(
             "note: llama.cpp computes the tanh form of GELU, this model the exact one: "

@@ -14,7 +14,6 @@ import dataclasses
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from engine.config import Parser, TrainSettings, read_settings
@@ -85,8 +84,7 @@ def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> 
                 f"the vocabulary of {what} is that of data/{settings.dataset}, which is not there; "
                 f"prepare it, or add --vocab_size=50257 (GPT-2's)"
             )
-        vocabulary = SimpleNamespace(vocab_size=vocab_size or read_meta(meta)["vocab_size"])
-        return model_config(settings, SimpleNamespace(tokenizer=vocabulary))
+        return model_config(settings, vocab_size or read_meta(meta)["vocab_size"])
     raise UserError(f"{what} is no preset ({', '.join(PRESETS)}), no configuration file and no run's folder")
 
 

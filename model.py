@@ -51,6 +51,7 @@ class GPTConfig:
     position: str = "learned"
     qk_norm: bool = False
     zero_init: bool = False
+    token_shift: bool = False
     separator: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +82,7 @@ def count_parameters(config: GPTConfig) -> dict[str, int]:
     return {
         "token_embedding": config.vocab_size * width,
         "position_embedding": config.block_size * width if config.position == "learned" else 0,
+        "token_shift": width if config.token_shift else 0,
         "attention": layers * (4 * width * width + bias * 4 * width),
         "mlp": layers * (8 * width * width + bias * 5 * width),
         "norms": (2 * layers + 1) * (1 + bias) * width,
@@ -113,6 +115,7 @@ class KVCache:
         shape = (2, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
         # Keys and values of each layer, (2, B, H, T, D).
         self.layers = [weight.new_zeros(shape) for _ in range(config.n_layer)]
+        self.last = weight.new_zeros(batch, config.n_embd)  # the last position's token embedding
         self.starts = starts
         self.length = 0
 
@@ -146,11 +149,12 @@ class CausalSelfAttention(nn.Module):
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         if self.kernel == "matmul":
             qkv = qkv.contiguous()  # one copy here saves three below
-        (query, key), value = qkv[:2], qkv[2]  # each (B, H, T, D)
+        pair, value = qkv.split((2, 1))  # split, not indexed: the backward pass joins them in one copy
         if self.qk_norm:  # scores that cannot grow bear a higher learning rate (Dehghani et al., 2023)
-            query, key = F.layer_norm(qkv[:2], qkv.shape[-1:])
+            pair = F.layer_norm(pair, pair.shape[-1:])
         if rotation is not None:
-            query, key = rotate(torch.stack((query, key)), *rotation)
+            pair = rotate(pair, *rotation)
+        (query, key), value = pair, value.squeeze(0)  # each (B, H, T, D)
         if cached is not None:
             cached[0, :, :, seen : seen + T], cached[1, :, :, seen : seen + T] = key, value
             key, value = cached[..., : seen + T, :]  # (B, H, S, D)
@@ -275,6 +279,8 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        if config.token_shift:
+            self.token_shift = nn.Parameter(torch.empty(config.n_embd))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -304,11 +310,11 @@ class GPT(nn.Module):
         matrices and embeddings   normal, standard deviation 0.02
         attention.out, mlp.down   normal, 0.02 / √(2 n_layer), as all 2 n_layer add to the residual stream;
                                   with `zero_init` 0, so that every block begins as the identity
-        biases                    0
+        biases, token_shift       0
         LayerNorm weights         1
         """
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith("bias") or name == "token_shift":
                 parameter.zero_()
             elif parameter.dim() == 1:
                 parameter.fill_(1.0)
@@ -369,6 +375,8 @@ class GPT(nn.Module):
         elif seen and T > 1:
             mask = bounded_mask(positions, positions.new_zeros(1, 1), seen + T, dtype)
         x, rotation = self.token_embedding(ids), None  # (B, T, C)
+        if self.config.token_shift:
+            x = self.shifted(x, positions, cache)
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
         else:
@@ -379,6 +387,16 @@ class GPT(nn.Module):
         if cache is not None:
             cache.length += T
         return self.final_norm(x)
+
+    def shifted(self, x: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
+        """Token embeddings (B, T, C), each with a share, learned for each channel, of the one before it.
+
+        The first position of a text or document has none before it. The idea is RWKV's (Peng et al., 2023).
+        """
+        before = x.roll(1, dims=1)
+        if cache is not None:
+            before[:, 0], cache.last = cache.last, x[:, -1]
+        return x + self.token_shift * before * (positions > 0)[..., None]
 
     def starts_of_text(self, ids: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor | None:
         """The first index that each of `positions` (T,) may look at, (B, T) or (B, 1); None: 0 for all.

@@ -2,6 +2,7 @@
 
     python prepare.py shakespeare_char                          a data set that the program knows
     python prepare.py yourfile.txt                              your own text, as data/yourfile
+    python prepare.py yourfolder/                               every file in it, each a document
     python prepare.py novels --input a.txt b.txt --tokenizer gpt2 --val 0.05
     python prepare.py web --input 'crawl/*.jsonl.zst' --tokenizer bpe --vocab_size 8192 --dedup
     python prepare.py --show web                                what is in data/web
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 
         (show if options.show else verify)(options.show or options.verify, print)
         return
-    from engine.adopt import adopt, holds_token_files
+    from engine.adopt import adopt, are_token_files, holds_token_files
     from engine.dataset import DATA_FOLDER
     from engine.pipeline import Request, prepare
     from engine.recipes import LARGE, LARGE_VALIDATION_FRACTION, RECIPES, prepare_large, prepare_recipe
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str]) -> None:
         if not Path(name).is_dir():
             raise UserError(f"there is no file or folder {name}")
         name, inputs = Path(name).resolve().name, [name]
+    elif inputs is None and Path(name).is_dir() and name not in RECIPES | LARGE:
+        inputs = None if holds_token_files(DATA_FOLDER / name) else [name]
     chosen = {key: value for key, value in vars(options).items() if key in Request.__dataclass_fields__}
     request = Request(**chosen | {"name": name, "inputs": inputs or []})
     if inputs is None and name in RECIPES:
@@ -62,7 +65,10 @@ def main(arguments: Sequence[str]) -> None:
         prepare_large(Request(**usual | chosen | {"inputs": []}), print)
     elif inputs is None:
         prepare_recipe(name, print)  # says which there are
-    elif all(path.endswith(".bin") for path in inputs):
+    elif are_token_files(inputs):
+        about_text = sorted(chosen.keys() - {"name", "tokenizer", "val", "workers"})
+        if about_text:
+            raise UserError(f"--{about_text[0]} is about text; token files (.bin) are taken as they are")
         adopt(
             name,
             inputs + ([request.val] if isinstance(request.val, str) else []),
@@ -85,10 +91,14 @@ def read_options(arguments: Sequence[str]) -> Namespace:
         "name",
         nargs="?",
         default=None,
-        help="a known data set, a text file, or the name of one made from --input",
+        help="a known data set, a text file or folder, or what to call one made from --input",
     )
     add("--input", nargs="+", metavar="PATH", default=None, help="files, folders, patterns, - or hf:NAME")
-    add("--tokenizer", help="char, bytes, gpt2, bpe (learned from the text) or a file of one (default: char)")
+    add(
+        "--tokenizer",
+        help="char, bytes, gpt2, bpe (learned from the text), or a file or data set that has one; "
+        "of token files also numbers (default: char; of token files what their header says)",
+    )
     add("--vocab_size", type=int, metavar="N", help="entries of a vocabulary that is learned (default: 8192)")
     add("--val", help="for validation: a share, or the path of other text (default: 0.1)")
     add("--field", help="field or column that holds the text of a record (default: text)")
@@ -112,6 +122,8 @@ def read_options(arguments: Sequence[str]) -> Namespace:
             f"--tokenizer: invalid choice: {options.tokenizer!r} is no file, and none of "
             f"{', '.join(TOKENIZERS)}"
         )
+    if hasattr(options, "vocab_size") and getattr(options, "tokenizer", None) != "bpe":
+        raise UserError("--vocab_size is that of a vocabulary that is learned: add --tokenizer bpe")
     if hasattr(options, "val"):
         options.val = share_or_path(options.val)
     return options

@@ -14,6 +14,7 @@ position = "rotary"
 activation = "relu2"
 qk_norm = True
 zero_init = True
+token_shift = True
 tied_head = False
 optimizer = "muon"
 schedule = "linear"

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from engine.bpe import tokenizer_of_file
-from engine.dataset import DATA_FOLDER, FORMAT
+from engine.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.errors import UserError
-from engine.partial import check_name, commit, partial_folder
+from engine.partial import check_lengths, check_name, commit, partial_folder
 from engine.readers import find_inputs
 from engine.tokenizer import NumberTokenizer, Tokenizer, tokenizer_from_dict
 from engine.workers import hashes_of
@@ -32,6 +32,11 @@ def holds_token_files(folder: Path) -> bool:
         folder.is_dir() and not (folder / "meta.json").exists() and not (folder / ".partial").exists()
     )
     return undescribed and any(folder.glob("*.bin"))
+
+
+def are_token_files(inputs: list[str]) -> bool:
+    """Whether all that the inputs stand for are token files. Raises UserError for what is not there."""
+    return "-" not in inputs and all(item.path.endswith(".bin") for item in find_inputs(inputs))
 
 
 def adopt(
@@ -84,14 +89,13 @@ def adopt(
         if not any(entry["split"] == split for entry in entries):
             raise UserError(f"none of the token files is for {split}: their names must say train or val")
     meta = _meta(name, dtype, vocabulary, entries)
+    tokens = tokens_of(meta)
+    check_lengths(name, tokens, say)
     with partial_folder(folder) as partial:
         for file in found:
             if paths:
                 (partial / file.name).symlink_to(file.resolve())
         commit(partial, folder, meta, moved=bool(paths))
-    tokens = {
-        split: sum(one["tokens"] for one in entries if one["split"] == split) for split in ("train", "val")
-    }
     say(
         f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens as they were, "
         f"vocabulary {vocabulary.vocab_size:,} ({vocabulary.to_dict()['kind']})"

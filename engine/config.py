@@ -64,6 +64,7 @@ class TrainSettings:
     )
     qk_norm: bool = setting(False, "normalise queries and keys")
     zero_init: bool = setting(False, "start the blocks' output projections at zero")
+    token_shift: bool = setting(False, "add a learned share of the embedding of the token before")
     tied_head: bool = setting(True, "the head shares the token embedding's matrix")
     # optimizer and schedule
     optimizer: Literal["adamw", "muon"] = setting(

@@ -3,12 +3,12 @@
 from model import GPTConfig
 
 MATRICES = ("embedding", "query", "key", "value", "output", "up", "down", "unembedding")
-APART = ("positions", "norms", "biases")
+APART = ("positions", "norms", "biases", "shift")
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def count_by_matrix(config: GPTConfig) -> dict[str, int]:
-    """Parameters by matrix, all layers together, then those of positions, norms and biases.
+    """Parameters by matrix, all layers together, then the rest.
 
     A tied head has no matrix of its own, so its unembedding is 0. The sum is what the module holds.
     """
@@ -26,6 +26,7 @@ def count_by_matrix(config: GPTConfig) -> dict[str, int]:
         "positions": config.block_size * width if config.position == "learned" else 0,
         "norms": (2 * layers + 1) * width,
         "biases": bias * (layers * 9 * width + (2 * layers + 1) * width),
+        "shift": width if config.token_shift else 0,
     }
 
 

@@ -23,6 +23,7 @@ from engine.tokenizer import Tokenizer, tokenizer_from_dict
 FORMAT = 1
 HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py --verify NAME`
 DATA_FOLDER = Path("data")
+KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")  # engine/recipes.py
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,7 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
     folder = root / name
     path = folder / "meta.json"
     if not path.is_file():
-        raise UserError(
-            f"there is no data set {folder} (no {path}); prepare it with: python prepare.py {name}"
-        )
+        raise UserError(no_dataset(name, root))
     meta = read_meta(path)
     files = token_files(folder, meta)
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
@@ -170,6 +169,26 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
     ]
     fingerprint = hashlib.sha256(json.dumps([identity, meta["tokenizer"]]).encode()).hexdigest()
     return Dataset(name, folder, meta, tokenizer, splits["train"], splits["val"], fingerprint)
+
+
+def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
+    """The number of tokens of each split, by a meta.json."""
+    tokens = dict.fromkeys(("train", "val"), 0)
+    for entry in meta["files"]:
+        tokens[entry["split"]] += entry["tokens"]
+    return tokens
+
+
+def no_dataset(name: str, root: Path) -> str:
+    """The sentence for a data set that is not there: which there are, and what makes this one."""
+    names = ", ".join(sorted(path.parent.name for path in root.glob("*/meta.json")))
+    there = f"there are: {names}" if names else "there is none yet"
+    if name in KNOWN:
+        return f"there is no data set {root / name} ({there}); make it: python prepare.py {name}"
+    return (
+        f"there is no data set {root / name} ({there}), and no recipe for it (known are {', '.join(KNOWN)}); "
+        f"from text of yours: python prepare.py {name} --input FILE"
+    )
 
 
 def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:

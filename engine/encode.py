@@ -4,6 +4,7 @@ A worker knows its job from `start_worker`; `survey` and `encode` are then calle
 other, in this process or in others, and their answers depend on the piece alone.
 """
 
+import codecs
 import hashlib
 import json
 import signal
@@ -28,7 +29,7 @@ class Job:
 
     errors: str = "strict"  # about text that is not UTF-8: strict, replace or drop
     field: str = "text"
-    val_share: float | None = None  # of the documents, by their hash; None: validation has files of its own
+    val_below: int | None = None  # documents drawing less are for validation; None: it has files of its own
     tokenizer: dict[str, Any] | None = None  # None where it is still to be made
 
 
@@ -50,6 +51,7 @@ class Encoded:
     characters: np.ndarray  # (documents,) int64
     text_bytes: np.ndarray  # (documents,) int64, in UTF-8
     digests: list[bytes]  # of each document; none for one long text
+    draws: list[int]  # of each document, by which its split is chosen; none for one long text
     dropped: Counter[str]  # why, how many
 
 
@@ -86,7 +88,7 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
     assert _tokenizer is not None, "the job has no tokenizer yet"
     dtype = id_type(_tokenizer.vocab_size)
     dropped: Counter[str] = Counter()
-    ids, rows, digests = [], [], []
+    ids, rows, digests, draws = [], [], [], []
     if piece.kind == "text":
         ((text, _),) = texts_of(piece, dropped)
         border = (0 if piece.val else len(text)) if before_border is None else before_border
@@ -97,8 +99,10 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
     else:
         for text, content in texts_of(piece, dropped):
             ids.append(_tokenizer.encode_document(text).astype(dtype))
-            rows.append((len(ids[-1]), _is_val(piece, content), len(text), len(content)))
-            digests.append(hashlib.sha256(content).digest()[:DIGEST_BYTES])
+            digest = hashlib.sha256(content).digest()
+            digests.append(digest[:DIGEST_BYTES])
+            draws.append(draw(digest))
+            rows.append((len(ids[-1]), _is_val(piece, draws[-1]), len(text), len(content)))
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)
     return Encoded(
         np.concatenate(ids) if ids else np.zeros(0, dtype=dtype),
@@ -107,15 +111,19 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
         table[:, 2],
         table[:, 3],
         digests,
+        draws,
         dropped,
     )
 
 
-def _is_val(piece: Piece, content: bytes) -> bool:
+def draw(digest: bytes) -> int:
+    """A document's lot, 0 to 2⁶⁴ - 1, from its SHA-256."""
+    return int.from_bytes(digest[-8:], "little")
+
+
+def _is_val(piece: Piece, lot: int) -> bool:
     """Whether a document is for validation: by its content alone, so that adding others moves none."""
-    if _job.val_share is None:
-        return piece.val
-    return int.from_bytes(hashlib.sha256(content).digest()[-8:], "little") < _job.val_share * 2**64
+    return piece.val if _job.val_below is None else lot < _job.val_below
 
 
 def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[tuple[str, bytes]]:
@@ -141,6 +149,7 @@ def _documents(piece: Piece) -> Iterator[tuple[str, bytes | None]]:
         return
     for line, content in enumerate(piece.content.split(b"\n"), start=piece.start.line + 1):
         where = f"{piece.where}, line {line}"
+        content = content.removeprefix(codecs.BOM_UTF8) if line == 1 else content
         if not content or content.isspace():
             continue
         found = _decoded(content, where)
@@ -183,6 +192,6 @@ def training_texts(piece: Piece, characters: int | None) -> list[str]:
     for text, content in texts_of(piece, Counter()):
         if piece.kind == "text" and characters is not None:
             found.append(text[:characters])
-        elif not _is_val(piece, content):
+        elif not _is_val(piece, draw(hashlib.sha256(content).digest())):
             found.append(text)
     return [part for text in found for part in text.split(END_OF_TEXT) if part]

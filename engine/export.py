@@ -36,6 +36,7 @@ HELD = (
     "bias",
     "activation",
     "tied_head",
+    "separator",  # the layout has no place for it, and one document is read the same without
 )
 
 GGUF_NAMES = {

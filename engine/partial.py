@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,30 @@ from engine.sources import write_whole
 
 STATE = "state.json"  # there where a long preparation has saved how far it is
 RANK_FILE = "tokenizer.tiktoken"
+FEWEST_TOKENS = 2  # of a split
+USUAL_BLOCK = 256  # tokens; splits no longer than that are remarked upon
 
 
 def check_name(name: str, root: Path) -> None:
     """Raise UserError for what cannot be a folder in data/."""
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"{name!r} cannot name a data set: it becomes a folder in {root}")
+
+
+def check_lengths(name: str, tokens: Mapping[str, int], say: Callable[[str], None]) -> None:
+    """Raise UserError where a split is too short for any model; say where it is shorter than most blocks."""
+    for split, number in tokens.items():
+        if number < FEWEST_TOKENS:
+            raise UserError(
+                f"the {split} split of {name} has {number} of the {FEWEST_TOKENS} tokens that any sequence "
+                f"takes, one to read and one to predict; give more text, or another --val"
+            )
+    shortest = min(tokens, key=tokens.__getitem__)
+    if tokens[shortest] <= USUAL_BLOCK:
+        say(
+            f"{name}: note: the {shortest} split has {tokens[shortest]} tokens, so a model of it can have a "
+            f"--block_size of {tokens[shortest] - 1} at most"
+        )
 
 
 @contextlib.contextmanager

@@ -9,38 +9,39 @@ Memory holds a few pieces for each worker, whatever the input's size; hashes of 
 
 import contextlib
 import dataclasses
-import hashlib
+import itertools
 import json
-import os
+import math
 import shutil
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.bpe import learn_vocabulary, ranks_text, tokenizer_of_file
-from engine.dataset import DATA_FOLDER, FORMAT
+from engine.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.encode import Encoded, Job, encode, id_type, start_worker, survey, training_texts
 from engine.errors import UserError
 from engine.hub import Downloads, list_parquet
-from engine.partial import RANK_FILE, STATE, check_name, commit, partial_folder
+from engine.partial import RANK_FILE, STATE, check_lengths, check_name, commit, partial_folder
 from engine.progress import Progress
-from engine.readers import Input, Piece, Place, find_inputs, pieces
+from engine.provenance import identity_of, sources_of
+from engine.readers import SPOOL, Input, Piece, Place, find_inputs, pieces
 from engine.request import Plan, Request, State
 from engine.sources import write_whole
 from engine.token_writer import TokenWriter, are_intact
 from engine.tokenizer import CharTokenizer, OwnBytePairTokenizer, Tokenizer, tokenizer_from_dict
 from engine.workers import Workers, available_cores, hashes_of
 
-PIPELINE = 1  # raised when the same request would give other files
 SAVE_EVERY = 16  # pieces; what an interruption costs at most
 IN_ONE_PROCESS = 2**22  # bytes of input that are not worth starting others for
 LEARN_FROM = 2**28  # bytes of text from which a vocabulary is learned
 NAMED = ("char", "bytes", "gpt2", "bpe")
+NAMED_FILES = 3  # of many, in a message
 
 
 class Preparation:
@@ -48,18 +49,31 @@ class Preparation:
 
     def __init__(self, request: Request, partial: Path, say: Callable[[str], None]) -> None:
         self.request, self.partial, self.say = request, partial, say
+        self.spool = partial.parent.joinpath(*SPOOL)
         self.inputs = self._find_inputs()
         formats = {item.format for item in self.inputs}
-        self.one_text = formats == {"text"} and not request.documents and not _has_folders(request.inputs)
-        if self.one_text and (request.dedup or request.errors == "drop"):
+        about_documents = request.dedup or request.errors == "drop"
+        alone = sum(not item.val for item in self.inputs) == 1 and not about_documents
+        together = alone or not _has_folders(request.inputs)  # a folder of one file is like that file
+        self.one_text = formats == {"text"} and together and not request.documents
+        if self.one_text and about_documents:
             raise UserError(
                 "--dedup and --errors drop are about documents, and text files given by name are read as "
                 "one text; add --documents to make each file a document"
             )
-        share = request.val if isinstance(request.val, float) and not self.one_text else None
-        self.job = Job(request.errors, request.field, share)
+        by_lot = isinstance(request.val, float) and not self.one_text
+        self.job = Job(request.errors, request.field, math.ceil(request.val * 2**64) if by_lot else None)
         self.size = sum(item.size for item in self.inputs)
-        self.identity = self._identity()
+        self.identity = identity_of(request, self.inputs, self.spool)
+        self._name_empty_files()
+
+    def _name_empty_files(self) -> None:
+        """Say which files hold nothing: mostly it is a mistake, and rarely seen in the counts."""
+        empty = [item.path for item in self.inputs if item.format != "hub" and not item.size]
+        if empty and len(empty) < len(self.inputs):
+            more = len(empty) - NAMED_FILES
+            names = ", ".join(empty[:NAMED_FILES]) + (f" and {more:,} more" if more > 0 else "")
+            self.say(f"{self.request.name}: note: nothing is in {names}")
 
     def _find_inputs(self) -> list[Input]:
         request = self.request
@@ -75,24 +89,9 @@ class Preparation:
 
     def _spooled(self) -> Path:
         """Standard input, written to a file: it is read more than once."""
-        path = self.partial / "stdin"
-        with open(path, "wb") as file:
+        with open(self.spool, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        return path
-
-    def _identity(self) -> str:
-        """A hash of what is asked for and of the files' sizes and times: the same for the same work."""
-        files = []
-        for item in self.inputs:
-            if item.format == "hub" or item.address:
-                version: Any = item.sha256
-            elif Path(item.path) == self.partial / "stdin":
-                version = hashes_of([Path(item.path)])
-            else:
-                version = [os.stat(item.path).st_size, os.stat(item.path).st_mtime_ns]
-            files.append([item.path, item.val, version])
-        asked = dataclasses.asdict(self.request) | {"workers": None}
-        return hashlib.sha256(json.dumps([PIPELINE, asked, files]).encode()).hexdigest()
+        return self.spool
 
     # --------------------------------------------------------------------------------------------------------
     # plan
@@ -101,8 +100,10 @@ class Preparation:
         """The plan of an earlier, interrupted run of the same request, or a new one."""
         saved = self._load("plan.json")
         if saved is not None:
-            return Plan(**saved)
-        plan = Plan({}, None)
+            plan = Plan(**saved)
+            self.job = dataclasses.replace(self.job, val_below=plan.val_below)
+            return plan
+        plan = Plan({}, None, self.job.val_below)
         kind = self.request.tokenizer
         needs_border = self.one_text and not isinstance(self.request.val, str)
         table: set[str] = set()
@@ -113,7 +114,9 @@ class Preparation:
                 counts.append(found.characters)
                 table.update(found.different)
             if not sum(counts):
-                raise UserError("the text is empty; there is nothing to learn from")
+                raise UserError(self._nothing_to_learn_from(Counter()))
+            if not self.one_text:
+                table.add("\n")  # ends documents
             plan.characters = counts if needs_border else None
         plan.tokenizer = self._tokenizer(kind, table, plan.characters).to_dict()
         self._save("plan.json", dataclasses.asdict(plan))
@@ -125,6 +128,8 @@ class Preparation:
         if kind == "bpe":
             self.say(f"{self.request.name}: learning a vocabulary of {self.request.vocab_size:,}")
             return learn_vocabulary(self._texts_to_learn_from(characters), self.request.vocab_size)
+        if kind == "numbers":
+            raise UserError("--tokenizer numbers is for token files (.bin), and the input is text")
         return tokenizer_from_dict({"kind": kind}) if kind in NAMED else tokenizer_of_file(Path(kind))
 
     def _texts_to_learn_from(self, characters: list[int] | None) -> Iterator[str]:
@@ -166,14 +171,34 @@ class Preparation:
         with contextlib.closing(
             Workers(1 if small else self.request.workers or available_cores())
         ) as workers:
-            plan = self.plan(workers)
-            tokenizer = tokenizer_from_dict(plan.tokenizer)
-            workers.start(dataclasses.replace(self.job, tokenizer=plan.tokenizer))
-            state = self._encode(plan, tokenizer, workers)
+            tokenizer, state = self._attempt(workers)
+            if self._lots_are_redrawn(state):
+                tokenizer, state = self._attempt(workers)
         self._check(state)
         if isinstance(tokenizer, OwnBytePairTokenizer):
             write_whole(self.partial / RANK_FILE, ranks_text(tokenizer))
         return self._meta(state, tokenizer)
+
+    def _attempt(self, workers: Workers) -> tuple[Tokenizer, State]:
+        plan = self.plan(workers)
+        tokenizer = tokenizer_from_dict(plan.tokenizer)
+        workers.start(dataclasses.replace(self.job, tokenizer=plan.tokenizer))
+        return tokenizer, self._encode(plan, tokenizer, workers)
+
+    def _lots_are_redrawn(self, state: State) -> bool:
+        """Where few documents have left a split empty, let the one whose lot is nearest fall into it."""
+        empty = [split for split, number in state.documents.items() if not number]
+        if self.job.val_below is None or len(empty) != 1 or state.draws[0] == state.draws[1]:
+            return False
+        below, which = (state.draws[0] + 1, "lowest") if empty == ["val"] else (state.draws[1], "highest")
+        self.say(
+            f"{self.request.name}: note: none of the {sum(state.documents.values()):,} documents is for the "
+            f"{empty[0]} split by its hash, so the one with the {which} hash is taken"
+        )
+        self.job = dataclasses.replace(self.job, val_below=below)
+        (self.partial / "plan.json").unlink()
+        (self.partial / STATE).unlink(missing_ok=True)
+        return True
 
     def _encode(self, plan: Plan, tokenizer: Tokenizer, workers: Workers) -> State:
         saved = self._load(STATE)
@@ -217,6 +242,8 @@ class Preparation:
                 kept[number] = new == 1
         dropped = found.dropped + Counter({"duplicate": int((~kept).sum())})
         state.dropped = dict(sorted((Counter(state.dropped) + dropped).items()))
+        lots = list(itertools.compress(found.draws, kept)) + state.draws
+        state.draws = [min(lots), max(lots)] if lots else []
         for split, is_val in (("train", False), ("val", True)):
             chosen = kept & (found.val == is_val)
             if chosen.any():
@@ -243,19 +270,22 @@ class Preparation:
 
     def _check(self, state: State) -> None:
         """Raise UserError where a split is empty, or an input has changed on the way."""
-        if self._identity() != self.identity:
+        if identity_of(self.request, self.inputs, self.spool) != self.identity:
             raise UserError("an input has changed while it was read; run the same command again")
         if not _total(state):
-            dropped = ", ".join(f"{count:,} {reason}" for reason, count in state.dropped.items())
+            raise UserError(self._nothing_to_learn_from(state.dropped))
+        number = sum(state.documents.values())
+        if self.job.val_below is not None and not all(state.documents.values()):
+            what = "there is one document" if number == 1 else f"the {number:,} documents are all the same"
             raise UserError(
-                f"the text is empty; there is nothing to learn from{dropped and f' ({dropped} left out)'}"
+                f"{what}, and both splits need one; give more, or text for validation: --val PATH"
             )
-        for split, number in state.documents.items():
-            if not self.one_text and not number:
-                raise UserError(
-                    f"none of the {sum(state.documents.values()):,} documents is in the {split} split, "
-                    "which takes them by their hash; give another --val, a share or a path"
-                )
+
+    def _nothing_to_learn_from(self, dropped: Mapping[str, int]) -> str:
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        names = ", ".join(dict.fromkeys(item.name for item in self.inputs[:NAMED_FILES]))
+        why = left_out and f" ({left_out} left out)"
+        return f"the text is empty; there is nothing to learn from in {names}{why}"
 
     # --------------------------------------------------------------------------------------------------------
     # meta.json
@@ -281,37 +311,8 @@ class Preparation:
             "dropped": state.dropped,
             "asked": asked,
             "files": files,
-            "sources": self.request.sources or self._sources(),
+            "sources": self.request.sources or sources_of(self.inputs, self.spool),
         }
-
-    def _sources(self) -> list[dict[str, Any]]:
-        """What each argument stood for; several files have one hash, of a list as sha256sum writes it."""
-        groups: dict[str, list[Input]] = {}
-        for item in self.inputs:
-            groups.setdefault(item.argument, []).append(item)
-        sources = []
-        for argument, items in groups.items():
-            if items[0].format == "hub":
-                sources.append({"name": argument})
-                continue
-            if items[0].address:
-                sources += [
-                    {"name": argument, "address": item.address, "sha256": item.sha256} for item in items
-                ]
-                continue
-            name = (
-                "standard input"
-                if argument == str(self.partial / "stdin")
-                else Path(argument).name or argument
-            )
-            hashes = hashes_of([Path(item.path) for item in items])
-            if len(items) == 1:
-                sources.append({"name": name, "sha256": hashes[0]})
-            else:
-                lines = [f"{sha256}  {item.path}\n" for item, sha256 in zip(items, hashes, strict=True)]
-                together = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-                sources.append({"name": name, "files": len(items), "sha256": together})
-        return sources
 
     def _load(self, name: str) -> dict[str, Any] | None:
         """What an earlier run of the same request saved."""
@@ -342,10 +343,9 @@ def prepare(request: Request, say: Callable[[str], None], root: Path = DATA_FOLD
     folder = root / request.name
     with partial_folder(folder) as partial:
         meta = Preparation(request, partial, say).run()
+        tokens = tokens_of(meta)
+        check_lengths(request.name, tokens, say)
         commit(partial, folder, meta)
-    tokens = dict.fromkeys(("train", "val"), 0)
-    for file in meta["files"]:
-        tokens[file["split"]] += file["tokens"]
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in meta["dropped"].items())
     say(
         f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, "

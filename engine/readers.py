@@ -32,6 +32,7 @@ FORMATS = {
     ".parquet": "parquet",
 }
 HUB = "hf:"
+SPOOL = (".partial", "stdin")  # where standard input is written to, in a data set's folder
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Input:
     val: bool = False  # named for validation
     address: str = ""  # where it is to be downloaded from
     sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return "standard input" if Path(self.path).parts[-2:] == SPOOL else self.path
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
             continue
         path = Path(argument).expanduser()
         if path.is_dir():
-            names = sorted(str(file) for file in path.rglob("*") if _is_plain(file, path))
+            names = _files_of(path)
         elif path.is_file():
             names = [str(path)]
         elif path.exists():
@@ -100,6 +106,13 @@ def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
             raise UserError(_nothing(argument))
         found += [Input(name, format_of(name), argument, Path(name).stat().st_size, val) for name in names]
     return found
+
+
+def _files_of(folder: Path) -> list[str]:
+    try:
+        return sorted(str(file) for file in folder.rglob("*") if _is_plain(file, folder))
+    except OSError as error:
+        raise UserError(f"{error.filename} in {folder} cannot be read: {error.strerror}") from error
 
 
 def _is_plain(file: Path, folder: Path) -> bool:
@@ -168,7 +181,7 @@ def _stretches(item: Input, place: Place) -> Iterator[Piece]:
             cut = len(rest) if complete else safe_cut(rest) or character_cut(rest)
             content, rest = rest[:cut], rest[cut:]
             after = Place(place.index, place.offset + cut, place.line + content.count(b"\n"))
-            yield Piece("text", content, item.path, place, after, share(), item.val)
+            yield Piece("text", content, item.name, place, after, share(), item.val)
             place = after
 
 
@@ -222,7 +235,7 @@ def _whole_files(inputs: list[Input], place: Place) -> Iterator[Piece]:
         with opened(item.path) as (file, _):
             content, goes_on = _document(file, place.offset)
         contents.append(content)
-        names.append(item.path)
+        names.append(item.name)
         size += len(content)
         place = Place(place.index, place.offset + len(content)) if goes_on else Place(place.index + 1)
         full = size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS
@@ -258,7 +271,7 @@ def _lines(item: Input, place: Place) -> Iterator[Piece]:
             cut = len(rest) if complete else rest.rfind(b"\n") + 1
             content, rest = rest[:cut], rest[cut:]
             after = Place(place.index, place.offset + cut, place.line + content.count(b"\n"))
-            yield Piece("lines", content, item.path, place, after, share(), item.val)
+            yield Piece("lines", content, item.name, place, after, share(), item.val)
             place = after
 
 
@@ -271,7 +284,7 @@ def _records(item: Input, place: Place, records: Records) -> Iterator[Piece]:
         size += len(content)
         if size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS:
             after = Place(place.index, place.offset + len(contents))
-            yield Piece("documents", contents, item.path, place, after, share, item.val)
+            yield Piece("documents", contents, item.name, place, after, share, item.val)
             contents, size, place = [], 0, after
     if contents:
-        yield Piece("documents", contents, item.path, place, Place(place.index + 1), share, item.val)
+        yield Piece("documents", contents, item.name, place, Place(place.index + 1), share, item.val)

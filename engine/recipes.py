@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.adopt import adopt, holds_token_files
-from engine.dataset import DATA_FOLDER
+from engine.dataset import DATA_FOLDER, no_dataset
 from engine.errors import UserError
 from engine.hub import HubFolder
 from engine.partial import check_name, partial_folder
@@ -40,10 +40,7 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
             f"start it with: python prepare.py {name}"
         )
     if name not in RECIPES:
-        raise UserError(
-            f"there is no data set {root / name}, and no recipe for it (there are: "
-            f"{', '.join(RECIPES | LARGE)}); from text of yours: python prepare.py {name} --input FILE"
-        )
+        raise UserError(no_dataset(name, root))
     folder = root / name
     existed = folder.is_dir()
     try:

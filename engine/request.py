@@ -32,6 +32,7 @@ class Plan:
 
     tokenizer: dict[str, Any]
     characters: list[int] | None  # of each piece of one long text
+    val_below: int | None  # which documents are for validation, as in Job
 
 
 @dataclass
@@ -46,3 +47,4 @@ class State:
     characters: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     text_bytes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     dropped: dict[str, int] = field(default_factory=dict)
+    draws: list[int] = field(default_factory=list)  # the lowest and the highest of a document

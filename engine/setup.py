@@ -35,7 +35,7 @@ from engine.finetuning import finetuned, read_weights, shape_settings
 from engine.metrics import Console, MetricsLog, WandbLog
 from engine.optimizer import make_optimizer
 from engine.parallel import compile_blocks, is_sharded, plain_blocks, put, sharded_model, shards
-from engine.pretrained import NANOGPT_FILE
+from engine.pretrained import NANOGPT_FILE, Pretrained
 from engine.recipes import prepare_recipe
 from engine.sources import write_whole
 from engine.suggest import suggest
@@ -44,7 +44,7 @@ from model import GPT, GPTConfig, count_parameters, flops_per_token
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
 FIXED = (
     "n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "position", "qk_norm", "zero_init",
-    "tied_head", "documents", "dataset", "seed", "optimizer",
+    "token_shift", "tied_head", "documents", "dataset", "seed", "optimizer",
 )  # fmt: skip
 # What belongs to one start of a run rather than to the run.
 OF_ONE_START = ("out_dir", "init_from", "checkpoint", "eval_only")
@@ -127,22 +127,8 @@ def set_up(
         probe(choices, settings, micro_batch, world, console)
     choices.apply(settings.deterministic)
 
-    empty = (
-        functools.partial(sharded_model, choices.gathered_dtype(), world)
-        if shards(settings, world)
-        else GPT.empty
-    )
-    dtype = choices.weights_dtype()
     progress = Progress() if checkpoint is None else Progress.from_meta(checkpoint.meta)
-    if checkpoint is not None:
-        model = checkpoints.model_from(checkpoint, device, dtype, settings.dropout, empty)
-    elif pretrained is not None:
-        model = finetuned(pretrained, settings, data).model(device, dtype, empty)
-    else:
-        model = empty(model_config(settings, data), device, dtype)
-        model.init_weights(settings.seed, put)
-    model.use_attention_kernel(choices.attention_kernel)
-    model.recompute_blocks(settings.recompute)
+    model = make_model(settings, choices, device, data, world, checkpoint, pretrained)
     optimizer = make_optimizer(model, settings, world)
     scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
     if checkpoint is not None:
@@ -167,6 +153,32 @@ def set_up(
     if not settings.eval_only:
         claim_folder(run, folder, sources, progress, checkpoint, cleanup)
     return run, progress, checkpoint is not None
+
+
+def make_model(
+    settings: TrainSettings,
+    choices: Choices,
+    device: torch.device,
+    data: Dataset,
+    world: World,
+    checkpoint: Checkpoint | None,
+    pretrained: Pretrained | None,
+) -> GPT:
+    """The model with the weights that the run starts from, whole or this process's slices of it."""
+    sharded = functools.partial(sharded_model, choices.gathered_dtype(), world)
+    empty = sharded if shards(settings, world) else GPT.empty
+    dtype = choices.weights_dtype()
+    if checkpoint is not None:
+        model = checkpoints.model_from(checkpoint, device, dtype, settings.dropout, empty)
+    elif pretrained is not None:
+        model = finetuned(pretrained, settings, data).model(device, dtype, empty)
+    else:
+        shape = model_config(settings, data.tokenizer.vocab_size, data.separator(settings.documents))
+        model = empty(shape, device, dtype)
+        model.init_weights(settings.seed, put)
+    model.use_attention_kernel(choices.attention_kernel)
+    model.recompute_blocks(settings.recompute)
+    return model
 
 
 def find_start(sources: Sources, world: World, console: Console) -> tuple[Path | None, Checkpoint | None]:
@@ -321,18 +333,10 @@ def ensure_prepared(name: str, world: World, console: Console) -> None:
     world.wait()
 
 
-def model_config(settings: TrainSettings, data: Dataset) -> GPTConfig:
+def model_config(settings: TrainSettings, vocab_size: int, separator: int | None = None) -> GPTConfig:
     """The model's shape. A large vocabulary is padded to a multiple of 64, which GPUs multiply faster."""
-    vocab_size = data.tokenizer.vocab_size
     if vocab_size > 1024:
         vocab_size = -(-vocab_size // 64) * 64
-    return dataclasses.replace(
-        model_shape(settings, vocab_size), separator=data.separator(settings.documents)
-    )
-
-
-def model_shape(settings: TrainSettings, vocab_size: int) -> GPTConfig:
-    """The shape that settings describe, for a vocabulary."""
     return GPTConfig(
         vocab_size=vocab_size,
         block_size=settings.block_size,
@@ -346,6 +350,8 @@ def model_shape(settings: TrainSettings, vocab_size: int) -> GPTConfig:
         position=settings.position,
         qk_norm=settings.qk_norm,
         zero_init=settings.zero_init,
+        token_shift=settings.token_shift,
+        separator=separator,
     )
 
 

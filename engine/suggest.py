@@ -6,6 +6,8 @@ teach nearly as much as fresh text would (Muennighoff et al., 2023), and from 3 
 
 from typing import Any
 
+from engine.dataset import tokens_of
+
 # Up to so many training tokens: epochs, and the settings. The last is GPT-2's smallest size, nanoGPT's batch.
 SIZES: list[tuple[float, float, dict[str, Any]]] = [
     (
@@ -59,9 +61,7 @@ def suggest(meta: dict[str, Any], on_cpu: bool, given: dict[str, Any]) -> dict[s
 
     What depends on a given setting follows it: the heads divide the width, and the steps fit the batch.
     """
-    tokens = dict.fromkeys(("train", "val"), 0)
-    for file in meta["files"]:
-        tokens[file["split"]] += file["tokens"]
+    tokens = tokens_of(meta)
     epochs, shape = next((epochs, settings) for limit, epochs, settings in SIZES if tokens["train"] <= limit)
     chosen = dict(ON_CPU if on_cpu else shape)
     if on_cpu or tokens["train"] <= 3e8:

@@ -207,8 +207,8 @@ class NumberTokenizer:
         return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The ids as numbers, between spaces."""
-        return " ".join(str(int(index)) for index in ids)
+        """The ids as numbers, a space before each: so the texts of parts make the text of the whole."""
+        return "".join(f" {int(index)}" for index in ids)
 
     def to_dict(self) -> dict[str, Any]:
         """The size."""

@@ -7,15 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import command
+from random_models import save_run
 
+import convert
 import prepare as script
+import sample
 from engine.adopt import adopt, largest_id
 from engine.bpe import ranks_text
 from engine.dataset import open_dataset
 from engine.errors import UserError
+from engine.pretrained import read_pretrained
 from engine.recipes import prepare_recipe
 from engine.sources import _tiktoken_cache
-from engine.tokenizer import OwnBytePairTokenizer
+from engine.tokenizer import NumberTokenizer, OwnBytePairTokenizer
+from model import GPTConfig
 
 STREAM = np.random.default_rng()
 
@@ -169,6 +174,43 @@ def cut_short(path: Path) -> None:
     """Take the last bytes away."""
     shard(path, GOOD, 20240520)
     path.write_bytes(path.read_bytes()[:-10])
+
+
+def test_a_folder_of_token_files_is_known_by_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        shard(tmp_path / f"shards/{split}.bin", GOOD.astype("<u4"), 20240801)
+    script.main(["a", "--input", "shards"])
+    script.main(["b", "--input", "shards/train.bin", "--val", "shards/val.bin"])
+    for name in ("a", "b"):
+        assert numbers(tmp_path, name) == (GOOD.tolist(), GOOD.tolist())
+    shard(tmp_path / "shards/val.bin", GOOD[:1].astype("<u4"), 20240801)
+    assert "has 1 of the 2 tokens" in fails(script.main, "c", "--input", "shards")
+    assert not (tmp_path / "data/c").exists()
+
+
+def test_a_model_of_numbers_writes_numbers_and_goes_elsewhere_without_a_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str], capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = NumberTokenizer(300)
+    ids = STREAM.integers(0, 300, 40).tolist()
+    assert "".join(tokenizer.decode([index]) for index in ids) == tokenizer.decode(ids)
+    assert tokenizer.encode(tokenizer.decode(ids)).tolist() == ids
+    config = GPTConfig(vocab_size=300, block_size=16, n_layer=1, n_head=1, n_embd=8)
+    save_run(config, tokenizer, tmp_path / "run", 1)
+    options = ("--init_from=run", "--device=cpu", "--num_samples=1", "--max_new_tokens=9", "--threads=1")
+    sampled = command(tmp_path, "sample.py", "--start=11 12", *options)
+    found = [int(word) for word in sampled.stdout.split()]
+    assert found[:2] == [11, 12] and len(found) == 11 and max(found) < 300, sampled.stderr
+    assert "write token ids below 300" in fails(sample.main, "--start=ROMEO:", *options)
+    for kind, said in (("hf", "no tokenizer was written"), ("run", "vocabulary 300")):
+        convert.main(["run", "--to", kind, f"as_{kind}"])
+        assert said in capfd.readouterr().out
+    assert read_pretrained("as_run").tokenizer.to_dict() == tokenizer.to_dict()
+    assert read_pretrained("as_hf").tokenizer is None
 
 
 def test_files_of_one_name_are_refused(tmp_path: Path) -> None:

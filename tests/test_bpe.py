@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from engine.bpe import byte_characters, learn_vocabulary, ranks_text, tokenizer_of_file
 from engine.errors import UserError
+from engine.pretrained import read_pretrained
 from engine.tokenizer import END_OF_TEXT, SPLIT_PATTERN, OwnBytePairTokenizer, tokenizer_from_dict
 
 TEXTS = [topics[name] for name in sorted(topics)][:60] + ["Élan vital, à la carte — 語 語 🙂🙂"] * 3
@@ -129,6 +130,39 @@ def test_it_travels_in_a_data_set_and_serves_another(tmp_path: Path) -> None:
             tmp_path / "data/one/train.bin"
         ).read_bytes()
     assert np.fromfile(tmp_path / "data/one/train.bin", dtype="<u2").max() < 500
+
+
+def test_it_travels_with_the_model_to_other_programs_and_back(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    small = ("--max_iters=2", "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16", "--eval_iters=1")
+    for arguments in (
+        ("prepare.py", "own", "--input", "a.txt", "--tokenizer", "bpe", "--vocab_size", "500"),
+        ("train.py", "--dataset=own", "--out_dir=run", "--compile=False", "--threads=1", *small),
+        ("convert.py", "run", "--to", "hf", "hf"),
+        ("convert.py", "hf", "--to", "run", "back"),
+    ):
+        finished = command(tmp_path, *arguments)
+        assert finished.returncode == 0, finished.stderr
+    own = tokenizer_of_file(tmp_path / "data/own")
+    for folder in ("run", "hf", "back"):
+        assert read_pretrained(str(tmp_path / folder)).tokenizer.to_dict() == own.to_dict()
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs.eos_token_id == own.end_of_text == 499
+    stream = random.Random()
+    for _ in range(300):
+        text = "".join(stream.choices([*"etaoin shrdlu\n\r.,'s  1²语🙂", "the ", END_OF_TEXT], k=60))
+        ids = own.encode(text).tolist()
+        assert theirs.encode(text) == ids and theirs.decode(ids) == text
+    said = []
+    for folder in ("run", "hf"):
+        options = ("--temperature=0", "--max_new_tokens=9", "--device=cpu")
+        sampled = command(tmp_path, "sample.py", f"--init_from={folder}", *options)
+        scored = command(tmp_path, "eval.py", folder, "--dataset", "own")
+        assert sampled.returncode == scored.returncode == 0, sampled.stderr + scored.stderr
+        said.append((sampled.stdout, scored.stdout))
+    assert said[0] == said[1] and "bits per byte" in said[0][1]
 
 
 WORDS = LEARNED.to_dict()["vocabulary"].split()

@@ -21,6 +21,8 @@ def of_module(config: GPTConfig) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             counts["biases"] += parameter.numel()
+        elif name == "token_shift":
+            counts["shift"] += parameter.numel()
         elif "norm" in name:
             counts["norms"] += parameter.numel()
         elif name.endswith("qkv.weight"):
@@ -52,6 +54,7 @@ def test_any_shape_is_counted_as_the_module_counts_itself() -> None:
             position=random.choice(("learned", "rotary")),
             bias=random.random() < 0.5,
             tied_head=random.random() < 0.5,
+            token_shift=random.random() < 0.5,
         )
         assert count_by_matrix(config) == of_module(config), config
 

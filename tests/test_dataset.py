@@ -164,7 +164,7 @@ def test_damaged_missing_and_short_files_are_named(tmp_path: Path) -> None:
     (folder / "train.bin").unlink()
     with pytest.raises(UserError, match="missing"):
         open_dataset("x", 8, tmp_path)
-    with pytest.raises(UserError, match=r"prepare it with: python prepare.py nowhere"):
+    with pytest.raises(UserError, match=r"python prepare\.py nowhere --input FILE"):
         open_dataset("nowhere", 8, tmp_path)
 
 

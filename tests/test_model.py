@@ -26,7 +26,14 @@ from model import (
 
 SMALL = GPTConfig(vocab_size=61, block_size=24, n_layer=3, n_head=4, n_embd=32)
 MODERN = dataclasses.replace(
-    SMALL, bias=False, activation="relu2", position="rotary", qk_norm=True, zero_init=True, tied_head=False
+    SMALL,
+    bias=False,
+    activation="relu2",
+    position="rotary",
+    qk_norm=True,
+    zero_init=True,
+    token_shift=True,
+    tied_head=False,
 )
 both = pytest.mark.parametrize("config", [SMALL, MODERN], ids=["gpt2", "modern"])
 

@@ -8,7 +8,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -18,9 +18,11 @@ from conftest import ROOT, TEXT, command
 
 import prepare as script
 from engine import pipeline, readers
-from engine.dataset import open_dataset
+from engine.bpe import learn_vocabulary
+from engine.dataset import KNOWN, open_dataset
 from engine.errors import UserError
 from engine.pipeline import Request, prepare
+from engine.recipes import LARGE, RECIPES, write_dataset
 from engine.tokenizer import END_OF_TEXT
 
 DOCUMENTS = [part for name in sorted(topics)[:40] for part in topics[name].split("\n\n") if part.strip()]
@@ -218,6 +220,14 @@ def test_standard_input_is_a_text(tmp_path: Path) -> None:
     assert sorted(file.name for file in data.folder.iterdir()) == ["meta.json", "train.bin", "val.bin"]
 
 
+def test_standard_input_is_named_as_such(tmp_path: Path) -> None:
+    process = [sys.executable, str(ROOT / "prepare.py"), "piped", "--input", "-"]
+    for content, said in ((b"caf\xe9", "standard input is not UTF-8 (byte 3,"), (b"", "in standard input")):
+        finished = subprocess.run(process, cwd=tmp_path, input=content, capture_output=True)
+        assert finished.returncode == 2 and said in finished.stderr.decode()
+        assert not (tmp_path / "data").exists()
+
+
 BAD = [
     (["a", "--input", "empty.txt"], "the text is empty"),
     (["a", "--input", "blank.jsonl", "--tokenizer", "bytes"], r"the text is empty.*2 empty left out"),
@@ -226,7 +236,17 @@ BAD = [
     (["a", "--input", "good.txt", "--dedup"], "add --documents"),
     (["a", "--input", "good.jsonl", "--field", "body"], r"line 1 has no field 'body'.*'text'"),
     (["a", "--input", "broken.txt.gz"], r"broken\.txt\.gz is damaged"),
-    (["a", "--input", "good.jsonl", "--val", "1e-9"], "none of the 9 documents is in the val split"),
+    (["a", "--input", "good.txt", "--val", "1e-9"], "the val split of a has [01] of the 2 tokens"),
+    (["a", "--input", "good.txt", "--val", "0.9999"], "the train split of a has 0 of the 2 tokens"),
+    (["a", "--input", "tiny.txt"], "the val split of a has 1 of the 2 tokens"),
+    (["a", "--input", "good.txt", "--val", "empty.txt"], "the val split of a has 0 of the 2 tokens"),
+    (["a", "--input", "one.jsonl"], "there is one document"),
+    (["a", "--input", "same.jsonl"], "the 2 documents are all the same"),
+    (["a", "--input", "good.txt", "--vocab_size", "300"], "add --tokenizer bpe"),
+    (["a", "--input", "good.txt", "--tokenizer", "numbers"], r"numbers is for token files \(\.bin\)"),
+    (["a", "--input", "bins", "--dedup"], "--dedup is about text"),
+    (["--show", "nope"], r"python prepare\.py nope --input FILE"),
+    (["--show", "shakespeare"], r"make it: python prepare\.py shakespeare$"),
     (["a", "--input", "good.jsonl", "--val", "7"], "--val is 7"),
     (["a", "--input", "good.jsonl", "--val", "none.txt"], r"none\.txt cannot be read"),
     (["a", "--input", "nowhere"], "nowhere cannot be read"),
@@ -253,6 +273,11 @@ def test_bad_input_is_one_line_and_changes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_bytes(b"")
+    Path("tiny.txt").write_text("abc")
+    Path("one.jsonl").write_text('{"text": "alone"}')
+    Path("same.jsonl").write_text('{"text": "as one"}\n' * 2)
+    Path("bins").mkdir()
+    Path("bins/train.bin").write_bytes(bytes(100))
     Path("blank.jsonl").write_text('{"text": ""}\n{"text": " "}\n')
     Path("bad.txt").write_bytes(b"good\nb\xffd\n")
     Path("good.txt").write_text(TEXT[:1000])
@@ -264,6 +289,107 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert re.search(said, fails(script.main, *arguments))
     assert contents(Path("data")) == before and len(before) == (3 if older else 0)
     assert older or not list(Path("data").rglob("*"))
+
+
+@pytest.mark.parametrize(("val", "empty"), [(1e-6, "val"), (1 - 1e-6, "train")])
+@pytest.mark.parametrize("tokenizer", ["bytes", "char", "bpe"])
+def test_of_few_documents_the_nearest_fills_the_split_that_would_be_empty(
+    corpus: Path, val: float, empty: str, tokenizer: str
+) -> None:
+    texts = [f"{number}: {text}" for number, text in enumerate(DOCUMENTS[:9])]
+    Path("few").mkdir()
+    for number, text in enumerate(texts):
+        (Path("few") / f"{number}.txt").write_text(text)
+    said: list[str] = []
+    prepare(Request("a", ["few"], tokenizer=tokenizer, vocab_size=300, val=val), said.append)
+    lots = {text: hashlib.sha256(text.encode()).digest()[-8:][::-1] for text in texts}
+    alone = (min if empty == "val" else max)(texts, key=lots.__getitem__)
+    data = open_dataset("a", 1)
+    split = getattr(data, empty)
+    end = "<|endoftext|>" if tokenizer == "bpe" else "" if alone.endswith("\n") else "\n"
+    assert data.tokenizer.decode(split.read(0, split.tokens)) == alone + end
+    assert data.meta["documents"] == {"train": 8, "val": 8} | {empty: 1}
+    assert any(f"none of the 9 documents is for the {empty} split by its hash" in line for line in said)
+    if tokenizer == "bpe":  # what is for validation has taught the vocabulary nothing
+        learned = learn_vocabulary([text for text in texts if (text == alone) == (empty == "train")], 300)
+        assert data.tokenizer.to_dict() == learned.to_dict()
+
+
+def test_a_split_filled_so_survives_an_interruption(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "SAVE_EVERY", 2)
+    options = dict(inputs=["corpus.jsonl"], tokenizer="bpe", vocab_size=300, val=1e-9, dedup=True)
+    wanted = made(**options)
+    assert open_dataset("a", 8).meta["documents"]["val"] == 1
+    pieces = len(list(readers.pieces(readers.find_inputs(["corpus.jsonl"]), "text", False)))
+    take = pipeline.Preparation._take
+    for allowed in (pieces - 1, pieces + 1, pieces + 4, 2 * pieces - 1):  # in one pass, and in the other
+        turns = iter(range(allowed))
+
+        def take_some(self: pipeline.Preparation, *arguments: object, turns: Iterator[int] = turns) -> None:
+            if next(turns, None) is None:
+                raise Killed
+            take(self, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline.Preparation, "_take", take_some)
+            with pytest.raises(Killed):
+                made(**options)
+        assert made(**options) == wanted
+
+
+def test_a_folder_of_one_file_is_one_text_and_needs_no_option(tmp_path: Path) -> None:
+    (tmp_path / "novel").mkdir()
+    (tmp_path / "novel" / "all.txt").write_text(TEXT[:5000])
+    for name in ("novel", "novel", "novel/"):
+        finished = command(tmp_path, "prepare.py", name)
+        assert finished.returncode == 0, finished.stderr
+    data = open_dataset("novel", 8, tmp_path / "data")
+    assert data.tokenizer.decode(data.train.read(0, data.train.tokens)) == TEXT[:4500]
+    assert "documents" not in data.meta
+
+
+def test_characters_hold_the_line_break_that_ends_a_document(tmp_path: Path) -> None:
+    (tmp_path / "two.jsonl").write_text('{"text": "one"}\n{"text": "another"}\n')
+    prepare(Request("a", [str(tmp_path / "two.jsonl")], val=0.5), quiet, tmp_path / "data")
+    data = open_dataset("a", 1, tmp_path / "data")
+    assert data.tokenizer.to_dict()["characters"] == "\naehnort"
+
+
+def test_empty_files_and_short_splits_are_remarked_upon(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        (tmp_path / "in" / f"{number}.txt").touch()
+    (tmp_path / "in" / "text.txt").write_text(TEXT[:100])
+    (tmp_path / "in" / "more.txt").write_text(TEXT[100:1000])
+    said: list[str] = []
+    prepare(Request("a", [str(tmp_path / "in")]), said.append, tmp_path / "data")
+    assert re.search(r"nothing is in \S+/in/0\.txt, \S+/1\.txt, \S+/2\.txt and 2 more$", said[0])
+    assert (
+        "the train split has 101 tokens, so a model of it can have a --block_size of 100 at most" in said[-2]
+    )
+    assert "left out: 5 empty" in said[-1]
+    said.clear()
+    files = [str(tmp_path / "in" / name) for name in ("more.txt", "0.txt")]
+    prepare(Request("b", files), said.append, tmp_path / "data")
+    assert re.search(r"nothing is in \S+/0\.txt$", said[0])
+
+
+def test_a_file_of_lines_may_begin_with_the_mark_that_windows_writes(corpus: Path) -> None:
+    Path("marked.jsonl").write_text(Path("corpus.jsonl").read_text(), encoding="utf-8-sig")
+    one, other = (made(inputs=[name], tokenizer="bytes") for name in ("corpus.jsonl", "marked.jsonl"))
+    assert one["train.bin"] == other["train.bin"] and one["val.bin"] == other["val.bin"]
+
+
+def test_what_is_missing_is_said_with_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert set(KNOWN) == set(RECIPES) | set(LARGE)
+    assert "(there is none yet)" in fails(script.main, "--show", "nope")
+    for name in ("one", "two"):
+        write_dataset(name, "abcd" * 200, "char", 0.5, [], quiet)
+    for arguments in (["--show", "nope"], ["--verify", "nope"], ["nope"]):
+        assert "there is no data set data/nope (there are: one, two)" in fails(script.main, *arguments)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

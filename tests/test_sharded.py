@@ -20,7 +20,8 @@ from model import GPT, GPTConfig
 # Three layers of 30 channels: neither rows nor matrices divide by 4. Micro-batches that 1, 2 and 4 processes
 # share, and two windows to evaluate, so that two of 4 processes have none.
 ALIKE = (
-    "tiny.py", "--dtype=float64", "--n_layer=3", "--n_embd=30", "--bias=True", "--batch_size=2",
+    "tiny.py", "--dtype=float64", "--n_layer=3", "--n_embd=30", "--bias=True", "--token_shift=True",
+    "--batch_size=2",
     "--gradient_accumulation_steps=4", "--keep_checkpoints=9", "--sample_tokens=8", "--eval_iters=1",
 )  # fmt: skip
 HALF = ("--max_iters=10", "--lr_decay_iters=20")
