@@ -88,9 +88,12 @@ def apply_muon(
     matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
     if not matrices:
         return
-    for matrix in matrices:  # AdamW, whose class this is, wants to find a count in every state that it loads
-        state[matrix].setdefault("step", torch.zeros(())).add_(1)
-        state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+    for matrix in matrices:
+        if not state[
+            matrix
+        ]:  # AdamW, whose class this is, wants to find a count in every state that it loads
+            state[matrix].update(step=torch.zeros(()), momentum=torch.zeros_like(matrix))
+        state[matrix]["step"] += 1
     weights = [local(matrix) for matrix in matrices]
     gradients = [local(matrix.grad) for matrix in matrices]
     averages = [local(state[matrix]["momentum"]) for matrix in matrices]
