@@ -4,6 +4,11 @@
     python bench.py train --config configs/shakespeare_char_fast.py
     python bench.py sample    tokens per second with the KV cache, small model and GPT-2's shape
     python bench.py start     from the start of train.py to its first step
+    python bench.py memory    predicted and measured memory of training, for some shapes
+    python bench.py prepare   how fast prepare.py is, against tokenizing alone
+    python bench.py scaling   tokens per second of 1, 2, 4, … processes, on the GPUs or on shared cores
+    python bench.py network   bandwidth of adding up tensors over processes; across machines under torchrun
+    python bench.py profile   a trace of training steps of several processes, and what communication hides
 
 Every figure is a median over rounds with its spread (10th to 90th percentile); ours and the baseline take
 turns in processes of their own, so a machine that slows down slows both. The baseline is what one writes
@@ -11,6 +16,8 @@ first: fp32 products by the default library, scaled_dot_product_attention, AdamW
 library handles it; for sampling, no cache.
 """
 
+import contextlib
+import dataclasses
 import json
 import os
 import statistics
@@ -19,7 +26,7 @@ import sys
 import tempfile
 import time
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +43,45 @@ PLAIN = {
 def main(arguments: Sequence[str]) -> None:
     """Run the measurement that the command line names."""
     parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("what", choices=("train", "sample", "start", "worker"), help="what to measure")
-    parser.add_argument("--config", help="train: a configuration file (default: the plain CPU setting)")
+    parser.add_argument("what", choices=(*measurements(), "worker"), help="what to measure")
+    parser.add_argument(
+        "--config", help="train, scaling, profile: a configuration file (default: the plain CPU setting)"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="rounds of taking turns (default: 15)")
     parser.add_argument(
         "--kind", choices=("ours", "baseline"), default="ours", help="worker: which of the two to be"
+    )
+    parser.add_argument(
+        "--processes", type=int, help="scaling, network, profile: how many (default: GPUs, or cores)"
+    )
+    parser.add_argument(
+        "--megabytes", type=int, default=2000, help="prepare: size of the text (default: 2000)"
+    )
+    parser.add_argument(
+        "--largest", type=int, default=256, help="network: largest tensor in MiB (default: 256)"
+    )
+    parser.add_argument(
+        "--trace", default="trace.json", help="profile: the file to write (default: trace.json)"
     )
     options = parser.parse_args(arguments)
     if options.what == "worker":
         work(options.kind, options.config)
     else:
-        {"train": measure_training, "sample": measure_sampling, "start": measure_start}[options.what](options)
+        measurements()[options.what](options)
+
+
+def measurements() -> dict[str, Callable[[Any], None]]:
+    """What can be measured, by name."""
+    return {
+        "train": measure_training,
+        "sample": measure_sampling,
+        "start": measure_start,
+        "memory": measure_memory,
+        "prepare": measure_preparing,
+        "scaling": measure_scaling,
+        "network": measure_network,
+        "profile": measure_profile,
+    }
 
 
 def summary(values: Sequence[float]) -> str:
@@ -293,6 +328,170 @@ def measure_start(options: Any) -> None:
     print(f"import torch and one optimizer step: {summary(times['least'])} s")
     print(f"train.py with one step, two small evaluations and a checkpoint: {summary(times['ours'])} s")
     print(f"ratio {summary(ratios)}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# memory, preparing
+
+
+def measure_memory(options: Any) -> None:
+    """Predicted and measured memory of three steps, for shapes that take a gigabyte and more."""
+    from engine.memory import Setup, gigabytes
+    from engine.memory_check import check_memory
+    from model import GPTConfig
+
+    wide = GPTConfig(vocab_size=256, block_size=512, n_layer=6, n_head=8, n_embd=512, bias=False)
+    dropping = dataclasses.replace(wide, dropout=0.1)
+    turning = dataclasses.replace(wide, position="rotary", qk_norm=True, activation="relu2")
+    gpt2 = GPTConfig(vocab_size=50304, block_size=256, bias=False)
+    for config, setup in (
+        (wide, Setup(8)),
+        (wide, Setup(8, attention_kernel="matmul")),
+        (dropping, Setup(8)),
+        (dropping, Setup(8, attention_kernel="matmul")),
+        (turning, Setup(8)),
+        (wide, Setup(12, dtype="bfloat16")),
+        (gpt2, Setup(4)),
+        (gpt2, Setup(4, micro_steps=2)),
+        (gpt2, Setup(2, optimizer="muon")),
+    ):
+        predicted, measured = check_memory(config, setup)
+        print(
+            f"{config.n_layer} × {config.n_embd}, block {config.block_size}, vocabulary {config.vocab_size}, "
+            f"{setup.micro_steps} × {setup.micro_batch} sequences, {setup.optimizer}, {setup.dtype}, "
+            f"attention {setup.attention_kernel}, dropout {config.dropout}, {config.position}: "
+            f"predicted {gigabytes(predicted.total)}, measured {gigabytes(measured)}, "
+            f"ratio {predicted.total / measured:.2f}",
+            flush=True,
+        )
+
+
+def measure_preparing(options: Any) -> None:
+    """How fast a text that is made up on the spot becomes token files."""
+    from engine.prepare_speed import measure_prepare
+
+    found = measure_prepare(options.megabytes * 10**6)
+    print(
+        f"{options.megabytes} MB of text, {found['workers']} workers: from JSON lines to token files "
+        f"{found['megabytes_per_second']:.1f} MB/s, tiktoken alone on as many threads "
+        f"{found['tiktoken_megabytes_per_second']:.1f} MB/s, ratio {found['ratio']:.2f}; "
+        f"the largest process took {found['largest_process']:.0f} MiB"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# several processes
+
+
+def default_processes() -> int:
+    """One for each GPU; without GPUs one for each core."""
+    import torch
+
+    from engine.workers import available_cores
+
+    return torch.cuda.device_count() or available_cores()
+
+
+def shape_of(settings: TrainSettings) -> Any:
+    """The model of a setting, with characters on a CPU and GPT-2's vocabulary on GPUs."""
+    import torch
+
+    from engine.setup import model_shape
+
+    return model_shape(settings, 50304 if torch.cuda.is_available() else 65)
+
+
+def is_one_of_several() -> bool:
+    """Whether torchrun started this process."""
+    return "LOCAL_RANK" in os.environ
+
+
+def measure_scaling(options: Any) -> None:
+    """Tokens per second of 1, 2, 4, … processes on the same sequences, taking turns."""
+    settings = training_settings(options.config)
+    if is_one_of_several():
+        with the_world() as world:
+            from engine.parallel_speed import step_seconds
+
+            seconds = step_seconds(settings, shape_of(settings), world, 20)
+            if world.is_main:
+                print(seconds)
+        return
+    import torch
+
+    from engine.parallel_speed import torchrun
+
+    most = options.processes or default_processes()
+    numbers = [number for number in range(1, most + 1) if settings.sequences_per_step() % number == 0]
+    numbers = [number for number in numbers if number & (number - 1) == 0 or number == most]
+    rates: dict[int, list[float]] = {number: [] for number in numbers}
+    config = [f"--config={options.config}"] if options.config else []
+    for _ in range(max(3, options.rounds // 3)):
+        for number in numbers:
+            seconds = float(torchrun(number, "scaling", *config)[-1])
+            rates[number].append(settings.sequences_per_step() * settings.block_size / seconds)
+    on_gpus = torch.cuda.is_available()
+    print("each process has a GPU" if on_gpus else f"the processes share {default_processes()} cores")
+    for number, values in rates.items():
+        best = number if on_gpus else 1  # times as fast as one process, at best
+        shares = [100 * mine / one / best for mine, one in zip(values, rates[1], strict=True)]
+        print(f"{number} processes: {summary(values)} tokens/s, efficiency {summary(shares)} %")
+
+
+def measure_network(options: Any) -> None:
+    """All-reduces of growing tensors, by the processes of torchrun or by some started here."""
+    from engine.parallel_speed import all_reduce_speeds, torchrun
+
+    if not is_one_of_several():
+        print(
+            "\n".join(
+                torchrun(options.processes or default_processes(), "network", f"--largest={options.largest}")
+            )
+        )
+        return
+    with the_world() as world:
+        for row in all_reduce_speeds(world, options.largest):
+            if world.is_main:
+                print(
+                    f"{row['mebibytes']:4.0f} MiB over {world.size} processes: "
+                    f"{1e3 * row['seconds']:8.2f} ms, "
+                    f"algorithm {row['algorithm'] / 1e9:7.2f} GB/s, "
+                    f"bus {row['bus'] / 1e9:7.2f} GB/s",
+                    flush=True,
+                )
+
+
+def measure_profile(options: Any) -> None:
+    """A trace for ui.perfetto.dev or chrome://tracing, and how much of the communication is hidden."""
+    from engine.parallel_speed import profile_steps, torchrun
+
+    if not is_one_of_several():
+        path = Path(options.trace).resolve()
+        config = [f"--config={options.config}"] if options.config else []
+        lines = torchrun(options.processes or default_processes(), "profile", f"--trace={path}", *config)
+        print("\n".join(lines))
+        return
+    settings = training_settings(options.config)
+    with the_world() as world:
+        share = profile_steps(settings, shape_of(settings), world, Path(options.trace))
+        if world.is_main:
+            print(
+                f"{options.trace}: three steps of rank 0 of {world.size}; {share:.0%} of the time of its "
+                f"communication lies beside the arithmetic of the backward pass"
+            )
+
+
+@contextlib.contextmanager
+def the_world() -> Iterator[Any]:
+    """This process among its peers, until the measurement is over."""
+    from engine import distributed
+
+    world = distributed.start()
+    try:
+        yield world
+        world.wait()
+    finally:
+        world.stop()
 
 
 if __name__ == "__main__":

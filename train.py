@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     from engine.setup import set_up
     from engine.training import StopRequests
 
-    world = distributed.start()
+    world = distributed.start(sources.peek("timeout"))
     console = Console(world.is_main)
     try:
         with StopRequests(world) as requests, contextlib.ExitStack() as cleanup:
@@ -58,10 +58,12 @@ def train(run: "Run", progress: "Progress", resumed: bool, requests: "StopReques
     """Update, evaluate and save until `max_iters`, a signal, or the end of patience."""
     from engine.diagnose import Diverged, first_not_finite
     from engine.setup import compiled, in_parallel
+    from engine.watchdog import Watchdog
 
     forward = in_parallel(run, compiled(run))
     try:
-        loop(run, forward, progress, resumed, requests)
+        with Watchdog(run.world, progress, run.settings.timeout / 3):
+            loop(run, forward, progress, resumed, requests)
     except Diverged as error:
         run.console.say(f"step {error.step} went wrong; looking for the cause")
         raise UserError(f"{error}; {first_not_finite(run, forward, update, error.step)}") from error
@@ -138,6 +140,7 @@ def update(
                 loss = forward(ids, targets)[1] * weight
             scaler.scale(loss).backward()
         mean_loss += loss.detach()
+        del loss  # the nodes of its graph would lie scattered over the memory that the next one needs
     scaler.unscale_(optimizer)
     norm = clip_gradients(run.model.parameters(), settings.grad_clip)
     scaler.step(optimizer)

@@ -134,6 +134,12 @@ class TrainSettings:
         False,
         "keep only the blocks' inputs for the backward pass: less memory, about a third more arithmetic",
     )
+    timeout: float = setting(
+        1800.0,
+        "seconds that processes wait for one another before the run ends; after a third of it they report "
+        "where they are",
+        above=0,
+    )
     deterministic: bool = setting(False, "bit-exact repeats on GPUs too, at some cost in speed")
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -50,17 +50,22 @@ class Choices:
     threads: int
     matmul_precision: str = "highest"
     attention_kernel: str = "sdpa"
+    batch_size: int | None = None  # what fits into the memory, where the setting does not
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> "Choices":
         """Choices out of a checkpoint. Raises UserError for what are none."""
         choices = cls(**{field.name: recorded.get(field.name) for field in fields(cls)})
         if (
-            any(type(getattr(choices, field.name)) is not field.type for field in fields(cls))
+            any(
+                type(getattr(choices, field.name)) not in (get_args(field.type) or (field.type,))
+                for field in fields(cls)
+            )
             or choices.attention_kernel not in ATTENTION_KERNELS
             or choices.matmul_precision not in ("highest", "high", "medium")
             or choices.dtype not in ("float32", "bfloat16", "float16", "float64")
             or choices.threads < 1
+            or (choices.batch_size is not None and choices.batch_size < 1)
         ):
             raise UserError(f"the checkpoint's automatic choices are damaged: {str(recorded)[:200]}")
         return choices

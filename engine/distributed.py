@@ -6,6 +6,7 @@
 import json
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class World:
     size: int
     local_rank: int
     local_size: int
+    store: dist.Store | None = None  # where the processes found each other
 
     @property
     def is_main(self) -> bool:
@@ -43,8 +45,20 @@ class World:
         return json.loads(content.numpy().tobytes())
 
     def collect(self, value: Any) -> list[Any]:
-        """The values of all processes in the order of their ranks, on every process."""
-        return [self.broadcast(value, source) for source in range(self.size)]
+        """The values of all processes by rank, anything that JSON holds, on every process."""
+        if self.size == 1:
+            return [value]
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(content)]))
+        padded = torch.zeros(max(map(int, lengths)), dtype=torch.uint8)
+        padded[: len(content)] = content
+        contents = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(contents, padded)
+        return [
+            json.loads(whole[: int(length)].numpy().tobytes())
+            for whole, length in zip(contents, lengths, strict=True)
+        ]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, replaced by its sum over all processes."""
@@ -66,8 +80,11 @@ class World:
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1)
 
 
-def start() -> World:
-    """Join the group that torchrun's environment describes; a world of one without torchrun."""
+def start(timeout: float = 1800.0) -> World:
+    """Join the group that torchrun's environment describes; a world of one without torchrun.
+
+    A collective operation that has waited for `timeout` seconds fails.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE
@@ -82,15 +99,34 @@ def start() -> World:
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
+    store, rank, size = next(dist.rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1" and "TORCHELASTIC_RESTART_COUNT" in os.environ:
         # torchrun on one machine keeps its store when it restarts the processes, and gloo would find the
         # addresses of the dead ones there; each attempt gets names of its own.
-        store, rank, size = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    else:
-        dist.init_process_group(backend)
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+    )
+    return World(rank, size, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]), store)
+
+
+def describe_ranks(ranks: list[dict[str, Any]]) -> str:
+    """Host, device and seed of each process in a line, those of one host together.
+
+    E.g. "node-a: ranks 0 to 7 on cuda:0 to cuda:7; node-b: rank 8 on cuda:0; seed 1337".
+    """
+    hosts: dict[str, list[dict[str, Any]]] = {}
+    for rank in ranks:
+        hosts.setdefault(rank["host"], []).append(rank)
+    parts = []
+    for host, there in hosts.items():
+        first, last = there[0], there[-1]
+        several, devices = len(there) > 1, first["device"]
+        numbers = f"ranks {first['rank']} to {last['rank']}" if several else f"rank {first['rank']}"
+        devices += f" to {last['device']}" if last["device"] != devices else ""
+        parts.append(f"{host}: {numbers} on {devices}")
+    seeds = sorted({rank["seed"] for rank in ranks})
+    return f"{'; '.join(parts)}; seed {', '.join(map(str, seeds))}"
 
 
 def share_of_step(sequences: int, batch_size: int, world: World) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import platform
+import socket
 import sys
 from collections import deque
 from dataclasses import dataclass, field
@@ -29,9 +30,10 @@ from engine.device import (
     peak_flops,
     probe_kernels,
 )
-from engine.distributed import World, share_of_step
+from engine.distributed import World, describe_ranks, share_of_step
 from engine.errors import UserError
 from engine.finetuning import finetuned, read_weights, shape_settings
+from engine.memory import Memory, Setup, available_bytes, fitting_batch_size, gigabytes, predict
 from engine.metrics import Console, MetricsLog, WandbLog
 from engine.optimizer import make_optimizer
 from engine.parallel import compile_blocks, is_sharded, plain_blocks, put, sharded_model, shards
@@ -39,6 +41,7 @@ from engine.pretrained import NANOGPT_FILE, Pretrained
 from engine.recipes import prepare_recipe
 from engine.sources import write_whole
 from engine.suggest import suggest
+from engine.training import EVALUATION_TOKENS
 from model import GPT, GPTConfig, count_parameters, flops_per_token
 
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
@@ -83,6 +86,8 @@ class Run:
     scaler: torch.amp.GradScaler
     micro_batch: int
     micro_steps: int
+    memory: Memory  # predicted
+    ranks: list[dict[str, Any]]  # host, device and seed of each process
     folder: Path | None = None  # the fields from here on are None where nothing is to be written
     metrics: MetricsLog | None = None
     wandb: WandbLog | None = None
@@ -126,9 +131,14 @@ def set_up(
     if checkpoint is None or checkpoint.meta["choices"]["device"] != choices.device:
         probe(choices, settings, micro_batch, world, console)
     choices.apply(settings.deterministic)
+    if checkpoint is None:
+        shape = model_config(settings, data.tokenizer.vocab_size, data.separator(settings.documents))
+    else:
+        shape = dataclasses.replace(checkpoint.model_config(), dropout=settings.dropout)
+    micro_batch, micro_steps, memory = fit_memory(shape, settings, choices, device, world, console)
 
     progress = Progress() if checkpoint is None else Progress.from_meta(checkpoint.meta)
-    model = make_model(settings, choices, device, data, world, checkpoint, pretrained)
+    model = make_model(shape, settings, choices, device, data, world, checkpoint, pretrained)
     optimizer = make_optimizer(model, settings, world)
     scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
     if checkpoint is not None:
@@ -148,6 +158,10 @@ def set_up(
         scaler,
         micro_batch,
         micro_steps,
+        memory,
+        world.collect(
+            {"rank": world.rank, "host": socket.gethostname(), "device": str(device), "seed": settings.seed}
+        ),
     )
     describe(run, progress)
     if not settings.eval_only:
@@ -156,6 +170,7 @@ def set_up(
 
 
 def make_model(
+    shape: GPTConfig,
     settings: TrainSettings,
     choices: Choices,
     device: torch.device,
@@ -173,7 +188,6 @@ def make_model(
     elif pretrained is not None:
         model = finetuned(pretrained, settings, data).model(device, dtype, empty)
     else:
-        shape = model_config(settings, data.tokenizer.vocab_size, data.separator(settings.documents))
         model = empty(shape, device, dtype)
         model.init_weights(settings.seed, put)
     model.use_attention_kernel(choices.attention_kernel)
@@ -273,6 +287,7 @@ def choose(
             "dtype": settings.dtype == "auto",
             "compile": settings.compile == "auto",
             "threads": settings.threads is None and same_processes,
+            "batch_size": same_processes and checkpoint.meta["settings"]["batch_size"] == settings.batch_size,
         }
         for name in choices.to_dict():
             if automatic.get(name, True):
@@ -304,6 +319,52 @@ def probe(
             console.say(f"kernels: {'; '.join(remarks)}")
     found = Choices.from_dict(world.broadcast(choices.to_dict()))
     choices.matmul_precision, choices.attention_kernel = found.matmul_precision, found.attention_kernel
+
+
+def fit_memory(
+    shape: GPTConfig,
+    settings: TrainSettings,
+    choices: Choices,
+    device: torch.device,
+    world: World,
+    console: Console,
+) -> tuple[int, int, Memory]:
+    """(micro-batch, micro-batches a step, predicted memory): `batch_size`, halved until it fits.
+
+    Rank 0 decides. The sequences of a step stay the same. A resumed run begins with the size that its
+    checkpoint recorded.
+    """
+    wanted, sequences = choices.batch_size or settings.batch_size, settings.sequences_per_step()
+    setup = Setup(
+        micro_batch=1,
+        optimizer=settings.optimizer,
+        dtype=choices.dtype,
+        attention_kernel=choices.attention_kernel,
+        device=device.type,
+        processes=world.size,
+        parallel=(settings.parallel or "ddp") if world.size > 1 else None,
+        recompute=settings.recompute,
+        evaluated=choices.batch_size or max(wanted, EVALUATION_TOKENS // settings.block_size),
+    )
+    available = world.broadcast(available_bytes(device, world.local_size))
+    size = fitting_batch_size(shape, setup, sequences, wanted, world, available)
+    if size < settings.batch_size:
+        choices.batch_size = size
+    micro_batch, micro_steps = share_of_step(sequences, size, world)
+    evaluated = setup.evaluated if size == wanted else size
+    setup = dataclasses.replace(setup, micro_batch=micro_batch, micro_steps=micro_steps, evaluated=evaluated)
+    memory = predict(shape, setup)
+    if size < wanted:
+        console.say(
+            f"memory: batch_size {wanted} does not fit into the {gigabytes(available)} that are free; "
+            f"a process works on {micro_batch} at a time, and a step has {sequences} sequences as before"
+        )
+    if available is not None and memory.total > available:
+        console.say(
+            f"warning: training is predicted to take {gigabytes(memory.total)}, and {gigabytes(available)} "
+            f"are free; a smaller n_layer, n_embd or block_size takes less"
+        )
+    return micro_batch, micro_steps, memory
 
 
 def suggest_settings(sources: Sources, world: World, console: Console) -> None:
@@ -425,6 +486,7 @@ def claim_folder(
     content = {
         "settings": dataclasses.asdict(settings),
         "choices": run.choices.to_dict(),
+        "ranks": run.ranks,
         "versions": versions(),
         "command": sys.argv,
     }
@@ -477,6 +539,9 @@ def describe(run: Run, progress: Progress) -> None:
         f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences"
         f"{', the model sharded' if is_sharded(run.model) else ''})"
     )
+    if run.world.size > 1:
+        say(f"processes: {describe_ranks(run.ranks)}")
+    say(f"memory: a process is predicted to take up to {run.memory}")
 
 
 def compiled(run: Run) -> Any:
@@ -499,7 +564,9 @@ def in_parallel(run: Run, forward: Any) -> Any:
     if run.world.size == 1 or is_sharded(run.model):
         return forward
     devices = [run.device.index] if run.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(forward, device_ids=devices)
+    return torch.nn.parallel.DistributedDataParallel(
+        forward, device_ids=devices, gradient_as_bucket_view=True
+    )
 
 
 def warm_up(run: Run, forward: Any) -> None:

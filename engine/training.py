@@ -244,7 +244,7 @@ def evaluate(
     The training loss is taken the same way over as many windows of the training split.
     """
     windows = evaluation_windows(data.val, block_size, None if batches is None else batches * batch_size)
-    at_once = max(batch_size, EVALUATION_TOKENS // block_size)
+    at_once = choices.batch_size or max(batch_size, EVALUATION_TOKENS // block_size)
     losses = []
     for split in (data.train, data.val):
         count = evaluation_windows(split, block_size, windows)
