@@ -2,6 +2,7 @@
 
     python bench.py train     a training step of the CPU-sized setting, ours and the baseline's
     python bench.py train --config configs/shakespeare_char_fast.py
+    python bench.py loss      what the fast setting reaches, and how soon; --compare: beside which setting
     python bench.py sample    tokens per second with the KV cache, small model and GPT-2's shape
     python bench.py start     from the start of train.py to its first step
     python bench.py memory    predicted and measured memory of training, for some shapes
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--config", help="train, scaling, profile: a configuration file (default: the plain CPU setting)"
     )
+    parser.add_argument(
+        "--compare", help="loss: a configuration file to take turns with (default: the plain CPU setting)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="loss: default 1 2 3")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of taking turns (default: 15)")
     parser.add_argument(
         "--kind", choices=("ours", "baseline"), default="ours", help="worker: which of the two to be"
@@ -74,6 +79,7 @@ def measurements() -> dict[str, Callable[[Any], None]]:
     """What can be measured, by name."""
     return {
         "train": measure_training,
+        "loss": measure_loss,
         "sample": measure_sampling,
         "start": measure_start,
         "memory": measure_memory,
@@ -156,6 +162,20 @@ def measure_training(options: Any) -> None:
         )
     ratios = [mine / theirs for mine, theirs in zip(times["ours"], times["baseline"], strict=True)]
     print(f"ours takes {summary([100 * ratio for ratio in ratios])} % of the baseline's time")
+
+
+def measure_loss(options: Any) -> None:
+    """Train two settings to their ends, in turns, seed after seed: validation losses and seconds."""
+    from engine.loss_speed import race, report
+
+    plain = ["configs/shakespeare_char.py", *(f"--{name}={value}" for name, value in PLAIN.items())]
+    names = [options.config or "configs/shakespeare_char_fast.py", options.compare or "the plain setting"]
+    lines = [names[0].split(), plain if options.compare is None else options.compare.split()]
+    outcomes = race(lines, options.seeds)
+    for name, found in zip(names, outcomes, strict=True):
+        print(report(name, found))
+    ratios = [mine.seconds / theirs.seconds for mine, theirs in zip(*outcomes, strict=True)]
+    print(f"{names[0]} takes {summary([100 * ratio for ratio in ratios])} % of the other's time")
 
 
 def training_settings(config: str | None) -> TrainSettings:
@@ -396,9 +416,9 @@ def shape_of(settings: TrainSettings) -> Any:
     """The model of a setting, with characters on a CPU and GPT-2's vocabulary on GPUs."""
     import torch
 
-    from engine.setup import model_shape
+    from engine.setup import model_config
 
-    return model_shape(settings, 50304 if torch.cuda.is_available() else 65)
+    return model_config(settings, 50304 if torch.cuda.is_available() else 65)
 
 
 def is_one_of_several() -> bool:
