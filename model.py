@@ -13,13 +13,14 @@ Shapes: B sequences, T positions, C channels (n_embd), H heads, D = C / H channe
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2")
 POSITIONS = ("learned", "rotary")
@@ -256,9 +257,16 @@ class Block(nn.Module):
         self.attention = CausalSelfAttention(config)
         self.mlp_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
+        self.recompute = False
 
     def forward(self, x: Tensor, *context: object) -> Tensor:
         """(B, T, C) to (B, T, C). `context` is what `CausalSelfAttention.forward` takes beside x."""
+        if self.recompute and self.training:
+            return checkpoint(self.compute, x, *context, use_reentrant=False)
+        return self.compute(x, *context)
+
+    def compute(self, x: Tensor, *context: object) -> Tensor:
+        """What `forward` returns. Run again in the backward pass, it draws the same dropout."""
         x = x + self.attention(self.attention_norm(x), *context)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -295,8 +303,10 @@ class GPT(nn.Module):
         return model
 
     @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
+    def init_weights(self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
         """Draw GPT-2's initial weights, each parameter from a stream of its own: a function of (seed, name).
+
+        `put(parameter, value)` copies, where a process holds but a slice of each parameter, that slice.
 
         matrices and embeddings   normal, standard deviation 0.02
         attention.out, mlp.down   normal, 0.02 / √(2 n_layer), as all 2 n_layer add to the residual stream;
@@ -314,7 +324,7 @@ class GPT(nn.Module):
                 if name.endswith(("attention.out.weight", "mlp.down.weight")):
                     std = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
                 stream = torch.Generator().manual_seed(derive_seed(seed, "weights", name))
-                parameter.copy_(torch.randn(parameter.shape, generator=stream) * std)
+                put(parameter, torch.randn(parameter.shape, generator=stream) * std)
 
     def use_attention_kernel(self, kernel: str) -> None:
         """Compute attention by "sdpa" or by "matmul": the same result to rounding, at different speeds."""
@@ -322,6 +332,14 @@ class GPT(nn.Module):
             raise ValueError(f"attention kernel {kernel!r}; it can be {' or '.join(ATTENTION_KERNELS)}")
         for block in self.blocks:
             block.attention.kernel = kernel
+
+    def recompute_blocks(self, recompute: bool) -> None:
+        """In training, keep only the blocks' inputs for the backward pass, and compute the rest again there.
+
+        The result is the same, dropout included. Chen et al., 2016.
+        """
+        for block in self.blocks:
+            block.recompute = recompute
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Logits (B, T, V) for ids (B, T); with targets (B, T), also the mean cross-entropy in nats.

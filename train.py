@@ -42,8 +42,8 @@ def main(arguments: Sequence[str]) -> int:
             run, progress, resumed = set_up(sources, world, console, cleanup)
             if run.settings.eval_only:
                 console.say(f"step {progress.step}: {measure(run)}")
-                return 0
-            train(run, progress, resumed, requests)
+            else:
+                train(run, progress, resumed, requests)
             world.wait()  # gloo aborts a process whose peers have left
             return 0 if requests.received is None else 128 + requests.received
     finally:
@@ -123,6 +123,7 @@ def update(
     import torch
 
     from engine.optimizer import clip_gradients, learning_rate_factor
+    from engine.parallel import gradients_summed
     from model import derive_seed
 
     settings, optimizer, scaler = run.settings, run.optimizer, run.scaler
@@ -134,8 +135,7 @@ def update(
         if settings.dropout > 0:
             number = run.world.rank * run.micro_steps + index
             torch.manual_seed(derive_seed(settings.seed, "dropout", step, number))
-        synced = run.world.size == 1 or index == run.micro_steps - 1
-        with contextlib.nullcontext() if synced else forward.no_sync():
+        with gradients_summed(run.model, forward, now=index == run.micro_steps - 1):
             with run.choices.autocast():
                 loss = forward(ids, targets)[1] * weight
             scaler.scale(loss).backward()
@@ -238,10 +238,11 @@ def measure(run: "Run") -> "Evaluation":
 
 
 def print_sample(run: "Run", tokens: int) -> None:
-    """Print what the model writes by now, from the main process."""
+    """Print what the model writes by now, from the main process; a sharded model writes on all of them."""
+    from engine.parallel import is_sharded
     from engine.training import inference_mode_of, write_text
 
-    if tokens and run.world.is_main:
+    if tokens and (run.world.is_main or is_sharded(run.model)):
         with inference_mode_of(run.model), run.choices.autocast():
             text = write_text(run.model, run.data.tokenizer, tokens, run.settings.seed)
         run.console.say("\n".join(f"    {line}" for line in text.strip("\n").split("\n")))
@@ -250,9 +251,12 @@ def print_sample(run: "Run", tokens: int) -> None:
 def save(run: "Run", progress: "Progress") -> None:
     """Write a checkpoint of this step, point `last` (and `best`) at it, delete what is no longer kept."""
     from engine import checkpoint
+    from engine.distributed import ALONE
+    from engine.parallel import is_sharded
     from engine.setup import versions
 
-    if not run.world.is_main:
+    writers = run.world if is_sharded(run.model) else ALONE
+    if writers is ALONE and not run.world.is_main:
         return
     meta = {
         "model": dataclasses.asdict(run.model.config),
@@ -263,7 +267,7 @@ def save(run: "Run", progress: "Progress") -> None:
         "tokenizer": run.data.tokenizer.to_dict(),
         "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
         "scaler": run.scaler.state_dict(),
-        "wandb_id": run.wandb.run_id,
+        "wandb_id": None if run.wandb is None else run.wandb.run_id,
         "versions": versions(),
     }
     parts = {
@@ -271,11 +275,13 @@ def save(run: "Run", progress: "Progress") -> None:
         "optimizer": checkpoint.optimizer_tensors(run.model, run.optimizer),
     }
     try:
-        checkpoint.save_checkpoint(run.folder, meta | dataclasses.asdict(progress), parts)
+        checkpoint.save_checkpoint(run.folder, meta | dataclasses.asdict(progress), parts, writers)
     except UserError as error:
         if run.settings.save_errors == "stop":
             raise
         run.console.say(f"warning: {error}; going on, since save_errors is continue")
+        return
+    if not run.world.is_main:
         return
     if progress.best_step == progress.step:
         checkpoint.mark_best(run.folder, progress.step)
@@ -289,7 +295,7 @@ def conclude(run: "Run", progress: "Progress", requests: "StopRequests") -> None
         run.metrics.close()
         run.wandb.finish()
     complete = progress.step >= settings.max_iters or out_of_patience(settings, progress)
-    if requests.received is not None or not complete:
+    if any(run.world.collect(requests.received is not None)) or not complete:
         say(f"stopped at step {progress.step}; to go on, add --init_from=resume --out_dir={run.folder}")
         return
     print_sample(run, 5 * settings.sample_tokens)

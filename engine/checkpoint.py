@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -27,7 +27,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from engine.distributed import ALONE, World
 from engine.errors import UserError
+from engine.parallel import put, whole
 from engine.sources import write_whole
 from engine.tokenizer import Tokenizer, tokenizer_from_dict
 from model import GPT, GPTConfig, count_parameters
@@ -48,12 +50,15 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """All tensors of a part ("model" or "optimizer") by name, on the CPU. Raises UserError."""
+        """All tensors of a part ("model" or "optimizer") by name, on the CPU. Raises UserError.
+
+        They are mapped from the files, so a process that copies its slices reads no more than these.
+        """
         tensors: dict[str, Tensor] = {}
         for name in sorted(self.meta["files"]):
             if name.split(".")[0].split("-")[0] == part:
                 try:
-                    tensors |= safetensors.torch.load((self.folder / name).read_bytes())
+                    tensors |= safetensors.torch.load_file(self.folder / name)
                 except (OSError, safetensors.SafetensorError) as error:
                     raise UserError(f"{self.folder / name} cannot be read: {error}") from error
         return tensors
@@ -63,53 +68,99 @@ class Checkpoint:
         return GPTConfig(**self.meta["model"])
 
 
-def save_checkpoint(run: Path, meta: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]]) -> Path:
+def save_checkpoint(
+    run: Path, meta: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]], world: World = ALONE
+) -> Path:
     """Write a checkpoint of `meta["step"]` and point `last` at it; returns its folder.
 
-    Raises UserError where the disk does not take it; then everything is as it was before.
+    Where the tensors are slices, all processes of `world` call this, and each gathers and writes its share
+    of the files, so `run` must be on storage that they share. Raises UserError, in all of them, where the
+    disk does not take it; then everything is as it was before.
     """
     place = run / "checkpoints" / f"step-{meta['step']:08d}"
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    beside = place.with_name(f".{place.name}.{world.broadcast(os.getpid())}")
     try:
-        beside.mkdir(parents=True)
-        hashes = {}
-        for part, tensors in parts.items():
-            for name, content in _shards(part, tensors):
-                _write_synced(beside / name, content)
-                hashes[name] = hashlib.sha256(content).hexdigest()
-        complete = dict(meta) | {"format": FORMAT, "files": hashes}
-        complete["sha256"] = _hash_of_meta(complete)
-        _write_synced(beside / "meta.json", json.dumps(complete, indent=1).encode())
-        _sync_folder(beside)
-        if place.exists():  # a damaged one, left by an earlier attempt at this step
-            shutil.rmtree(place)
-        os.replace(beside, place)
-        _sync_folder(place.parent)
-        write_whole(run / "last", f"{place.name}\n".encode())
+        hashes, problem = _write_shards(beside, parts, world)
+        shares = world.collect([hashes, problem])
+        problem = next((problem for _, problem in shares if problem), None)
+        if world.is_main and problem is None:
+            try:
+                files = dict(sorted(file for hashes, _ in shares for file in hashes.items()))
+                _complete(beside, place, dict(meta) | {"format": FORMAT, "files": files})
+                write_whole(run / "last", f"{place.name}\n".encode())
+            except OSError as error:
+                problem = error.strerror or str(error)
+        problem = world.broadcast(problem)
+        if problem is not None:
+            raise UserError(
+                f"the checkpoint of step {meta['step']} could not be written to {place.parent} ({problem}); "
+                f"the ones before it are intact"
+            )
         return place
-    except OSError as error:
-        raise UserError(
-            f"the checkpoint of step {meta['step']} could not be written to {place.parent} "
-            f"({error.strerror or error}); the ones before it are intact"
-        ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if world.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
-def _shards(part: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, bytes]]:
-    """File names and contents: PART.safetensors, or numbered ones where the tensors exceed SHARD_BYTES."""
+def _complete(beside: Path, place: Path, meta: dict[str, Any]) -> None:
+    """Write meta.json, which comes last, and give the folder its name."""
+    _write_synced(beside / "meta.json", json.dumps(meta | {"sha256": _hash_of_meta(meta)}, indent=1).encode())
+    _sync_folder(beside)
+    if place.exists():  # a damaged one, left by an earlier attempt at this step
+        shutil.rmtree(place)
+    os.replace(beside, place)
+    _sync_folder(place.parent)
+
+
+def _write_shards(
+    folder: Path, parts: Mapping[str, Mapping[str, Tensor]], world: World
+) -> tuple[dict[str, str], str | None]:
+    """Write this process's files; their hashes by name, and what went wrong.
+
+    A tensor is gathered by all and kept by its writer, so a process holds one file and one tensor at most.
+    """
+    hashes: dict[str, str] = {}
+    problem: str | None = None
+    files = [
+        (name, tensors)
+        for part, all_of_it in parts.items()
+        for name, tensors in _shards(part, all_of_it, world)
+    ]
+    for first in range(0, len(files), world.size):
+        kept: dict[str, Tensor] = {}
+        for writer, (_, tensors) in enumerate(files[first : first + world.size]):
+            for key, tensor in tensors.items():
+                gathered = whole(tensor.detach())
+                if writer == world.rank:
+                    kept[key] = gathered.contiguous().cpu()
+        if kept and problem is None:
+            name = f"{files[first + world.rank][0]}.safetensors"
+            content = safetensors.torch.save(kept)
+            try:  # the others count on this process for the next file, so a full disk is reported at the end
+                folder.mkdir(parents=True, exist_ok=True)
+                _write_synced(folder / name, content)
+            except OSError as error:
+                problem = error.strerror or str(error)
+            hashes[name] = hashlib.sha256(content).hexdigest()
+    return hashes, problem
+
+
+def _shards(
+    part: str, tensors: Mapping[str, Tensor], world: World
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Names and contents of a part's files: PART, or numbered ones where that is too large or shared."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    largest = min(SHARD_BYTES, -(-sum(sizes.values()) // world.size))
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
+        if shards[-1] and size + sizes[name] > largest:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
-        size += tensor.nbytes
+        size += sizes[name]
     for number, shard in enumerate(shards, start=1):
-        name = part if len(shards) == 1 else f"{part}-{number:05d}-of-{len(shards):05d}"
-        content = {key: tensor.detach().contiguous().cpu() for key, tensor in shard.items()}
-        yield f"{name}.safetensors", safetensors.torch.save(content)
+        yield part if len(shards) == 1 else f"{part}-{number:05d}-of-{len(shards):05d}", shard
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -299,8 +350,9 @@ def model_from(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     dropout: float | None = None,
+    empty: Callable[..., GPT] = GPT.empty,
 ) -> GPT:
-    """The checkpoint's model on a device; precision and dropout are its own unless given.
+    """The checkpoint's model on a device; precision and dropout are its own unless given; `empty` builds it.
 
     Raises UserError for weights that do not fit its configuration.
     """
@@ -312,13 +364,18 @@ def model_from(
     found = sum(tensor.numel() for tensor in tensors.values())
     if found != expected:
         raise UserError(f"{checkpoint.folder}: {found} weights where the configuration asks for {expected}")
-    model = GPT.empty(config, device, dtype or next(iter(tensors.values())).dtype)
+    model = empty(config, device, dtype or next(iter(tensors.values())).dtype)
+    load_weights(model, tensors, str(checkpoint.folder))
+    return model
+
+
+def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors into a model, or this process's slices of them. Raises UserError where they do not fit."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name not in tensors or tensors[name].shape != parameter.shape:
-                raise UserError(f"{checkpoint.folder}: the weight {name} is missing or has another shape")
-            parameter.copy_(tensors[name])
-    return model
+                raise UserError(f"{where}: the weight {name} is missing or has another shape")
+            put(parameter, tensors[name])
 
 
 def load(
@@ -348,12 +405,18 @@ def restore_optimizer(
     """Put back what `optimizer_tensors` took. Raises UserError where it does not belong to this model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if name not in order:
             raise UserError(f"the optimizer's state holds {key}, and the model has no such parameter")
-        state.setdefault(order.index(name), {})[kind] = value
+        if value.dim() > 0 and value.shape != parameters[name].shape:
+            raise UserError(f"the optimizer's state holds {key} in another shape than the parameter's")
+        with torch.no_grad():
+            own = torch.empty_like(parameters[name]) if value.dim() > 0 else torch.empty_like(value)
+            put(own, value)
+        state.setdefault(order.index(name), {})[kind] = own
     if state and len(state) != len(order):
         raise UserError(f"the optimizer's state covers {len(state)} of the model's {len(order)} parameters")
     groups = optimizer.state_dict()["param_groups"]

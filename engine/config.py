@@ -125,6 +125,15 @@ class TrainSettings:
     )
     compile: bool | Literal["auto"] = setting(AUTO, "torch.compile: auto, True or False")
     threads: int | None = setting(None, "CPU threads of one process; None: the machine's cores", at_least=1)
+    parallel: Literal["ddp", "fsdp"] | None = setting(
+        None,
+        "with several processes, ddp: each holds the whole model; fsdp: each holds a slice of every "
+        "parameter, its gradient and its optimizer state, for models that one GPU cannot hold; None: ddp",
+    )
+    recompute: bool = setting(
+        False,
+        "keep only the blocks' inputs for the backward pass: less memory, about a third more arithmetic",
+    )
     timeout: float = setting(
         1800.0,
         "seconds that processes wait for one another before the run ends; after a third of it they report "

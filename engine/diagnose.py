@@ -1,13 +1,13 @@
 """Where a run diverged: the failing update, computed again from the last checkpoint under watch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from engine import checkpoint as checkpoints
 from engine.errors import UserError
+from engine.parallel import local
 from engine.setup import Progress, Run
 from engine.training import Batches
 
@@ -27,29 +27,32 @@ def first_not_finite(run: Run, forward: Any, update: Callable[..., Any], step: i
     """
     checkpoint, _ = checkpoints.open_newest(run.folder)
     progress = Progress.from_meta(checkpoint.meta)
-    tensors = checkpoint.tensors("model")
-    with torch.no_grad():
-        for name, parameter in run.model.named_parameters():
-            parameter.copy_(tensors[name])
+    checkpoints.load_weights(run.model, checkpoint.tensors("model"), str(checkpoint.folder))
     checkpoints.restore_optimizer(run.model, run.optimizer, checkpoint.tensors("optimizer"))
     run.scaler.load_state_dict(checkpoint.meta["scaler"])
     run.optimizer.zero_grad(set_to_none=True)
     batches = Batches(run, progress.sequences)
     for number in range(progress.step, step - 1):
         update(run, forward, batches.step(), number, False)
-    found = next(
-        (f"the weight {name}" for name, value in run.model.named_parameters() if not _is_finite(value)), None
+    found = _first(
+        run, (f"the weight {name}" for name, value in run.model.named_parameters() if not _is_finite(value))
     )
     if found is None:
-        found = _watch(run.model, lambda: update(run, forward, batches.step(), step - 1, False))
+        found = _first(run, _watch(run.model, lambda: update(run, forward, batches.step(), step - 1, False)))
     batches.close()
     if found is None:
         return f"replayed from step {progress.step}, all is finite: no repeat, which points at the hardware"
     return f"replayed from step {progress.step}, the first tensor that is not finite is {found}"
 
 
-def _watch(model: nn.Module, run_update: Callable[[], Any]) -> str | None:
-    """Run an update with a hook on every module and every gradient; what was first not finite."""
+def _first(run: Run, found: Iterable[str]) -> str | None:
+    """What was found first, on any process, an output before a gradient, which has passed from one to all."""
+    firsts = filter(None, run.world.collect(next(iter(found), None)))
+    return min(firsts, key=lambda what: not what.startswith("the output"), default=None)
+
+
+def _watch(model: nn.Module, run_update: Callable[[], Any]) -> list[str]:
+    """Run an update with a hook on every module and every gradient; what was not finite, in order."""
     found: list[str] = []
 
     def see_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -83,8 +86,8 @@ def _watch(model: nn.Module, run_update: Callable[[], Any]) -> str | None:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return found
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+    return bool(local(tensor).isfinite().all())

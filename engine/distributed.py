@@ -30,18 +30,18 @@ class World:
         """Whether this is the process that speaks for all."""
         return self.rank == 0
 
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, anything that JSON holds, on every process."""
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        """The value of rank `source`, anything that JSON holds, on every process."""
         if self.size == 1:
             return value
         length = torch.zeros(1, dtype=torch.int64)
-        if self.is_main:
+        if self.rank == source:
             content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
             length[0] = len(content)
-        dist.broadcast(length, src=0)
-        if not self.is_main:
+        dist.broadcast(length, src=source)
+        if self.rank != source:
             content = torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(content, src=0)
+        dist.broadcast(content, src=source)
         return json.loads(content.numpy().tobytes())
 
     def collect(self, value: Any) -> list[Any]:
@@ -77,6 +77,9 @@ class World:
             dist.destroy_process_group()
 
 
+ALONE = World(rank=0, size=1, local_rank=0, local_size=1)
+
+
 def start(timeout: float = 1800.0) -> World:
     """Join the group that torchrun's environment describes; a world of one without torchrun.
 
@@ -84,7 +87,7 @@ def start(timeout: float = 1800.0) -> World:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World(0, 1, 0, 1)
+        return ALONE
     local_rank = int(os.environ["LOCAL_RANK"])
     backend = "gloo"
     if torch.cuda.is_available():

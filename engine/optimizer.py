@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import TrainSettings
+from engine.distributed import ALONE, World
+from engine.parallel import is_slice, local, on_owners, whole
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: TrainSettings, world: World = ALONE) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019), its decay on matrices only; one fused kernel where PyTorch has it.
 
     With `optimizer="muon"` the matrices of the blocks go to Muon, and the rest to the same AdamW.
@@ -32,7 +34,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     betas = (settings.beta1, settings.beta2)
     if not by_muon:
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=fused)
-    return MuonWithAdamW(by_muon, groups, settings, betas, fused)
+    return MuonWithAdamW(by_muon, groups, settings, betas, fused, world)
 
 
 def _is_block_matrix(name: str, value: Tensor) -> bool:
@@ -53,6 +55,7 @@ class MuonWithAdamW(torch.optim.AdamW):
         settings: TrainSettings,
         betas: tuple[float, float],
         fused: bool,
+        world: World,
     ) -> None:
         muon = {
             "params": matrices,
@@ -60,13 +63,14 @@ class MuonWithAdamW(torch.optim.AdamW):
             "peak": settings.muon_learning_rate,
         }
         super().__init__([muon, *groups], lr=settings.learning_rate, betas=betas, fused=fused)
+        self._world = world
         self._step_supports_amp_scaling = False  # in fp16 the loss scaler itself skips steps that overflow
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Update all parameters."""
         muon, *others = self.param_groups
-        apply_muon(muon, self.state)
+        apply_muon(muon, self.state, self._world)
         self.param_groups = others
         try:
             super().step()
@@ -74,25 +78,45 @@ class MuonWithAdamW(torch.optim.AdamW):
             self.param_groups = [muon, *others]
 
 
-def apply_muon(group: dict, state: dict[Tensor, dict[str, Tensor]], momentum: float = 0.95) -> None:
-    """One Muon update of a group's matrices, those of one shape orthogonalised together."""
+def apply_muon(
+    group: dict, state: dict[Tensor, dict[str, Tensor]], world: World = ALONE, momentum: float = 0.95
+) -> None:
+    """One Muon update of a group's matrices, each of them orthogonalised by one of the processes.
+
+    Everything but that goes element by element, so under FSDP a process works on its rows alone.
+    """
     matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
-    gradients = [matrix.grad for matrix in matrices]
-    averages = [state[matrix].setdefault("momentum", torch.zeros_like(matrix)) for matrix in matrices]
-    for matrix in matrices:  # AdamW, whose class this is, wants to find a count in every state that it loads
-        state[matrix].setdefault("step", torch.zeros(())).add_(1)
+    if not matrices:
+        return
+    for matrix in matrices:
+        if not state[
+            matrix
+        ]:  # AdamW, whose class this is, wants to find a count in every state that it loads
+            state[matrix].update(step=torch.zeros(()), momentum=torch.zeros_like(matrix))
+        state[matrix]["step"] += 1
+    weights = [local(matrix) for matrix in matrices]
+    gradients = [local(matrix.grad) for matrix in matrices]
+    averages = [local(state[matrix]["momentum"]) for matrix in matrices]
     torch._foreach_lerp_(averages, gradients, 1 - momentum)
     directions = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's look ahead
-    by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for matrix, direction in zip(matrices, directions, strict=True):
-        for weight, update in zip(split_qkv(matrix), split_qkv(direction), strict=True):
-            by_shape[tuple(weight.shape)].append((weight, update))
-    rate, decay = group["lr"], group["weight_decay"]
+    shapes = [matrix.shape for matrix in matrices]
+    updates = on_owners(muon_updates, directions, shapes, is_slice(matrices[0]), world)
+    torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_add_(weights, updates, alpha=-group["lr"])
+
+
+def muon_updates(directions: list[Tensor]) -> list[Tensor]:
+    """What Muon subtracts at a learning rate of 1; matrices of one shape are orthogonalised together."""
+    updates = [torch.empty_like(direction) for direction in directions]
+    by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for direction, update in zip(directions, updates, strict=True):
+        for part, result in zip(split_qkv(direction), split_qkv(update), strict=True):
+            by_shape[part.shape].append((part, result))
     for (rows, columns), pairs in by_shape.items():
-        weights, updates = ([pair[side] for pair in pairs] for side in (0, 1))
-        orthogonal = orthogonalise(torch.stack(updates)).to(weights[0].dtype)
-        torch._foreach_mul_(weights, 1 - rate * decay)
-        torch._foreach_add_(weights, list(orthogonal), alpha=-rate * math.sqrt(max(1.0, rows / columns)))
+        parts, results = ([pair[side] for pair in pairs] for side in (0, 1))
+        orthogonal = orthogonalise(torch.stack(parts)) * math.sqrt(max(1.0, rows / columns))
+        torch._foreach_copy_(results, list(orthogonal))
+    return updates
 
 
 def split_qkv(matrix: Tensor) -> Iterable[Tensor]:
@@ -147,7 +171,7 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
     On a GPU the product is made in any case, since asking whether it is needed would make the host wait.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    norm = whole(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
     if largest > 0 and (norm.device.type != "cpu" or norm + 1e-6 > largest):
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

@@ -10,6 +10,7 @@ so that nothing in a download can run code.
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from engine import checkpoint as checkpoints
 from engine.errors import UserError
 from engine.gpt2_layout import checked_config, config_from, rename, without_bias
+from engine.parallel import put
 from engine.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer, tokenizer_from_dict
 from engine.tokenizer_files import read_tokenizer, same_ids
 from model import GPT, GPTConfig
@@ -47,12 +49,17 @@ class Pretrained:
     source: str
     dataset: str | None = None  # the name of the one that a run was trained on
 
-    def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
-        """The model on a device, in the tensors' own precision unless one is given."""
-        model = GPT.empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
+    def model(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        empty: Callable[..., GPT] = GPT.empty,
+    ) -> GPT:
+        """The model on a device, in the tensors' own precision unless one is given; `empty` builds it."""
+        model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(self.tensors[name])
+                put(parameter, self.tensors[name])
         return model
 
     def known_tokenizer(self) -> Tokenizer:
@@ -111,13 +118,13 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
         )
     if checkpoints.checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         found = checkpoints.open_checkpoint(path, checkpoint)
-        model = checkpoints.model_from(found)
-        tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        config = checkpoints.model_from(
+            found, "meta"
+        ).config  # takes no memory, and sees that the weights fit
         data = found.meta.get("data")
         dataset = data.get("name") if isinstance(data, dict) and isinstance(data.get("name"), str) else None
-        return Pretrained(
-            model.config, tensors, tokenizer_from_dict(found.meta.get("tokenizer")), source, dataset
-        )
+        tokenizer = tokenizer_from_dict(found.meta.get("tokenizer"))
+        return Pretrained(config, found.tensors("model"), tokenizer, source, dataset)
     if (path / NANOGPT_FILE).is_file() and not (path / "config.json").is_file():
         return read_nanogpt(path / NANOGPT_FILE, text)
     return read_folder(path, source)

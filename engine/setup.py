@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import platform
 import socket
@@ -35,7 +36,8 @@ from engine.finetuning import finetuned, read_weights, shape_settings
 from engine.memory import Memory, Setup, available_bytes, fitting_batch_size, gigabytes, predict
 from engine.metrics import Console, MetricsLog, WandbLog
 from engine.optimizer import make_optimizer
-from engine.pretrained import NANOGPT_FILE
+from engine.parallel import compile_blocks, is_sharded, plain_blocks, put, sharded_model, shards
+from engine.pretrained import NANOGPT_FILE, Pretrained
 from engine.recipes import prepare_recipe
 from engine.sources import write_whole
 from engine.suggest import suggest
@@ -135,18 +137,9 @@ def set_up(
         shape = dataclasses.replace(checkpoint.model_config(), dropout=settings.dropout)
     micro_batch, micro_steps, memory = fit_memory(shape, settings, choices, device, world, console)
 
-    if checkpoint is None:
-        progress = Progress()
-        if pretrained is not None:
-            model = finetuned(pretrained, settings, data).model(device, choices.weights_dtype())
-        else:
-            model = GPT.empty(shape, device, choices.weights_dtype())
-            model.init_weights(settings.seed)
-    else:
-        progress = Progress.from_meta(checkpoint.meta)
-        model = checkpoints.model_from(checkpoint, device, choices.weights_dtype(), dropout=settings.dropout)
-    model.use_attention_kernel(choices.attention_kernel)
-    optimizer = make_optimizer(model, settings)
+    progress = Progress() if checkpoint is None else Progress.from_meta(checkpoint.meta)
+    model = make_model(shape, settings, choices, device, data, world, checkpoint, pretrained)
+    optimizer = make_optimizer(model, settings, world)
     scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
     if checkpoint is not None:
         checkpoints.restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
@@ -174,6 +167,32 @@ def set_up(
     if not settings.eval_only:
         claim_folder(run, folder, sources, progress, checkpoint, cleanup)
     return run, progress, checkpoint is not None
+
+
+def make_model(
+    shape: GPTConfig,
+    settings: TrainSettings,
+    choices: Choices,
+    device: torch.device,
+    data: Dataset,
+    world: World,
+    checkpoint: Checkpoint | None,
+    pretrained: Pretrained | None,
+) -> GPT:
+    """The model with the weights that the run starts from, whole or this process's slices of it."""
+    sharded = functools.partial(sharded_model, choices.gathered_dtype(), world)
+    empty = sharded if shards(settings, world) else GPT.empty
+    dtype = choices.weights_dtype()
+    if checkpoint is not None:
+        model = checkpoints.model_from(checkpoint, device, dtype, settings.dropout, empty)
+    elif pretrained is not None:
+        model = finetuned(pretrained, settings, data).model(device, dtype, empty)
+    else:
+        model = empty(shape, device, dtype)
+        model.init_weights(settings.seed, put)
+    model.use_attention_kernel(choices.attention_kernel)
+    model.recompute_blocks(settings.recompute)
+    return model
 
 
 def find_start(sources: Sources, world: World, console: Console) -> tuple[Path | None, Checkpoint | None]:
@@ -323,7 +342,8 @@ def fit_memory(
         attention_kernel=choices.attention_kernel,
         device=device.type,
         processes=world.size,
-        parallel="ddp" if world.size > 1 else None,
+        parallel=(settings.parallel or "ddp") if world.size > 1 else None,
+        recompute=settings.recompute,
         evaluated=choices.batch_size or max(wanted, EVALUATION_TOKENS // settings.block_size),
     )
     available = world.broadcast(available_bytes(device, world.local_size))
@@ -516,7 +536,8 @@ def describe(run: Run, progress: Progress) -> None:
         say(f"nothing left to do: {progress.step:,} steps are made; --max_iters={2 * progress.step} goes on")
     say(
         f"training: steps {progress.step:,} to {settings.max_iters:,} of {run.tokens_per_step:,} tokens "
-        f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences)"
+        f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences"
+        f"{', the model sharded' if is_sharded(run.model) else ''})"
     )
     if run.world.size > 1:
         say(f"processes: {describe_ranks(run.ranks)}")
@@ -527,20 +548,20 @@ def compiled(run: Run) -> Any:
     """The model as the compiler makes it, where that was chosen and succeeds; otherwise as it is."""
     if not run.choices.compile:
         return run.model
-    forward = torch.compile(run.model)
+    forward = compile_blocks(run.model) if is_sharded(run.model) else torch.compile(run.model)
     try:
         warm_up(run, forward)
     except Exception as error:  # whatever the compiler stumbles over, the plain model computes the same
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         run.console.say(f"note: torch.compile is off, since it fails here ({reason[:200]})")
         run.choices.compile = False
-        return run.model
+        return plain_blocks(run.model) if is_sharded(run.model) else run.model
     return forward
 
 
 def in_parallel(run: Run, forward: Any) -> Any:
-    """Under DDP, which averages the gradients of several processes."""
-    if run.world.size == 1:
+    """Under DDP, which averages the gradients of several processes; a sharded model does so by itself."""
+    if run.world.size == 1 or is_sharded(run.model):
         return forward
     devices = [run.device.index] if run.device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(

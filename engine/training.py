@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from engine.dataset import Dataset, Split, evaluation_batches, evaluation_windows, training_starts
 from engine.device import Choices
 from engine.distributed import World
+from engine.parallel import is_sharded
 from engine.tokenizer import Tokenizer, encode_prompt
 from model import GPT
 
@@ -228,7 +229,7 @@ class Evaluation:
 
 
 def evaluate(
-    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    forward: GPT,
     data: Dataset,
     *,
     block_size: int,
@@ -256,7 +257,7 @@ def evaluate(
 
 @torch.no_grad()
 def mean_loss(
-    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    forward: GPT,
     split: Split,
     block_size: int,
     windows: int,
@@ -269,12 +270,20 @@ def mean_loss(
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
     total = torch.zeros(2, dtype=torch.float64)
     for inputs, targets in evaluation_batches(split, block_size, first, last, batch_size):
+        some_have_work(forward, world, own=True)
         ids, wanted = (torch.from_numpy(array).to(device) for array in (inputs, targets))
         with choices.autocast():
             loss = forward(ids, wanted)[1]
         total += torch.tensor([loss.item() * wanted.numel(), wanted.numel()], dtype=torch.float64)
+    while some_have_work(forward, world, own=False):
+        forward(torch.zeros(1, 1, dtype=torch.int64, device=device))
     loss, count = world.sum(total).tolist()
     return loss / count
+
+
+def some_have_work(model: nn.Module, world: World, own: bool) -> bool:
+    """Whether any process has a batch left: a sharded model's forward pass takes all, idle ones too."""
+    return is_sharded(model) and int(world.sum(torch.tensor(int(own)))) > 0
 
 
 @contextlib.contextmanager
@@ -286,6 +295,8 @@ def inference_mode_of(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(before)
+        if is_sharded(model):
+            model.reshard()  # what the root gathered: a backward pass would free it, and there is none
 
 
 def write_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
