@@ -156,8 +156,8 @@ class CausalSelfAttention(nn.Module):
             pair = rotate(pair, *rotation)
         (query, key), value = pair, value.squeeze(0)  # each (B, H, T, D)
         if cached is not None:
-            new_keys, new_values = cached.narrow(3, seen, T)
-            new_keys.copy_(key), new_values.copy_(value)
+            new = cached.narrow(3, seen, T)
+            new[0].copy_(key), new[1].copy_(value)
             key, value = cached.narrow(3, 0, seen + T)  # (B, H, S, D)
         attend = attend_by_matmul if self.kernel == "matmul" and T > 1 else attend_by_sdpa
         mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)

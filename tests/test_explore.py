@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,9 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         "--prompt",
         "To be",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    ends_on_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # not so behind a shell's "&"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=ends_on_interrupt, **pipes) as process:
         line = process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/#To%20be", line)
         assert found, line
