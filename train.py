@@ -299,6 +299,12 @@ def conclude(run: "Run", progress: "Progress", requests: "StopRequests") -> None
         say(f"stopped at step {progress.step}; to go on, add --init_from=resume --out_dir={run.folder}")
         return
     print_sample(run, 5 * settings.sample_tokens)
+    if run.device.type == "cuda":
+        import torch
+
+        from engine.memory import gigabytes
+
+        say(f"peak memory of GPU {run.device.index or 0}: {gigabytes(torch.cuda.max_memory_allocated())}")
     minutes, seconds = divmod(round(progress.seconds), 60)
     say(
         f"done: {progress.step} steps in {minutes} min {seconds:02d} s of training. "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.errors import UserError
 from engine.metrics import read_metrics
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
@@ -35,7 +36,9 @@ def run(line: Sequence[str], seed: int, folder: Path) -> Outcome:
     """Train in a process of its own, on the data in the current folder, and read how it ended."""
     fixed = [f"--seed={seed}", f"--out_dir={folder}", "--eval_iters=None", "--sample_tokens=0"]
     fixed += ["--eval_interval=1000000", "--keep_checkpoints=1"]
-    subprocess.run([sys.executable, str(TRAIN), *line, *fixed], check=True, stdout=subprocess.DEVNULL)
+    finished = subprocess.run([sys.executable, str(TRAIN), *line, *fixed], stdout=subprocess.DEVNULL)
+    if finished.returncode:
+        raise UserError(f"train.py {' '.join(line)} ended with status {finished.returncode}")
     last = [entry for entry in read_metrics(folder / "metrics.jsonl") if entry["kind"] == "eval"][-1]
     return Outcome(last["val_loss"], last["seconds"])
 
