@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import importlib.util
 import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -243,14 +242,14 @@ def _with_precision(precision: str, run: Callable[[], Tensor]) -> Callable[[], T
 
 
 def _race(runs: dict[str, Callable[[], Tensor]], rounds: int = 9) -> dict[str, float]:
-    """Median seconds of each, taken in turns after one round to warm up."""
+    """Shortest seconds of each, taken in turns after one round to warm up: what other work disturbs least."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
             begin = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+    return {name: min(values[1:]) for name, values in times.items()}
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:

@@ -73,6 +73,7 @@ def training(settings: TrainSettings, config: GPTConfig, world: World) -> Callab
     rows = torch.randint(config.vocab_size, (micro_batch, config.block_size + 1), device=device)
 
     def step() -> None:
+        """One optimizer step of this process."""
         for index in range(micro_steps):
             synced = world.size == 1 or index == micro_steps - 1
             with contextlib.nullcontext() if synced else forward.no_sync():
