@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from model import ATTENTION_KERNELS, attend_by_matmul, attend_by_sdpa
+from model import ATTENTION_KERNELS, LONGEST_FOR_MATMUL, attend_by_matmul, attend_by_sdpa
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's <malloc.h>
 LARGEST_ERROR = 1e-6  # of a faster float32 product, relative to float64; the ordinary one has about 3e-7
+SMALLEST_TO_TIME = 2**15  # activations of a layer below which kernels differ by less than the clock can tell
 
 # Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets.
 PEAKS = {
@@ -187,6 +188,9 @@ def probe_kernels(
     fused kernel wins for long texts and the written-out form for short ones.
     """
     if choices.device != "cpu" or choices.dtype == "float64":
+        return []
+    if batch * length * width < SMALLEST_TO_TIME:
+        choices.attention_kernel = "matmul" if length <= LONGEST_FOR_MATMUL else "sdpa"
         return []
     return [
         _probe_matmul(choices, batch * length, width),
