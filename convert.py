@@ -13,8 +13,8 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.config import Parser
-from engine.errors import UserError, run_script
+from engine.command_line import Parser, run_script
+from engine.errors import UserError
 
 TARGETS = ("hf", "gguf", "run")
 
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.block_size is not None and options.block_size < 1:
         raise UserError(f"--block_size is {options.block_size}; it must be at least 1")
 
-    from engine.export import write_gguf, write_hugging_face, write_run
-    from engine.pretrained import read_pretrained
+    from engine.weights.export import write_gguf, write_hugging_face, write_run
+    from engine.weights.pretrained import read_pretrained
 
     found = read_pretrained(options.source, options.checkpoint, options.text)
     if options.block_size is not None:

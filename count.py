@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import Parser, TrainSettings, read_settings
-from engine.errors import UserError, run_script
+from engine.command_line import Parser, read_settings, run_script
+from engine.errors import UserError
+from engine.settings import TrainSettings
 
 if TYPE_CHECKING:  # torch comes with these; --help does without
     from model import GPTConfig
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} is {value}; it must be a number above 0")
 
-    from engine.counting import count_by_matrix
+    from engine.shape import count_by_matrix
 
     config = find_config(options.what, options.cpu, options.vocab_size)
     counts = count_by_matrix(config)
@@ -70,12 +71,12 @@ def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> 
         n_layer, n_head, n_embd, block_size, tied = PRESETS[what]
         return GPTConfig(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd, tied_head=tied)
     if Path(what).is_dir():
-        from engine.checkpoint import open_checkpoint
+        from engine.weights.checkpoint import open_checkpoint
 
         return open_checkpoint(Path(what), "best").model_config()
     if what.endswith(".py"):
-        from engine.dataset import DATA_FOLDER, read_meta
-        from engine.setup import model_config
+        from engine.data.dataset import DATA_FOLDER, read_meta
+        from engine.shape import model_config
 
         settings = read_settings(TrainSettings, [what], "").settings(on_cpu=cpu)
         meta = DATA_FOLDER / settings.dataset / "meta.json"
@@ -90,7 +91,7 @@ def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> 
 
 def report(name: str, config: "GPTConfig", counts: dict[str, int], tokens: float, flops: float) -> list[str]:
     """The lines that are printed."""
-    from engine.counting import APART, BYTES, MATRICES, sampling_memory, training_memory
+    from engine.shape import APART, BYTES, MATRICES, sampling_memory, training_memory
     from model import flops_per_token
 
     matrices = sum(counts[key] for key in MATRICES)

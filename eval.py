@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config import Parser
-from engine.errors import UserError, run_script
+from engine.command_line import Parser, run_script
+from engine.errors import UserError
 
 if TYPE_CHECKING:
-    from engine.pretrained import Pretrained
+    from engine.weights.pretrained import Pretrained
     from model import GPT
 
 TASKS = ("loss", "hellaswag", "lambada")
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     options = read_options(arguments)
 
     from engine.device import Choices, choose_threads, find_device
-    from engine.pretrained import read_pretrained
-    from engine.scoring import read_hellaswag, read_lambada, score_hellaswag, score_lambada
+    from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
+    from engine.weights.pretrained import read_pretrained
 
     device = find_device(options.device)
     choices = Choices(device.type, options.dtype, False, choose_threads(options.threads, 1))
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
             report(task, scores)
             results[task] = dataclasses.asdict(scores)
     if options.output is not None:
-        from engine.sources import write_whole
+        from engine.system import write_whole
 
         write_whole(options.output, json.dumps(results, indent=1).encode())
 
@@ -112,7 +112,7 @@ def evaluate_text(options: Namespace, found: "Pretrained", model: "GPT") -> Any:
     """The scores of a text file, or of a data set's split. Raises UserError."""
     import torch
 
-    from engine.scoring import score_text
+    from engine.measure.scoring import score_text
 
     block_size = model.config.block_size
     stride = options.stride or block_size
@@ -130,7 +130,7 @@ def evaluate_text(options: Namespace, found: "Pretrained", model: "GPT") -> Any:
 
 def read_ids(options: Namespace, found: "Pretrained") -> tuple[Any, float | None]:
     """The token ids to score, (tokens,) int64, and the bytes of text for each, where known. UserError."""
-    from engine.dataset import open_dataset
+    from engine.data.dataset import open_dataset
 
     if options.text is not None:
         tokenizer = found.known_tokenizer()

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import AUTO, Parser
-from engine.errors import UserError, run_script
+from engine.command_line import Parser, run_script
+from engine.errors import UserError
+from engine.settings import AUTO
 
 if TYPE_CHECKING:
-    from engine.explorer import Explorer
+    from engine.explore.explorer import Explorer
 
 PROMPT = "To be, or not to be"
 
@@ -53,10 +54,10 @@ def open_explorer(source: str | None, checkpoint: str, device: str) -> "Explorer
     """The explorer of a run's model, or of weights as train.py's init_from names them. Raises UserError."""
     import torch
 
-    from engine.checkpoint import find_runs
     from engine.device import find_device
-    from engine.explorer import Explorer
-    from engine.pretrained import read_pretrained
+    from engine.explore.explorer import Explorer
+    from engine.weights.checkpoint import find_runs
+    from engine.weights.pretrained import read_pretrained
 
     found = source or next(iter(find_runs()), None)
     if found is None:
@@ -70,7 +71,7 @@ def open_explorer(source: str | None, checkpoint: str, device: str) -> "Explorer
 
 def write_page(explorer: "Explorer", prompt: str, path: Path) -> None:
     """Write the page with all its answers about one prompt. Raises UserError."""
-    from engine.explorer import build_page
+    from engine.web.server import build_page
 
     page, _ = build_page({"model": explorer.describe(), "answers": explorer.whole_answers(prompt)})
     try:
@@ -83,7 +84,7 @@ def serve(explorer: "Explorer", prompt: str, port: int, open_browser: bool) -> N
     """Answer until Ctrl-C. The prompt travels in the address, behind the #, where no server sees it."""
     from urllib.parse import quote
 
-    from engine.explorer import make_server
+    from engine.web.server import make_server
 
     server = make_server(explorer, port)
     address = f"http://127.0.0.1:{server.server_address[1]}/#{quote(prompt)}"

@@ -23,11 +23,23 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2")
+
+
 POSITIONS = ("learned", "rotary")
+
+
 ATTENTION_KERNELS = ("sdpa", "matmul")
+
+
 LARGEST_LOGITS = 2**28  # beyond 1 GiB in fp32 the logits of a micro-batch would take most of the memory
+
+
 LARGEST_CHUNK = 2**26
+
+
 UNIFORMS_AT_ONCE = 256  # random numbers of a sample that are drawn together
+
+
 LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.config import Parser
-from engine.errors import UserError, run_script
+from engine.command_line import Parser, run_script
+from engine.errors import UserError
 
 AXES = {"step": "step", "tokens": "tokens", "seconds": "training time in seconds"}
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"drew the attention of {runs[0]} to {output}")
         return
 
-    from engine.metrics import read_metrics
+    from engine.training.metrics import read_metrics
 
     runs = options.runs or newest_run()
     curves = {}
@@ -108,9 +108,9 @@ def draw_attention(run: Path, text: str, output: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from engine.inspection import inspect
-    from engine.pretrained import read_pretrained
-    from engine.tokenizer import encode_prompt
+    from engine.explore.inspection import inspect
+    from engine.text.tokenizer import encode_prompt
+    from engine.weights.pretrained import read_pretrained
 
     if not text:
         raise UserError("--attention needs a text for the model to read")

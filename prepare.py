@@ -22,8 +22,8 @@ from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.config import Parser
-from engine.errors import UserError, run_script
+from engine.command_line import Parser, run_script
+from engine.errors import UserError
 
 TOKENIZERS = ("char", "bytes", "gpt2", "bpe", "numbers")
 
@@ -32,14 +32,20 @@ def main(arguments: Sequence[str]) -> None:
     """Prepare, show or verify what the command line names."""
     options = read_options(arguments)
     if options.show or options.verify:
-        from engine.show import show, verify
+        from engine.data.describe import show, verify
 
         (show if options.show else verify)(options.show or options.verify, print)
         return
-    from engine.adopt import adopt, are_token_files, holds_token_files
-    from engine.dataset import DATA_FOLDER
-    from engine.pipeline import Request, prepare
-    from engine.recipes import LARGE, LARGE_VALIDATION_FRACTION, RECIPES, prepare_large, prepare_recipe
+    from engine.data.dataset import DATA_FOLDER
+    from engine.preparation.pipeline import Request, prepare
+    from engine.preparation.recipes import (
+        LARGE,
+        LARGE_VALIDATION_FRACTION,
+        RECIPES,
+        prepare_large,
+        prepare_recipe,
+    )
+    from engine.preparation.token_files import adopt, are_token_files, holds_token_files
 
     name, inputs = options.name, options.input
     if inputs is None and Path(name).is_file():

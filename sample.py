@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import SampleSettings, read_settings
-from engine.errors import UserError, run_script
+from engine.command_line import read_settings, run_script
+from engine.errors import UserError
+from engine.settings import SampleSettings
 
 if TYPE_CHECKING:
-    from engine.tokenizer import Tokenizer
+    from engine.text.tokenizer import Tokenizer
     from model import GPT
 
 
@@ -34,10 +35,10 @@ def main(arguments: Sequence[str]) -> None:
 
     import torch
 
-    from engine.checkpoint import find_runs
     from engine.device import Choices, choose_dtype, choose_threads, find_device
-    from engine.packing import pack_for_generation
-    from engine.pretrained import read_pretrained
+    from engine.kernels import pack_for_generation
+    from engine.weights.checkpoint import find_runs
+    from engine.weights.pretrained import read_pretrained
 
     device = find_device(settings.device)
     choices = Choices(
@@ -66,7 +67,8 @@ def write_samples(model: "GPT", tokenizer: "Tokenizer", start: str | None, setti
     """Print `num_samples` continuations of a prompt: the first as it is drawn, the others behind it."""
     import torch
 
-    from engine.tokenizer import TextStream, encode_prompt
+    from engine.generation import TextStream
+    from engine.text.tokenizer import encode_prompt
 
     prompt = encode_prompt(tokenizer, start)
     stop = None if settings.stop is None else settings.stop.replace("\\n", "\n")

@@ -16,24 +16,27 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.config import TrainSettings, read_settings
-from engine.errors import UserError, run_script
+from engine.command_line import read_settings, run_script
+from engine.errors import UserError
+from engine.settings import TrainSettings
 
 # At run time torch is imported inside the functions: --help and a mistyped setting answer at once.
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.setup import Progress, Run
-    from engine.training import Clock, Evaluation, StepReport, StopRequests
+    from engine.training.evaluation import Evaluation
+    from engine.training.report import Clock, StepReport
+    from engine.training.run import Progress, Run
+    from engine.training.signals import StopRequests
 
 
 def main(arguments: Sequence[str]) -> int:
     """Set up, then train. Returns the exit status: 0, or 128 + the number of the signal that ended it."""
     sources = read_settings(TrainSettings, arguments, __doc__)
-    from engine import distributed
-    from engine.metrics import Console
-    from engine.setup import set_up
-    from engine.training import StopRequests
+    from engine.parallel import world as distributed
+    from engine.training.metrics import Console
+    from engine.training.setup import set_up
+    from engine.training.signals import StopRequests
 
     world = distributed.start(sources.peek("timeout"))
     console = Console(world.is_main)
@@ -56,9 +59,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def train(run: "Run", progress: "Progress", resumed: bool, requests: "StopRequests") -> None:
     """Update, evaluate and save until `max_iters`, a signal, or the end of patience."""
-    from engine.diagnose import Diverged, first_not_finite
-    from engine.setup import compiled, in_parallel
-    from engine.watchdog import Watchdog
+    from engine.parallel.watchdog import Watchdog
+    from engine.training.diagnose import Diverged, first_not_finite
+    from engine.training.setup import compiled, in_parallel
 
     forward = in_parallel(run, compiled(run))
     try:
@@ -74,7 +77,8 @@ def train(run: "Run", progress: "Progress", resumed: bool, requests: "StopReques
 
 def loop(run: "Run", forward: Any, progress: "Progress", resumed: bool, requests: "StopRequests") -> None:
     """Step after step: evaluate and save where due, update, read the report of the step before."""
-    from engine.training import Batches, Clock, StepReport
+    from engine.training.batches import Batches
+    from engine.training.report import Clock, StepReport
 
     settings = run.settings
     batches = Batches(run, progress.sequences)
@@ -122,8 +126,8 @@ def update(
     """Update number `step`: forward, backward, clip, optimizer. Returns the report's numbers and the rate."""
     import torch
 
-    from engine.optimizer import clip_gradients, learning_rate_factor
-    from engine.parallel import gradients_summed
+    from engine.parallel.sharding import gradients_summed
+    from engine.training.optimizer import clip_gradients, learning_rate_factor
     from model import derive_seed
 
     settings, optimizer, scaler = run.settings, run.optimizer, run.scaler
@@ -161,7 +165,7 @@ def log(run: "Run", report: "StepReport | None", clock: "Clock") -> bool:
 
     Raises Diverged where the loss or the gradient is not finite, before anything of it is saved.
     """
-    from engine.diagnose import Diverged
+    from engine.training.diagnose import Diverged
 
     if report is None:
         return False
@@ -222,7 +226,7 @@ def evaluate_and_record(run: "Run", progress: "Progress") -> None:
 
 def measure(run: "Run") -> "Evaluation":
     """The losses on both splits, by the plain model: compiling for each shape of window would take longer."""
-    from engine.training import evaluate, inference_mode_of
+    from engine.training.evaluation import evaluate, inference_mode_of
 
     with inference_mode_of(run.model):
         return evaluate(
@@ -239,8 +243,8 @@ def measure(run: "Run") -> "Evaluation":
 
 def print_sample(run: "Run", tokens: int) -> None:
     """Print what the model writes by now, from the main process; a sharded model writes on all of them."""
-    from engine.parallel import is_sharded
-    from engine.training import inference_mode_of, write_text
+    from engine.parallel.sharding import is_sharded
+    from engine.training.evaluation import inference_mode_of, write_text
 
     if tokens and (run.world.is_main or is_sharded(run.model)):
         with inference_mode_of(run.model), run.choices.autocast():
@@ -250,10 +254,10 @@ def print_sample(run: "Run", tokens: int) -> None:
 
 def save(run: "Run", progress: "Progress") -> None:
     """Write a checkpoint of this step, point `last` (and `best`) at it, delete what is no longer kept."""
-    from engine import checkpoint
-    from engine.distributed import ALONE
-    from engine.parallel import is_sharded
-    from engine.setup import versions
+    from engine.parallel.sharding import is_sharded
+    from engine.parallel.world import ALONE
+    from engine.training.run import versions
+    from engine.weights import checkpoint
 
     writers = run.world if is_sharded(run.model) else ALONE
     if writers is ALONE and not run.world.is_main:
@@ -302,7 +306,7 @@ def conclude(run: "Run", progress: "Progress", requests: "StopRequests") -> None
     if run.device.type == "cuda":
         import torch
 
-        from engine.memory import gigabytes
+        from engine.training.memory import gigabytes
 
         say(f"peak memory of GPU {run.device.index or 0}: {gigabytes(torch.cuda.max_memory_allocated())}")
     minutes, seconds = divmod(round(progress.seconds), 60)

@@ -13,7 +13,8 @@ from urllib.parse import quote
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from anywhere
 
-from engine.errors import UserError, run_script  # noqa: E402
+from engine.command_line import run_script  # noqa: E402
+from engine.errors import UserError  # noqa: E402
 
 PROMPT = "ROMEO:\nShall I hear more, or shall I speak at"
 WIDTH, HEIGHT = 1120, 1010
@@ -21,7 +22,7 @@ WIDTH, HEIGHT = 1120, 1010
 
 def main(arguments: Sequence[str]) -> None:
     """Serve a run's model, show it a prompt, point at a token, take the pictures."""
-    from engine.explorer import make_server
+    from engine.web.server import make_server
     from explore import open_explorer
     from tests.browser import Browser, find_chromium
 

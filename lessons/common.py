@@ -19,9 +19,9 @@ from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from engine.dataset import open_dataset  # noqa: E402
-from engine.errors import run_script  # noqa: E402
-from engine.tokenizer import Tokenizer  # noqa: E402
+from engine.command_line import run_script  # noqa: E402
+from engine.data.dataset import open_dataset  # noqa: E402
+from engine.text.tokenizer import Tokenizer  # noqa: E402
 
 PICTURES = ROOT / "lessons" / "pictures"
 

@@ -5,17 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import command, torchrun
+from support.commands import command, torchrun
+from support.listing import listing
 
 import plot
 import prepare
 import sample
 import train
-
-
-def listing(folder: Path) -> list[str]:
-    """Every file below a folder, but for the byte code of configuration files."""
-    return sorted(str(path) for path in folder.rglob("*") if "__pycache__" not in path.parts)
 
 
 @pytest.mark.parametrize(

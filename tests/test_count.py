@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from count import PRESETS, find_config, in_bytes, in_time
-from engine.counting import APART, MATRICES, count_by_matrix
 from engine.errors import UserError
+from engine.shape import APART, MATRICES, count_by_matrix
 from model import GPT, GPTConfig, count_parameters
 
 

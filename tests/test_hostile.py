@@ -13,22 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from test_bad_input import listing
-from test_checkpoint import CONFIG, reseal, save_one
+from support.checkpoints import CONFIG, reseal, save_one
+from support.commands import ROOT
+from support.listing import listing
 
 import plot
 import sample
 import train
-from engine import checkpoint as checkpoints
-from engine.config import SampleSettings, TrainSettings, read_settings
-from engine.dataset import open_dataset
+from engine.command_line import read_settings
+from engine.data.dataset import open_dataset
 from engine.errors import UserError
-from engine.recipes import write_dataset
-from engine.tokenizer import tokenizer_from_dict
+from engine.preparation.recipes import write_dataset
+from engine.settings import SampleSettings, TrainSettings
+from engine.text.tokenizer import tokenizer_from_dict
+from engine.weights import checkpoint as checkpoints
 
 SOURCES = [
     path

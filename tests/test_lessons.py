@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import ROOT, TEXT
 
-from engine.recipes import write_dataset
-from engine.sources import TINY_SHAKESPEARE
-from tests.conftest import ROOT, TEXT
+from engine.preparation.recipes import TINY_SHAKESPEARE, write_dataset
 
 sys.path.insert(0, str(ROOT / "lessons"))
 LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("[0-9]_*.py"))

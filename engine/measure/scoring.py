@@ -1,0 +1,165 @@
+"""How well a model predicts: the loss of a text, and HellaSwag and LAMBADA, each with its standard error.
+
+A score is a mean over independent units (windows of a text, examples of a task); its standard error is that
+of the mean. Every function takes the model in evaluation mode and leaves it as it was.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.errors import UserError
+from model import GPT
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure and its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} ± {self.error:.4f}"
+
+
+def mean_of(values: Sequence[float]) -> Score:
+    """The mean of independent values, and its standard error: their standard deviation (n - 1) over √n."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    spread = math.fsum((value - mean) ** 2 for value in values)
+    return Score(mean, math.sqrt(spread / (count - 1) / count) if count > 1 else math.nan)
+
+
+def ratio_of(sums: Sequence[float], counts: Sequence[int]) -> Score:
+    """Σ sums / Σ counts over independent units, and a ratio estimate's error (Cochran, 1977, §2.11)."""
+    units, total = len(sums), sum(counts)
+    ratio = math.fsum(sums) / total
+    spread = math.fsum((part - ratio * count) ** 2 for part, count in zip(sums, counts, strict=True))
+    return Score(ratio, math.sqrt(spread * units / (units - 1)) / total if units > 1 else math.nan)
+
+
+def perplexity_of(loss: Score) -> Score:
+    """exp of a loss in nats; its standard error to first order, infinite for a loss that exp cannot hold."""
+    perplexity = math.exp(loss.value) if loss.value < 700 else math.inf
+    return Score(perplexity, perplexity * loss.error)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# text
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """The loss in nats per token, its perplexity, and bits per byte of text where the bytes are known."""
+
+    loss: Score
+    perplexity: Score
+    bits_per_byte: Score | None
+    tokens: int
+
+
+def sliding_windows(tokens: int, block_size: int, stride: int) -> list[tuple[int, int, int]]:
+    """(begin, end, first): inputs are begin … end - 1, and the targets first … end are counted.
+
+    Each token but the first is a target once. All windows but the first hold `block_size` inputs and count
+    their last `stride` targets, so that each of these is predicted from at least block_size - stride + 1
+    tokens. With a stride of block_size the windows do not overlap, and the last one is short, as in train.py.
+    """
+    windows = []
+    first = 1
+    while first < tokens:
+        last = min(tokens - 1, max(first - 1 + stride, block_size if first == 1 else 0))
+        begin = first - 1 if stride == block_size else max(0, last - block_size)
+        windows.append((begin, last, first))
+        first = last + 1
+    return windows
+
+
+@torch.no_grad()
+def score_text(
+    model: GPT, ids: Tensor, bytes_per_token: float | None, stride: int, batch_size: int
+) -> TextScores:
+    """Score ids (tokens,) with a sliding window; `bytes_per_token` is a token's mean length in UTF-8."""
+    windows = sliding_windows(len(ids), model.config.block_size, stride)
+    sums: list[float] = []
+    counts = [last - first + 1 for _, last, first in windows]
+    for start in range(0, len(windows), batch_size):
+        batch = windows[start : start + batch_size]
+        rows = [ids[begin : last + 1] for begin, last, _ in batch]
+        for losses, (_, _, first), (begin, _, _) in zip(token_losses(model, rows), batch, batch, strict=True):
+            sums.append(losses[first - begin - 1 :].sum().item())
+    loss = ratio_of(sums, counts)
+    bits = None
+    if bytes_per_token:
+        bits = Score(loss.value / math.log(2) / bytes_per_token, loss.error / math.log(2) / bytes_per_token)
+    return TextScores(loss, perplexity_of(loss), bits, sum(counts))
+
+
+def token_losses(model: GPT, rows: Sequence[Tensor]) -> list[Tensor]:
+    """For each row (length,) of ids, the losses in nats of all but the first: (length - 1,) float64, CPU.
+
+    Rows of different lengths are padded on the right, which a causal model cannot see.
+    """
+    device = model.token_embedding.weight.device
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)  # (B, T)
+    logits = model(padded[:, :-1])[0]  # (B, T - 1, V)
+    losses = []
+    for index, row in enumerate(rows):
+        length = len(row) - 1
+        losses.append(
+            F.cross_entropy(exact(logits[index, :length]), padded[index, 1 : length + 1], reduction="none")
+        )
+    return [loss.cpu().double() for loss in losses]
+
+
+def exact(logits: Tensor) -> Tensor:
+    """Logits in float64 (float32 where the device has none): their own rounding is all that is left."""
+    return logits.float() if logits.device.type == "mps" else logits.double()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# continuations
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A continuation's log-probability, its length in tokens, and whether the most probable tokens are it."""
+
+    log_probability: float
+    tokens: int
+    greedy: bool
+
+
+@torch.no_grad()
+def score_continuations(
+    model: GPT, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int
+) -> Iterator[Continuation]:
+    """Score (context, continuation) pairs of ids, in their order.
+
+    Where both do not fit into block_size + 1 tokens, the beginning of the context is dropped; UserError where
+    the continuation alone does not fit.
+    """
+    room = model.config.block_size + 1
+    device = model.token_embedding.weight.device
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        for context, continuation in batch:
+            if not len(context) or len(continuation) >= room:
+                raise UserError(
+                    f"a continuation of {len(continuation)} tokens after {len(context)} does not fit into "
+                    f"the model's block_size {room - 1}"
+                )
+        rows = [torch.tensor([*context, *continuation][-room:]) for context, continuation in batch]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        logits = model(padded[:, :-1])[0]
+        for index, (row, (_, continuation)) in enumerate(zip(rows, batch, strict=True)):
+            count = len(continuation)
+            scored = exact(logits[index, len(row) - 1 - count : len(row) - 1])  # (count, V)
+            targets = padded[index, len(row) - count : len(row)]
+            loss = F.cross_entropy(scored, targets, reduction="sum").item()
+            yield Continuation(-loss, count, bool((scored.argmax(-1) == targets).all()))

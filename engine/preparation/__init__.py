@@ -1,0 +1,1 @@
+"""What prepare.py stands on: from any text to token files."""

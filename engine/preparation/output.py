@@ -1,0 +1,160 @@
+"""A data set under way: a folder inside data/NAME, whose files move to their places at the very end."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from engine.data.dataset import read_meta
+from engine.errors import UserError
+from engine.system import write_whole
+
+STATE = "state.json"  # there where a long preparation has saved how far it is
+RANK_FILE = "tokenizer.tiktoken"
+FEWEST_TOKENS = 2  # of a split
+USUAL_BLOCK = 256  # tokens; splits no longer than that are remarked upon
+
+
+def check_name(name: str, root: Path) -> None:
+    """Raise UserError for what cannot be a folder in data/."""
+    if not name or Path(name).name != name or name.startswith("."):
+        raise UserError(f"{name!r} cannot name a data set: it becomes a folder in {root}")
+
+
+def check_lengths(name: str, tokens: Mapping[str, int], say: Callable[[str], None]) -> None:
+    """Raise UserError where a split is too short for any model; say where it is shorter than most blocks."""
+    for split, number in tokens.items():
+        if number < FEWEST_TOKENS:
+            raise UserError(
+                f"the {split} split of {name} has {number} of the {FEWEST_TOKENS} tokens that any sequence "
+                f"takes, one to read and one to predict; give more text, or another --val"
+            )
+    shortest = min(tokens, key=tokens.__getitem__)
+    if tokens[shortest] <= USUAL_BLOCK:
+        say(
+            f"{name}: note: the {shortest} split has {tokens[shortest]} tokens, so a model of it can have a "
+            f"--block_size of {tokens[shortest] - 1} at most"
+        )
+
+
+@contextlib.contextmanager
+def partial_folder(folder: Path, name: str = ".partial") -> Iterator[Path]:
+    """A folder for work under way in data/NAME, held by this process alone.
+
+    It goes away, and after an error what was made for it, unless the error leaves saved work in it.
+    """
+    partial = folder / name
+    made = [parent for parent in (folder, folder.parent) if not parent.exists()]
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(partial / "lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise UserError(f"another process is preparing {folder}; wait for it") from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from error
+    try:
+        yield partial
+        (partial / STATE).unlink(missing_ok=True)
+    except (OSError, sqlite3.Error) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # not the disk: a library of the network's
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder} cannot be written: {reason}; what was there has not changed; "
+            f"put it right and run the same command again"
+        ) from error
+    finally:
+        if not (partial / STATE).exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):  # not empty: all went well
+                for parent in made:
+                    parent.rmdir()
+        lock.release()
+
+
+def commit(partial: Path, folder: Path, meta: dict[str, Any], moved: bool = True) -> None:
+    """Move the new files into their places, meta.json last; delete those that only the old one lists.
+
+    Without `moved` the token files lie in their places already.
+    """
+    write_whole(partial / "meta.json", json.dumps(meta, indent=1).encode())
+    old: list[str] = []
+    with contextlib.suppress(UserError):  # there was no data set, or none that can be read
+        old = [file["path"] for file in read_meta(folder / "meta.json")["files"]] + [RANK_FILE]
+    (folder / "meta.json").unlink(missing_ok=True)
+    new = [file["path"] for file in meta["files"]] + [RANK_FILE] * (partial / RANK_FILE).exists()
+    for name in [*(new if moved else []), "meta.json"]:
+        os.replace(partial / name, folder / name)
+    for name in set(old) - set(new):
+        (folder / name).unlink(missing_ok=True)
+
+
+class TokenWriter:
+    """Writes the ids of each split to train.bin and val.bin, or to shards: train-000000.bin, …
+
+    `files` lists [name, tokens] for each split and is kept up to date; what it lists at the start is what the
+    files hold, and more of them is cut off.
+    """
+
+    def __init__(
+        self, folder: Path, files: dict[str, list[list[Any]]], dtype: np.dtype, shard_tokens: int | None
+    ) -> None:
+        self.folder, self.files, self.dtype, self.shard_tokens = folder, files, dtype, shard_tokens
+        self._open: dict[str, io.FileIO] = {}
+        for split in files:
+            if files[split]:
+                name, tokens = files[split][-1]
+                self._open[split] = io.FileIO(folder / name, "r+")
+                self._open[split].truncate(tokens * dtype.itemsize)
+                self._open[split].seek(0, os.SEEK_END)
+            else:
+                self._next(split)
+
+    def _next(self, split: str) -> None:
+        """Begin a split's next file."""
+        if split in self._open:
+            os.fsync(self._open[split].fileno())
+            self._open[split].close()
+        number = len(self.files[split])
+        name = f"{split}.bin" if self.shard_tokens is None else f"{split}-{number:06d}.bin"
+        self.files[split].append([name, 0])
+        self._open[split] = io.FileIO(self.folder / name, "w")
+
+    def write(self, split: str, ids: np.ndarray) -> None:
+        """Append ids to a split."""
+        assert ids.dtype == self.dtype, "the ids are not of the file's type"
+        while len(ids):
+            if self.files[split][-1][1] == self.shard_tokens:
+                self._next(split)
+            entry = self.files[split][-1]
+            part = ids if self.shard_tokens is None else ids[: self.shard_tokens - entry[1]]
+            content = memoryview(part).cast("B")
+            while content:  # a disk that fills takes a part, and the next call raises OSError
+                content = content[self._open[split].write(content) :]
+            entry[1] += len(part)
+            ids = ids[len(part) :]
+
+    def sync(self) -> None:
+        """Make sure that what was written outlives a power cut."""
+        for file in self._open.values():
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._open.values():
+            file.close()
+
+
+def are_intact(folder: Path, files: dict[str, list[list[Any]]], dtype: np.dtype) -> bool:
+    """Whether the files listed are there, and hold at least what the list says."""
+    listed = [(folder / name, tokens) for entries in files.values() for name, tokens in entries]
+    return all(path.is_file() and path.stat().st_size >= tokens * dtype.itemsize for path, tokens in listed)

@@ -1,0 +1,240 @@
+"""Settings: every name, default, meaning and check, for every script. Imports no torch: `--help` is quick.
+
+    defaults < configuration file < its `cpu` part, on a CPU < command line
+
+A configuration file is Python and runs as such, in a namespace of its own; only run one that you trust.
+The names are nanoGPT's where nanoGPT has the setting, and so are the defaults, except for:
+
+    device, dtype, compile   "auto": what the machine has
+    out_dir                  None: out/NAME, named after the configuration file
+    lr_decay_iters, min_lr   None: max_iters and a tenth of learning_rate (as nanoGPT's numbers are)
+    num_samples              3: ten texts scroll off the screen
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.errors import UserError
+
+AUTO = "auto"
+STARTS = ("scratch", "resume", "auto")
+GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
+def setting(default: Any, meaning: str, **limits: float) -> Any:
+    """A field with its help text and limits: `at_least`, `above`, `at_most`, `below`."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "limits": limits})
+
+
+@dataclass
+class TrainSettings:
+    """Settings of train.py."""
+
+    # data
+    dataset: str = setting("openwebtext", "data set: the name of a folder in data/")
+    batch_size: int = setting(12, "sequences that one process works on at a time", at_least=1)
+    gradient_accumulation_steps: int = setting(
+        40, "batch_size times this is the number of sequences of a step, over all processes", at_least=1
+    )
+    documents: Literal["joined", "masked", "aligned"] = setting(
+        "joined",
+        "joined: one text, as GPT-2 reads them; masked: each is read as if alone; aligned: masked, and "
+        "sequences begin where documents do",
+    )
+    # model
+    n_layer: int = setting(12, "number of blocks", at_least=1)
+    n_head: int = setting(12, "attention heads of a block", at_least=1)
+    n_embd: int = setting(768, "channels of the residual stream", at_least=1)
+    block_size: int = setting(1024, "positions that the model sees at once", at_least=1)
+    dropout: float = setting(0.0, "fraction of activations dropped in training", at_least=0, below=1)
+    bias: bool = setting(False, "biases in linear layers and layer norms, as in GPT-2")
+    activation: Literal["gelu", "gelu_tanh", "relu2"] = setting(
+        "gelu", "the MLP's nonlinearity: GELU, GELU in OpenAI's tanh form, or squared ReLU"
+    )
+    position: Literal["learned", "rotary"] = setting(
+        "learned", "positions: an embedding, or rotated queries and keys"
+    )
+    qk_norm: bool = setting(False, "normalise queries and keys")
+    zero_init: bool = setting(False, "start the blocks' output projections at zero")
+    token_shift: bool = setting(False, "add a learned share of the embedding of the token before")
+    tied_head: bool = setting(True, "the head shares the token embedding's matrix")
+    # optimizer and schedule
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw", "muon: for the matrices of the blocks; AdamW for the rest"
+    )
+    muon_learning_rate: float = setting(0.02, "highest learning rate of Muon's matrices", above=0)
+    learning_rate: float = setting(6e-4, "highest learning rate", above=0)
+    max_iters: int = setting(600_000, "number of optimizer steps of the whole run", at_least=0)
+    weight_decay: float = setting(0.1, "AdamW's decay, of matrices only", at_least=0)
+    beta1: float = setting(0.9, "AdamW's first decay rate", at_least=0, below=1)
+    beta2: float = setting(0.95, "AdamW's second decay rate", at_least=0, below=1)
+    grad_clip: float = setting(1.0, "largest gradient norm; 0 does not clip", at_least=0)
+    decay_lr: bool = setting(True, "warm-up, and decay to min_lr; otherwise constant from the first step")
+    schedule: Literal["cosine", "linear"] = setting(
+        "cosine",
+        "decay by a cosine from the warm-up on, or stay high and fall linearly over the last stretch",
+    )
+    decay_share: float = setting(
+        0.5, "last share of the steps over which a linear schedule falls", above=0, at_most=1
+    )
+    warmup_iters: int = setting(2000, "steps over which the learning rate rises", at_least=0)
+    lr_decay_iters: int | None = setting(None, "step at which min_lr is reached; None: max_iters", at_least=1)
+    min_lr: float | None = setting(None, "lowest learning rate; None: a tenth of learning_rate", at_least=0)
+    # evaluation, logging, checkpoints
+    eval_interval: int = setting(2000, "steps between evaluations; each one saves a checkpoint", at_least=1)
+    eval_iters: int | None = setting(200, "batches of an evaluation; None: the whole split", at_least=1)
+    eval_only: bool = setting(False, "evaluate once and stop")
+    patience: int | None = setting(None, "stop after so many evaluations without a better one", at_least=1)
+    log_interval: int = setting(1, "steps between log lines", at_least=1)
+    sample_tokens: int = setting(100, "tokens of the sample printed at an evaluation; 0: none", at_least=0)
+    keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best one", at_least=1)
+    save_errors: Literal["stop", "continue"] = setting(
+        "stop", "when a checkpoint cannot be written, on a full disk say: stop, or try again at the next one"
+    )
+    loss_spike: float | None = setting(
+        None, "stop when a loss exceeds this many times the mean of the 100 before; None: never", above=1
+    )
+    out_dir: str | None = setting(
+        None, "folder of the run; None: out/NAME, named after the configuration file"
+    )
+    init_from: str = setting(
+        "scratch",
+        "scratch; resume a checkpoint; auto: resume if there is one; or weights to start from: gpt2, "
+        "gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its "
+        "layout, a ckpt.pt, a run",
+    )
+    checkpoint: str = setting(
+        "last", "the checkpoint to resume: last, best, or a folder name such as step-00000250"
+    )
+    wandb_log: bool = setting(False, "log to Weights & Biases as well")
+    wandb_project: str = setting("plaingpt", "project name there")
+    wandb_run_name: str | None = setting(None, "run name there; None: the run folder's name")
+    # machine
+    seed: int = setting(1337, "seed of the initial weights, the order of the data, and dropout")
+    device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(
+        AUTO, "precision of the arithmetic"
+    )
+    compile: bool | Literal["auto"] = setting(AUTO, "torch.compile: auto, True or False")
+    threads: int | None = setting(None, "CPU threads of one process; None: the machine's cores", at_least=1)
+    parallel: Literal["ddp", "fsdp"] | None = setting(
+        None,
+        "with several processes, ddp: each holds the whole model; fsdp: each holds a slice of every "
+        "parameter, its gradient and its optimizer state, for models that one GPU cannot hold; None: ddp",
+    )
+    recompute: bool = setting(
+        False,
+        "keep only the blocks' inputs for the backward pass: less memory, about a third more arithmetic",
+    )
+    timeout: float = setting(
+        1800.0,
+        "seconds that processes wait for one another before the run ends; after a third of it they report "
+        "where they are",
+        above=0,
+    )
+    deterministic: bool = setting(False, "bit-exact repeats on GPUs too, at some cost in speed")
+
+    def check(self) -> None:
+        """Raise UserError for settings that do not fit together."""
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: every head has the same "
+                f"width; try --n_embd={self.n_head * max(1, round(self.n_embd / self.n_head))}"
+            )
+        if self.lowest_learning_rate() > self.learning_rate:
+            raise UserError(
+                f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; "
+                "lower it, or set it to None"
+            )
+        check_start(self.init_from, STARTS)
+        if self.eval_only and self.init_from == "scratch":
+            raise UserError("eval_only needs a model to evaluate: add --init_from=resume")
+
+    def sequences_per_step(self) -> int:
+        """Sequences of one optimizer step, whatever the number of processes."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def decay_steps(self) -> int:
+        """The step at which the learning rate has reached its lowest value."""
+        return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
+
+    def lowest_learning_rate(self) -> float:
+        """The learning rate at the end of the schedule."""
+        return self.learning_rate / 10 if self.min_lr is None else self.min_lr
+
+
+@dataclass
+class SampleSettings:
+    """Settings of sample.py."""
+
+    init_from: str = setting(
+        "resume", "resume: a run of yours; or weights as in train.py: gpt2, a folder, a ckpt.pt, …"
+    )
+    out_dir: str | None = setting(None, "the run to sample from; None: the newest in out/")
+    checkpoint: str = setting("best", "best, last, or a folder name such as step-00000250")
+    start: str | None = setting(None, "the prompt, or FILE:prompt.txt; None: a line break")
+    num_samples: int = setting(3, "samples to draw", at_least=1)
+    max_new_tokens: int = setting(500, "tokens of each sample", at_least=1)
+    temperature: float = setting(
+        0.8, "below 1: safer text; above: wilder; 0: always the most probable token", at_least=0
+    )
+    top_k: int | None = setting(200, "draw among the k most probable tokens; None: among all", at_least=1)
+    top_p: float | None = setting(
+        None, "draw among the most probable tokens that sum to p", above=0, at_most=1
+    )
+    min_p: float | None = setting(
+        None, "draw among tokens this share as probable as the first", above=0, at_most=1
+    )
+    repetition_penalty: float = setting(
+        1.0, "above 1: tokens that stand in the text already get less likely", above=0
+    )
+    stop: str | None = setting(None, "end a sample before this text; \\n stands for a line break")
+    interactive: bool = setting(False, "ask for a prompt, answer, and ask again")
+    seed: int = setting(1337, "seed of the samples; the same seed gives the same text")
+    device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(
+        AUTO, "precision of the arithmetic"
+    )
+    threads: int | None = setting(None, "CPU threads; None: the machine's cores", at_least=1)
+
+    def check(self) -> None:
+        """Raise UserError for settings that do not fit together."""
+        check_start(self.init_from, ("resume",))
+        if self.init_from != "resume" and self.out_dir is not None:
+            raise UserError(
+                f"--out_dir names a run and --init_from={self.init_from} other weights; give one of them"
+            )
+
+
+def check_start(init_from: str, ways: Sequence[str]) -> None:
+    """Raise UserError for an `init_from` that is none of the ways to start, no GPT-2, and no path."""
+    names = (*ways, *GPT2_SIZES)
+    if init_from in names or "@" in init_from or Path(init_from).exists():
+        return
+    close = difflib.get_close_matches(init_from, names, n=1, cutoff=0.6)
+    raise UserError(
+        f"init_from is {init_from!r}; it can be {', '.join(names)}, OWNER/NAME@COMMIT on the Hugging Face "
+        f"hub, or the path of a folder or a ckpt.pt{f'; did you mean {close[0]}?' if close else ''}"
+    )
+
+
+# nanoGPT's settings that a script of ours has no use for: taken with this remark, so that its files run.
+RETIRED = {
+    "compile": "sampling runs as it is, one token at a time",
+    "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
+    "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
+}
+# nanoGPT's configuration files, and what to type here.
+NANOGPT_CONFIGS = {
+    "train_shakespeare_char": "configs/shakespeare_char.py",
+    "train_gpt2": "configs/gpt2.py",
+    "finetune_shakespeare": "configs/finetune_shakespeare.py",
+    "eval_gpt2": "--init_from=gpt2 --eval_only=True",
+    "eval_gpt2_medium": "--init_from=gpt2-medium --eval_only=True",
+    "eval_gpt2_large": "--init_from=gpt2-large --eval_only=True",
+    "eval_gpt2_xl": "--init_from=gpt2-xl --eval_only=True",
+}

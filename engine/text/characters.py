@@ -1,0 +1,119 @@
+"""Tokenizers that need no learned vocabulary: characters, bytes, and plain numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.errors import UserError
+
+
+class CharTokenizer:
+    """One id for each character of a table, in the order of their code points."""
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self._code_points = _code_points(characters)
+        if self.vocab_size == 0 or (np.diff(self._code_points.astype(np.int64)) <= 0).any():
+            raise ValueError("a character table holds each character once, in the order of the code points")
+
+    @classmethod
+    def of_text(cls, text: str) -> "CharTokenizer":
+        """The tokenizer whose table is the set of characters in a text."""
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text; UserError names the first character that is not in the table."""
+        points = _code_points(text)
+        ids = np.minimum(np.searchsorted(self._code_points, points), self.vocab_size - 1)
+        unknown = np.flatnonzero(self._code_points[ids] != points)
+        if len(unknown):
+            character = text[unknown[0]]
+            raise UserError(
+                f"the character {character!r} (U+{ord(character):04X}, position {unknown[0]}) is not among "
+                f"the {self.vocab_size} that the model knows: {self.characters!r}"
+            )
+        return ids.astype(np.int64)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """Ids of a text and a line break."""
+        return self.encode(ended_line(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The characters of ids, joined."""
+        return "".join(self.characters[index] for index in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table itself."""
+        return {"kind": "char", "characters": self.characters}
+
+
+class ByteTokenizer:
+    """The 256 bytes of UTF-8: any text, no vocabulary to keep."""
+
+    vocab_size = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """One id for each byte."""
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """The bytes of a text and a line break."""
+        return self.encode(ended_line(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the bytes."""
+        return bytes(int(index) for index in ids).decode("utf-8", errors="replace")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nothing but the kind."""
+        return {"kind": "bytes"}
+
+
+class NumberTokenizer:
+    """Ids of an unknown vocabulary, written as numbers: for token files that came without one."""
+
+    def __init__(self, vocab_size: int) -> None:
+        if not 1 <= vocab_size <= 2**32:
+            raise ValueError("a vocabulary has 1 to 2³² entries")
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids that a text such as "15496 995" names."""
+        words = text.split()
+        if not words or any(
+            not word.isdecimal() or not word.isascii() or int(word) >= self.vocab_size for word in words
+        ):
+            raise UserError(
+                f"this model's vocabulary is unknown: write token ids below {self.vocab_size}, "
+                "such as 11 12, for text"
+            )
+        return np.array([int(word) for word in words], dtype=np.int64)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """As `encode`: nothing is known to end a document."""
+        return self.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The ids as numbers, a space before each: so the texts of parts make the text of the whole."""
+        return "".join(f" {int(index)}" for index in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The size."""
+        return {"kind": "numbers", "vocab_size": self.vocab_size}
+
+
+def ended_line(text: str) -> str:
+    """A text that ends in a line break: as it is, or with one more."""
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _code_points(text: str) -> np.ndarray:
+    """The code points of a text, (length,) uint32. UserError for half a surrogate pair."""
+    try:
+        return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"position {error.start} holds half a surrogate pair, which is no character"
+        ) from error

@@ -1,0 +1,1 @@
+"""What train.py stands on: from settings to a finished run."""

@@ -1,0 +1,73 @@
+"""The optimizers and their learning rate: AdamW for everything, or Muon for the matrices of the blocks."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from engine.parallel.sharding import whole
+from engine.parallel.world import ALONE, World
+from engine.settings import TrainSettings
+from engine.training.muon import MuonWithAdamW
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings, world: World = ALONE) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019), its decay on matrices only; one fused kernel where PyTorch has it.
+
+    With `optimizer="muon"` the matrices of the blocks go to Muon, and the rest to the same AdamW.
+    """
+    named = dict(model.named_parameters())
+    by_muon = [
+        value
+        for name, value in named.items()
+        if settings.optimizer == "muon" and _is_block_matrix(name, value)
+    ]
+    others = [value for value in named.values() if not any(value is matrix for matrix in by_muon)]
+    groups = [
+        {"params": [value for value in others if value.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [value for value in others if value.dim() < 2], "weight_decay": 0.0},
+    ]
+    for group in groups:
+        group["peak"] = settings.learning_rate
+    fused = next(iter(named.values())).device.type in ("cpu", "cuda", "xpu")
+    betas = (settings.beta1, settings.beta2)
+    if not by_muon:
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=fused)
+    return MuonWithAdamW(by_muon, groups, settings, betas, fused, world)
+
+
+def _is_block_matrix(name: str, value: Tensor) -> bool:
+    return name.startswith("blocks.") and value.dim() == 2
+
+
+def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
+    """Scale the gradients down to a norm of `largest` where theirs is greater; returns the norm before.
+
+    On a GPU the product is made in any case, since asking whether it is needed would make the host wait.
+    """
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
+    if largest > 0 and (norm.device.type != "cpu" or norm + 1e-6 > largest):
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
+
+
+def learning_rate_factor(step: int, settings: TrainSettings) -> float:
+    """The share of its highest value that every learning rate has at the update after `step` completed ones.
+
+    Linear warm-up; then a cosine to the lowest, or constant with a linear fall over the last `decay_share` of
+    the steps. Without `decay_lr` 1 from the first step on, as in nanoGPT.
+    """
+    if not settings.decay_lr:
+        return 1.0
+    if step < settings.warmup_iters:
+        return (step + 1) / (settings.warmup_iters + 1)
+    lowest, end = settings.lowest_learning_rate() / settings.learning_rate, settings.decay_steps()
+    if step >= end:
+        return lowest
+    if settings.schedule == "linear":
+        progress = 1 - min(1.0, (end - step) / (settings.decay_share * end))
+        return 1 + progress * (lowest - 1)
+    progress = (step - settings.warmup_iters) / max(1, end - settings.warmup_iters)
+    return lowest + 0.5 * (1 + math.cos(math.pi * progress)) * (1 - lowest)

@@ -1,0 +1,1 @@
+"""Weights on disk: checkpoints, and GPT-2 in and out."""

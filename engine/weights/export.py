@@ -1,0 +1,251 @@
+"""A model for other programs: a folder for `transformers`, a GGUF file for llama.cpp, a run folder of ours.
+
+What a layout cannot hold is refused, naming the settings in the way. A target is written whole or not at all.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from engine.errors import UserError
+from engine.settings import TrainSettings
+from engine.text.merges import END_OF_TEXT, MergesTokenizer
+from engine.text.tokenizer_files import byte_pairs_of, tokenizer_files
+from engine.weights import checkpoint as checkpoints
+from engine.weights.gpt2_layout import ACTIVATIONS, TRANSPOSED, gpt2_name
+from engine.weights.pretrained import Pretrained
+from model import GPT, GPTConfig
+
+# Fields of GPTConfig that GPT-2's layout can hold at any value. Every other field must have its default.
+HELD = (
+    "vocab_size",
+    "block_size",
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "dropout",
+    "bias",
+    "activation",
+    "tied_head",
+    "separator",  # the layout has no place for it, and one document is read the same without
+)
+GGUF_NAMES = {
+    "token_embedding": "token_embd",
+    "position_embedding": "position_embd",
+    "attention_norm": "attn_norm",
+    "attention.qkv": "attn_qkv",
+    "attention.out": "attn_output",
+    "mlp_norm": "ffn_norm",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+    "final_norm": "output_norm",
+    "head": "output",
+}
+
+
+def check_is_gpt2(config: GPTConfig) -> None:
+    """Raise UserError where the model is more than GPT-2's layout can hold, naming the settings to blame."""
+    in_the_way = [
+        f"{field.name}={getattr(config, field.name)}"
+        for field in dataclasses.fields(config)
+        if field.name not in HELD and getattr(config, field.name) != field.default
+    ]
+    if config.activation not in ACTIVATIONS.values():
+        in_the_way.append(f"activation={config.activation}")
+    if in_the_way:
+        raise UserError(
+            f"this model is no GPT-2, so its layout cannot hold it: in the way are {', '.join(in_the_way)}; "
+            f"only a model trained without them can be converted"
+        )
+
+
+def with_biases(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with a zero for each bias that the model goes without: GPT-2's layout has them all."""
+    if config.bias:
+        return tensors
+    missing = {}
+    for name, tensor in tensors.items():
+        if not name.endswith("embedding.weight") and name != "head.weight":
+            missing[name.removesuffix("weight") + "bias"] = tensor.new_zeros(tensor.shape[0])
+    return tensors | missing
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Hugging Face
+
+
+def hugging_face_config(found: Pretrained) -> dict[str, Any]:
+    """config.json of `GPT2LMHeadModel`. `bias` is our own note: models without biases come back as such."""
+    config = found.config
+    end_of_text = getattr(found.tokenizer, "end_of_text", None)
+    description = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_inner": None,
+        "activation_function": next(
+            theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation
+        ),
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": config.tied_head,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": str(found.tensors["token_embedding.weight"].dtype).removeprefix("torch."),
+        "bias": config.bias,
+    }
+    return description | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+
+
+def write_hugging_face(found: Pretrained, folder: Path) -> None:
+    """Write config.json, model.safetensors and the tokenizer's files into a new folder. Raises UserError."""
+    check_is_gpt2(found.config)
+    description = hugging_face_config(found)
+    files = {} if found.tokenizer is None else tokenizer_files(found.tokenizer, found.config.block_size)
+    files["config.json"] = json.dumps(description, indent=1).encode()
+    generation = {name: description[name] for name in ("bos_token_id", "eos_token_id")}
+    files["generation_config.json"] = json.dumps(generation, indent=1).encode()
+    weights = {}
+    for name, tensor in with_biases(found.config, found.tensors).items():
+        weights[gpt2_name(name)] = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
+
+    def fill(beside: Path) -> None:
+        for name, content in files.items():
+            (beside / name).write_bytes(content)
+        safetensors.torch.save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
+
+    write_folder(folder, fill)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Make a folder whole: filled beside its place, then renamed. Raises UserError if something is there."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already and is not empty; give the name of a new folder")
+    beside = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        fill(beside)
+        os.chmod(beside, 0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(beside, folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# GGUF
+
+
+def gguf_name(name: str) -> str:
+    """llama.cpp's name of our parameter: blocks.3.mlp.up.weight is blk.3.ffn_up.weight."""
+    place, _, kind = name.rpartition(".")
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", place)
+    return f"blk.{match[1]}.{GGUF_NAMES[match[2]]}.{kind}" if match else f"{GGUF_NAMES[place]}.{kind}"
+
+
+def write_gguf(found: Pretrained, path: Path) -> None:
+    """Write a GGUF file of fp32 weights that llama.cpp loads as a GPT-2. Raises UserError."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise UserError("writing GGUF takes the package gguf: pip install gguf") from error
+    config = found.config
+    check_is_gpt2(config)
+    pairs = gguf_byte_pairs(found)
+    if path.exists():
+        raise UserError(f"{path} exists already; give the name of a new file")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = gguf.GGUFWriter(beside, "gpt2")
+        writer.add_name(Path(found.source).name)
+        writer.add_block_count(config.n_layer)
+        writer.add_context_length(config.block_size)
+        writer.add_embedding_length(config.n_embd)
+        writer.add_feed_forward_length(4 * config.n_embd)
+        writer.add_head_count(config.n_head)
+        writer.add_layer_norm_eps(1e-5)
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        add_vocabulary(writer, pairs, config.vocab_size)
+        for name, tensor in with_biases(config, found.tensors).items():
+            writer.add_tensor(gguf_name(name), tensor.float().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def gguf_byte_pairs(found: Pretrained) -> MergesTokenizer:
+    """The tokenizer as llama.cpp's GPT-2 knows it: bytes, merges, an end-of-text token; else UserError.
+
+    Where none is named, llama.cpp takes token 11 for the end of a text, whatever it is, so one is needed.
+    """
+    pairs = byte_pairs_of(found.known_tokenizer())
+    if pairs is None or not pairs.merges or END_OF_TEXT not in pairs.special:
+        raise UserError(
+            "llama.cpp reads GPT-2 models of byte pairs with an end-of-text token, "
+            "and this model has none; --to hf takes it"
+        )
+    return pairs
+
+
+def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None:
+    """Tokens in the order of their ids, the padding of the model's vocabulary as unused ones."""
+    import gguf
+
+    tokens = [f"[unused{index}]" for index in range(vocab_size)]
+    kinds = [gguf.TokenType.UNUSED] * vocab_size
+    for names, kind in ((pairs.vocabulary, gguf.TokenType.NORMAL), (pairs.special, gguf.TokenType.CONTROL)):
+        for name, index in names.items():
+            tokens[index], kinds[index] = name, kind
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([f"{left} {right}" for left, right in pairs.merges])
+    writer.add_add_bos_token(False)
+    writer.add_bos_token_id(pairs.special[END_OF_TEXT])
+    writer.add_eos_token_id(pairs.special[END_OF_TEXT])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# a run folder of ours
+
+
+def write_run(found: Pretrained, folder: Path) -> None:
+    """Write a run folder with one checkpoint, step 0, no optimizer: to sample, evaluate or finetune from."""
+    config = found.config
+    shape = {field.name for field in dataclasses.fields(TrainSettings)} & set(dataclasses.asdict(config))
+    meta = {
+        "model": dataclasses.asdict(config),
+        "settings": {name: value for name, value in dataclasses.asdict(config).items() if name in shape},
+        "tokenizer": found.known_tokenizer().to_dict(),
+        "step": 0,
+        "source": found.source,
+    }
+    names = [name for name, _ in GPT.empty(config, "meta").named_parameters()]
+    parts = {"model": {name: found.tensors[name] for name in names}}
+    write_folder(folder, lambda beside: checkpoints.save_checkpoint(beside, meta, parts))

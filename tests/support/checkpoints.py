@@ -1,0 +1,40 @@
+"""Checkpoints to damage."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from engine.settings import TrainSettings
+from engine.text.characters import CharTokenizer
+from engine.training.optimizer import make_optimizer
+from engine.weights import checkpoint as checkpoints
+from engine.weights.checkpoint import save_checkpoint
+from model import GPT, GPTConfig
+
+CONFIG = GPTConfig(vocab_size=5, block_size=8, n_layer=2, n_head=2, n_embd=16, bias=False)
+
+
+def reseal(folder: Path, **change: object) -> None:
+    """Change a meta.json and make its own hash right again, as a stranger would."""
+    meta = json.loads((folder / "meta.json").read_text()) | change
+    meta["sha256"] = checkpoints._hash_of_meta(meta)
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def save_one(run: Path, step: int, seed: int = 0) -> GPT:
+    """A checkpoint of a random model after one optimizer step."""
+    model = GPT(CONFIG)
+    model.init_weights(seed)
+    optimizer = make_optimizer(model, TrainSettings())
+    ids = torch.randint(5, (2, 8))
+    model(ids, ids)[1].backward()
+    optimizer.step()
+    meta = {"model": dataclasses.asdict(CONFIG), "step": step, "tokenizer": CharTokenizer("abcde").to_dict()}
+    parts = {
+        "model": dict(model.named_parameters()),
+        "optimizer": checkpoints.optimizer_tensors(model, optimizer),
+    }
+    save_checkpoint(run, meta, parts)
+    return model

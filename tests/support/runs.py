@@ -1,0 +1,67 @@
+"""What a run has left behind, and starting one that is to be interrupted."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from engine.training.metrics import read_metrics
+from engine.weights.checkpoint import open_checkpoint
+from support.commands import HANG, ROOT, command
+
+
+def losses(run: Path, kind: str = "train") -> dict[int, float]:
+    """The losses in metrics.jsonl by step."""
+    key = "loss" if kind == "train" else "val_loss"
+    return {line["step"]: line[key] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == kind}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether all tensors are equal, bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def tensors(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    """All weights and optimizer tensors of a checkpoint."""
+    checkpoint = open_checkpoint(run, which)
+    return checkpoint.tensors("model") | checkpoint.tensors("optimizer")
+
+
+def train(folder: Path, *arguments: str) -> str:
+    """Run train.py; its output."""
+    finished = command(folder, "train.py", "tiny.py", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something holds; give up where it must have hung."""
+    deadline = time.monotonic() + HANG
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happens"
+        time.sleep(0.02)
+
+
+def start(
+    place: Path, processes: int, *options: str, arguments: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    """Start a run that would take for ever, alone or under torchrun; returns when it is training."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *options]
+    line = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "train.py"), "tiny.py"]
+    line += [
+        "--max_iters=1000000",
+        "--eval_interval=1000000",
+        "--lr_decay_iters=1000",
+        "--out_dir=r",
+        *arguments,
+    ]
+    process = subprocess.Popen(
+        line, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    metrics = place / "r/metrics.jsonl"
+    wait_for(lambda: process.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 5))
+    assert process.poll() is None, process.stdout.read()
+    return process

@@ -1,0 +1,291 @@
+"""Nothing is lost: resuming is exact from every step, and nothing that only looks changes what is learned."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support.commands import command, torchrun
+from support.runs import losses, same, tensors, train
+
+import train as train_script
+from engine.data import dataset
+from engine.data.order import training_starts
+from engine.text.characters import ByteTokenizer
+from engine.training import batches
+from engine.weights.checkpoint import _hash_of_meta, load, open_checkpoint, read_checkpoint
+
+REFERENCE = Path(__file__).parents[1] / "reference/format-1"
+
+
+def run_here(*arguments: str) -> None:
+    """train.py in this process, which saves the seconds that it takes to import torch."""
+    torch.manual_seed(0)
+    assert train_script.main(["tiny.py", *arguments]) == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer"), [("float32", "adamw"), ("float16", "adamw"), ("float16", "muon")]
+)
+def test_resume_is_exact_from_every_step(place: Path, dtype: str, optimizer: str) -> None:
+    """20 steps with dropout, accumulation, fp16 scaler: weights, optimizer, scaler, losses and samples."""
+    fixed = (
+        f"--dtype={dtype}",
+        f"--optimizer={optimizer}",
+        "--sample_tokens=0",
+        "--eval_interval=1",
+        "--keep_checkpoints=100",
+        "--eval_iters=1",
+    )
+    run_here(*fixed, "--out_dir=whole")
+    whole, logged = tensors(place / "whole"), losses(place / "whole")
+    scaler = open_checkpoint(place / "whole", "last").meta["scaler"]
+    text = load("whole", checkpoint="last")[0].generate(torch.zeros(1, 1, dtype=torch.int64), 50, seed=1)
+    assert bool(scaler) == (dtype == "float16")
+    for step in range(20):
+        shutil.rmtree(place / "part", ignore_errors=True)
+        shutil.copytree(place / "whole", place / "part")
+        for folder in (place / "part/checkpoints").iterdir():
+            if int(folder.name[5:]) > step:
+                shutil.rmtree(folder)
+        run_here(*fixed[:3], "--out_dir=part", "--init_from=resume", "--eval_interval=20", "--eval_iters=1")
+        assert same(whole, tensors(place / "part")), f"resumed from step {step}"
+        assert logged == losses(place / "part")
+        assert scaler == open_checkpoint(place / "part", "last").meta["scaler"]
+        again = load("part", checkpoint="last")[0].generate(torch.zeros(1, 1, dtype=torch.int64), 50, seed=1)
+        assert torch.equal(text, again)
+
+
+def test_another_batch_size_after_resume_skips_and_repeats_no_sequence(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    original = dataset.Split.windows
+
+    def remember(self: dataset.Split, starts: object, block_size: int) -> object:
+        if self.name == "train":
+            used.extend(starts.tolist())
+        return original(self, starts, block_size)
+
+    monkeypatch.setattr(dataset.Split, "windows", remember)
+    run_here("--out_dir=r", "--max_iters=10")
+    del used[10 * 8 :]  # the loop reads one step ahead
+    more = ("--batch_size=5", "--gradient_accumulation_steps=3", "--max_iters=20")
+    run_here("--out_dir=r", "--init_from=resume", *more)
+    expected = training_starts(1337, 0, 10 * 8 + 10 * 15, 108_000, 32)
+    assert used[: len(expected)] == expected.tolist() and len(set(used[: len(expected)])) == len(expected)
+
+
+def test_automatic_choices_come_from_the_checkpoint(place: Path) -> None:
+    run_here("--out_dir=r", "--max_iters=10")
+    path = place / "r/checkpoints/step-00000010/meta.json"
+    meta = json.loads(path.read_text())
+    for kernel in ("sdpa", "matmul"):
+        meta["choices"] |= {"attention_kernel": kernel, "threads": 1}
+        path.write_text(json.dumps(meta | {"sha256": _hash_of_meta(meta)}))
+        shutil.copytree(place / "r", place / kernel)
+        run_here(f"--out_dir={kernel}", "--init_from=resume")
+        assert open_checkpoint(place / kernel, "last").meta["choices"]["attention_kernel"] == kernel
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--eval_interval=3"],
+        ["--eval_iters=1"],
+        ["--sample_tokens=0"],
+        ["--log_interval=7"],
+        ["--keep_checkpoints=9"],
+    ],
+)
+def test_looking_changes_nothing(place: Path, change: list[str]) -> None:
+    run_here("--out_dir=plain")
+    run_here("--out_dir=other", *change)
+    plain, other = losses(place / "plain"), losses(place / "other")
+    assert set(other) <= set(plain) and len(other) >= 2 and all(plain[step] == other[step] for step in other)
+    assert same(tensors(place / "plain"), tensors(place / "other"))
+
+
+@pytest.mark.parametrize("fault", ["missing", "init", "log", "finish"])
+def test_a_logger_that_fails_is_a_warning_and_changes_nothing(place: Path, fault: str) -> None:
+    """A stand-in for wandb that raises where it is told to."""
+    run_here("--out_dir=plain")
+    (place / "fake").mkdir()
+    (place / "fake/wandb.py").write_text(
+        f"""
+import types
+if {fault!r} == "missing":
+    raise ImportError("no wandb")
+class Run:
+    id = "x"
+    count = 0
+    def log(self, values, step):
+        self.count += 1
+        if {fault!r} == "log" and self.count == 5:
+            raise RuntimeError("the network\\nis gone")
+    def finish(self):
+        if {fault!r} == "finish":
+            raise RuntimeError("the network is gone")
+def Settings(**_):
+    return None
+def init(**_):
+    if {fault!r} == "init":
+        raise RuntimeError("no key")
+    return Run()
+"""
+    )
+    finished = command(
+        place, "train.py", "tiny.py", "--out_dir=other", "--wandb_log=True", PYTHONPATH=str(place / "fake")
+    )
+    assert finished.returncode == 0 and finished.stdout.count("warning: wandb is off") == 1, finished.stderr
+    assert losses(place / "plain") == losses(place / "other")
+    assert losses(place / "plain", "eval") == losses(place / "other", "eval")
+    assert same(tensors(place / "plain"), tensors(place / "other"))
+
+
+def test_sequences_are_the_same_for_1_2_and_4_processes_and_runs_change_hands(place: Path) -> None:
+    # Micro-batches that 1, 2 and 4 processes share.
+    shape = ("--batch_size=2", "--gradient_accumulation_steps=4")
+    exact = ("tiny.py", "--dtype=float64", "--eval_interval=20", "--sample_tokens=0", *shape)
+    assert train_script.main([*exact, "--out_dir=one"]) == 0
+    for processes in (2, 4):
+        out = f"--out_dir=of{processes}"
+        finished = torchrun(
+            place, processes, "train.py", *exact, out, "--max_iters=10", "--lr_decay_iters=20"
+        )
+        assert finished.returncode == 0, finished.stderr
+    resumed = ("--init_from=resume", "--lr_decay_iters=20", "--max_iters=20")
+    assert train_script.main([*exact, "--out_dir=of2", *resumed]) == 0
+    finished = torchrun(place, 2, "train.py", *exact, "--out_dir=of4", *resumed)
+    assert finished.returncode == 0, finished.stderr
+    one = tensors(place / "one")
+    for other in (tensors(place / "of2"), tensors(place / "of4")):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-12)
+    finished = torchrun(place, 4, "train.py", *exact, "--out_dir=of2", "--init_from=resume", "--max_iters=22")
+    assert finished.returncode == 0 and "resuming of2/checkpoints/step-00000020" in finished.stdout
+
+
+def test_changed_data_is_announced_before_the_run_goes_on(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here("--out_dir=r", "--max_iters=10")
+    path = place / "r/checkpoints/step-00000010/meta.json"
+    meta = json.loads(path.read_text())
+    meta["data"]["fingerprint"] = "of other data"
+    path.write_text(json.dumps(meta | {"sha256": _hash_of_meta(meta)}))
+    run_here("--out_dir=r", "--init_from=resume")
+    output = capsys.readouterr().out
+    assert output.index("warning: data/topics has changed") < output.index("step 11:")
+
+
+def test_resume_passes_over_a_damaged_checkpoint_and_says_so(place: Path) -> None:
+    train(place, "--out_dir=whole")
+    shutil.copytree(place / "whole", place / "part")
+    with open(place / "part/checkpoints/step-00000020/model.safetensors", "r+b") as file:
+        file.seek(500)
+        file.write(b"\xff\xff\xff")
+    output = train(place, "--out_dir=part", "--init_from=resume")
+    assert "step-00000020/model.safetensors is damaged" in output and "going back" in output
+    assert same(tensors(place / "whole"), tensors(place / "part"))
+    refused = command(
+        place, "sample.py", "--out_dir=whole", "--checkpoint=step-00000020", "--max_new_tokens=5"
+    )
+    assert refused.returncode == 0
+    with open(place / "whole/checkpoints/step-00000020/meta.json", "ab") as file:
+        file.write(b"x")
+    refused = command(place, "sample.py", "--out_dir=whole", "--checkpoint=last")
+    assert refused.returncode == 2 and "whole/checkpoints/step-00000020/meta.json" in refused.stderr
+
+
+def test_metrics_have_each_step_once_after_a_crash_in_mid_line(place: Path) -> None:
+    run_here("--out_dir=r", "--max_iters=10")
+    with open(place / "r/metrics.jsonl", "a") as file:
+        file.write('{"step": 11, "kind": "train", "loss": 1.0}\n{"step": 12, "ki')
+    run_here("--out_dir=r", "--init_from=resume")
+    lines = [json.loads(line) for line in (place / "r/metrics.jsonl").read_text().splitlines()]
+    keys = [(line["step"], line["kind"]) for line in lines]
+    assert len(keys) == len(set(keys)) and {step for step, kind in keys if kind == "train"} == set(
+        range(1, 21)
+    )
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+
+
+def test_a_checkpoint_of_the_first_format_still_loads() -> None:
+    """The reference was written once, by `make_reference` below; later versions must read it."""
+    model, tokenizer = load(REFERENCE, checkpoint="last")
+    assert isinstance(tokenizer, ByteTokenizer)
+    logits, _ = model(torch.arange(8)[None])
+    expected = json.loads((REFERENCE / "expected.json").read_text())
+    torch.testing.assert_close(logits[0, -1, :8], torch.tensor(expected["logits"]), rtol=0, atol=1e-5)
+    optimizer = read_checkpoint(REFERENCE / "checkpoints/step-00000003").tensors("optimizer")
+    assert "exp_avg_sq/blocks.0.mlp.up.weight" in optimizer
+
+
+def make_reference() -> None:
+    """Write tests/reference/format-1: python -c "import tests.test_resume as t; t.make_reference()"."""
+    from engine.settings import TrainSettings
+    from engine.training.optimizer import make_optimizer
+    from engine.weights import checkpoint as checkpoints
+    from model import GPT, GPTConfig
+
+    config = GPTConfig(vocab_size=256, block_size=8, n_layer=1, n_head=2, n_embd=4)
+    model = GPT(config)
+    model.init_weights(1)
+    optimizer = make_optimizer(model, TrainSettings())
+    ids = torch.arange(8)[None]
+    for _ in range(3):
+        model(ids, ids)[1].backward()
+        optimizer.step()
+    meta = {"model": dataclasses.asdict(config), "step": 3, "tokenizer": ByteTokenizer().to_dict()}
+    parts = {
+        "model": dict(model.named_parameters()),
+        "optimizer": checkpoints.optimizer_tensors(model, optimizer),
+    }
+    checkpoints.save_checkpoint(REFERENCE, meta, parts)
+    expected = {"logits": model(ids)[0][0, -1, :8].tolist()}
+    (REFERENCE / "expected.json").write_text(json.dumps(expected) + "\n")
+
+
+def test_hashes_in_a_checkpoint_are_plain_sha256(place: Path) -> None:
+    run_here("--out_dir=r", "--max_iters=1", "--eval_interval=1")
+    folder = place / "r/checkpoints/step-00000001"
+    meta = json.loads((folder / "meta.json").read_text())
+    for name, expected in meta["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected
+
+
+def test_a_divergence_names_the_step_and_the_first_bad_tensor(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sixth update's batch makes a weight's gradient infinite: by a hook that the replay meets again."""
+    original = batches.Batches.step
+    poisoned = {"on": False}
+
+    def step(self: batches.Batches) -> object:
+        poisoned["on"] = self.consumed == 5 * 8
+        return original(self)
+
+    from model import MLP
+
+    forward = MLP.forward
+
+    def poison(self: MLP, x: torch.Tensor) -> torch.Tensor:
+        out = forward(self, x)
+        return out / 0 if poisoned["on"] and self.training and out.shape[-1] == 32 else out
+
+    monkeypatch.setattr(batches.Batches, "step", step)
+    monkeypatch.setattr(MLP, "forward", poison)
+    with pytest.raises(ValueError, match="diverged at step 6 ") as error:
+        run_here("--out_dir=r")
+    assert "replayed from step 0" in str(error.value) and "the output of blocks.0.mlp" in str(error.value)
+    assert "learning rate 3e-03" in str(error.value) or "learning rate 0.003" in str(error.value)
+    assert open_checkpoint(place / "r", "last").meta["step"] == 0
+
+
+def test_a_spike_of_the_loss_ends_a_guarded_run(place: Path) -> None:
+    with pytest.raises(ValueError, match="more than loss_spike"):
+        run_here("--loss_spike=1.0001", "--learning_rate=1", "--warmup_iters=0")

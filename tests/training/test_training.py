@@ -1,0 +1,227 @@
+"""The real commands, from text to a trained model to samples, on a model that takes milliseconds a step."""
+
+import itertools
+import json
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+import torch
+from support.commands import HANG, ROOT, command, torchrun
+from support.runs import losses, same, tensors, train
+
+from engine.errors import UserError
+from engine.settings import TrainSettings
+from engine.training.metrics import read_metrics
+from engine.training.optimizer import learning_rate_factor
+from engine.training.report import Clock, StepReport
+from engine.weights.checkpoint import checkpoint_folders, load, open_checkpoint, read_checkpoint
+
+
+def test_a_run_from_start_to_sample(place: Path) -> None:
+    output = train(place)
+    run = place / "out/tiny"
+    for said in (
+        "device: cpu",
+        "float32",
+        "compile: False",
+        "parameters",
+        "256 tokens",
+        "data/topics",
+        "step 0: ",
+    ):
+        assert said in output, said
+    assert output.splitlines()[-1].endswith("python sample.py --out_dir=out/tiny")
+    assert "Best validation loss" in output.splitlines()[-2]
+    assert sorted(losses(run)) == list(range(1, 21)) and sorted(losses(run, "eval")) == [0, 10, 20]
+    assert losses(run, "eval")[20] < losses(run, "eval")[0]
+    assert [folder.name for folder in checkpoint_folders(run)] == ["step-00000020", "step-00000010"]
+    line = read_metrics(run / "metrics.jsonl")[-1]
+    assert {"step", "tokens", "seconds", "train_loss", "val_loss", "val_bits_per_byte"} <= line.keys()
+    assert json.loads((run / "config.json").read_text())["settings"]["n_embd"] == 32
+
+    texts = [
+        command(place, "sample.py", "--seed=3", "--max_new_tokens=30", "--temperature", "0.8", *more).stdout
+        for more in ([], ["--num_samples=1"])
+    ]
+    assert texts[0].startswith(texts[1].rstrip("\n")) and len(texts[0].split("-" * 80)) == 3
+
+    assert command(place, "plot.py").returncode == 0
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_three_lines_of_a_notebook(place: Path) -> None:
+    train(place, "--max_iters=1", "--eval_interval=1")
+    model, tokenizer = load("out/tiny")
+    ids = torch.from_numpy(tokenizer.encode("The "))[None]
+    text = tokenizer.decode(model.generate(ids, max_new_tokens=20)[0].tolist())
+    assert text.startswith("The ") and len(text) == 24
+
+
+def test_resume_is_bit_exact_and_goes_on_from_last(place: Path) -> None:
+    train(place, "--out_dir=whole")
+    train(place, "--out_dir=parts", "--max_iters=10", "--lr_decay_iters=20")
+    output = train(place, "--out_dir=parts", "--init_from=resume", "--lr_decay_iters=20")
+    assert "max_iters: 10 → 20" in output and "resuming parts/checkpoints/step-00000010" in output
+    assert same(tensors(place / "whole"), tensors(place / "parts"))
+    assert losses(place / "whole") == losses(place / "parts")
+    assert losses(place / "whole", "eval") == losses(place / "parts", "eval")
+
+
+def test_a_resumed_run_needs_no_configuration_file_and_keeps_its_settings(place: Path) -> None:
+    train(place, "--out_dir=out/some", "--dropout=0.3", "--max_iters=10")
+    finished = command(place, "train.py", "--init_from=resume", "--max_iters=12")
+    assert finished.returncode == 0, finished.stderr
+    meta = open_checkpoint(place / "out/some", "last").meta
+    assert (meta["step"], meta["settings"]["dropout"], meta["settings"]["max_iters"]) == (12, 0.3, 12)
+
+
+def test_a_second_start_takes_the_next_free_folder_and_resume_the_newest(place: Path) -> None:
+    quick = ("--max_iters=2", "--eval_interval=2", "--sample_tokens=0")
+    for _ in range(3):
+        train(place, *quick)
+    assert sorted(folder.name for folder in (place / "out").iterdir()) == ["tiny", "tiny-2", "tiny-3"]
+    assert "out/tiny-3/checkpoints" in train(place, "--init_from=resume", "--max_iters=3")
+    assert command(place, "sample.py", "--num_samples=1", "--max_new_tokens=5").returncode == 0
+
+
+def test_auto_starts_and_then_goes_on(place: Path) -> None:
+    assert "resuming" not in train(place, "--init_from=auto", "--max_iters=10")
+    assert "resuming out/tiny/" in train(place, "--init_from=auto", "--max_iters=20")
+    assert "steps 20 to 20" in train(place, "--init_from=auto", "--max_iters=20")
+
+
+def test_two_processes_see_the_same_sequences_and_learn_the_same(place: Path) -> None:
+    alike = ("--dtype=float64", "--out_dir")
+    train(place, *alike, "one")
+    finished = torchrun(place, 2, "train.py", "tiny.py", *alike, "two")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("step 20: training loss") == 1
+    one, two = tensors(place / "one"), tensors(place / "two")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-12)
+    for step, loss in losses(place / "one").items():
+        assert losses(place / "two")[step] == pytest.approx(loss, abs=1e-12)
+    for step, loss in losses(place / "one", "eval").items():
+        assert losses(place / "two", "eval")[step] == pytest.approx(loss, abs=1e-12)
+    output = train(place, "--out_dir=two", "--init_from=resume", "--max_iters=21", "--dtype=float64")
+    assert "resuming" in output
+
+
+def test_evaluation_equals_a_loop_over_the_split(place: Path) -> None:
+    train(place, "--eval_iters=none", "--max_iters=5", "--dtype=float64")
+    from engine.data.dataset import open_dataset
+
+    data, (model, _) = open_dataset("topics", 32), load("out/tiny", checkpoint="last", dtype=torch.float64)
+    total, ids = 0.0, torch.from_numpy(data.val.read(0, data.val.tokens))
+    for begin in range(0, len(ids) - 1, 32):
+        window = ids[begin : begin + 33]
+        logits = model(window[None, :-1])[0][0].log_softmax(-1)
+        total -= logits[torch.arange(len(window) - 1), window[1:]].sum().item()
+    assert losses(place / "out/tiny", "eval")[5] == pytest.approx(total / (len(ids) - 1), abs=1e-10)
+    output = command(
+        place, "train.py", "tiny.py", "--init_from=resume", "--eval_only=True", "--eval_iters=none"
+    )
+    assert f"validation loss {total / (len(ids) - 1):.4f}" in output.stdout
+
+
+def test_eval_only_writes_nothing(place: Path) -> None:
+    train(place, "--max_iters=2", "--eval_interval=2")
+    before = {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")}
+    assert "validation loss" in train(place, "--init_from=resume", "--eval_only=True")
+    assert before == {path: path.stat().st_mtime_ns for path in (place / "out").rglob("*")}
+
+
+def test_patience_ends_a_run_that_no_longer_gains(place: Path) -> None:
+    train(place, "--learning_rate=1e-30", "--eval_interval=1", "--patience=2", "--dtype=float64")
+    assert max(losses(place / "out/tiny", "eval")) <= 4
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_every_precision_learns(place: Path, dtype: str) -> None:
+    output = train(place, f"--dtype={dtype}")
+    assert f"dtype: {dtype}" in output
+    assert losses(place / "out/tiny", "eval")[20] < losses(place / "out/tiny", "eval")[0]
+    assert ("scale" in open_checkpoint(place / "out/tiny", "last").meta["scaler"]) == (dtype == "float16")
+
+
+def test_progress_is_a_bar_on_a_terminal_and_plain_lines_in_a_file(place: Path) -> None:
+    main, side = pty.openpty()
+    termios.tcsetwinsize(side, (40, 100))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "tiny.py"],
+        cwd=place,
+        stdout=side,
+        stderr=side,
+        close_fds=True,
+    )
+    os.close(side)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(main, 65536)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait(HANG) == 0 and b"\r" in seen and b"step/s" in seen and b"done: 20 steps" in seen
+    output = train(place)
+    assert "\r" not in output and "\x1b" not in output and output.count("step 7: loss") == 1
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    settings = TrainSettings(learning_rate=1.0, min_lr=0.2, warmup_iters=4, max_iters=104)
+    rates = [learning_rate_factor(step, settings) for step in range(120)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[54] == pytest.approx(0.6) and rates[104:] == [0.2] * 16
+    assert all(late <= early for early, late in itertools.pairwise(rates[4:]))
+    settings.decay_lr = False
+    assert {learning_rate_factor(step, settings) for step in range(200)} == {1.0}
+
+
+def test_a_report_is_the_mean_over_processes() -> None:
+    from engine.parallel.world import World
+
+    report = StepReport(3, 1.0, 0.1, torch.tensor([2.0, 4.0, 1.0]), World(0, 1, 0, 1))
+    assert report.read() == (2.0, 4.0, True)
+
+
+def test_the_clock_stands_still_when_told_to() -> None:
+    clock = Clock(0, 5.0)
+    assert clock.seconds == 5.0
+    clock.go()
+    clock.stand()
+    stood = clock.seconds
+    assert stood >= 5.0 and clock.seconds == stood
+
+
+def test_wandb_offline_changes_nothing_and_a_resumed_run_continues_it(place: Path) -> None:
+    pytest.importorskip("wandb")
+    train(place, "--out_dir=without")
+    for more in (["--max_iters=10", "--lr_decay_iters=20"], ["--init_from=resume", "--lr_decay_iters=20"]):
+        finished = command(
+            place, "train.py", "tiny.py", "--out_dir=with", "--wandb_log=True", *more, WANDB_MODE="offline"
+        )
+        assert finished.returncode == 0 and "warning" not in finished.stdout, finished.stdout
+    assert same(tensors(place / "without"), tensors(place / "with"))
+    assert losses(place / "without") == losses(place / "with")
+    first, last = (read_checkpoint(folder).meta["wandb_id"] for folder in checkpoint_folders(place / "with"))
+    assert first == last and first is not None
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_of_it_is_saved(place: Path) -> None:
+    finished = command(
+        place, "train.py", "tiny.py", "--learning_rate=1e30", "--grad_clip=0", "--warmup_iters=0"
+    )
+    assert finished.returncode == 2 and "diverged" in finished.stderr and "Traceback" not in finished.stderr
+    for folder in checkpoint_folders(place / "out/tiny"):
+        checkpoint = read_checkpoint(folder)
+        assert all(tensor.isfinite().all() for tensor in checkpoint.tensors("model").values())
+
+
+def test_damage_to_a_checkpoint_of_a_stranger_is_one_sentence(place: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load("out/nowhere")

@@ -1,0 +1,239 @@
+"""What convert.py writes is the same model elsewhere, and comes back bit for bit."""
+
+import dataclasses
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from support.commands import command
+from support.random_models import random_gpt2, save_folder, save_nanogpt, save_run
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import convert
+from engine.errors import UserError
+from engine.text import gpt2_vocabulary
+from engine.text.byte_pairs import GPT2Tokenizer
+from engine.text.characters import ByteTokenizer, CharTokenizer
+from engine.text.tokenizer import Tokenizer
+from engine.text.tokenizer_files import read_tokenizer
+from engine.weights.export import check_is_gpt2, gguf_name, write_gguf, write_hugging_face, write_run
+from engine.weights.pretrained import read_pretrained
+from model import GPT, GPTConfig
+
+LETTERS = CharTokenizer.of_text(
+    "\n !,.'?-:;abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789éß東😀"
+)
+
+
+def small(**shape) -> GPTConfig:
+    values = dict(vocab_size=LETTERS.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=24) | shape
+    return GPTConfig(**values)
+
+
+def difference(model: GPT, folder: Path, dtype: torch.dtype, seed: int) -> float:
+    """The largest difference between a model's logits and those of the folder in `transformers`."""
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    stream = torch.Generator().manual_seed(seed)
+    ids = torch.randint(model.config.vocab_size, (3, model.config.block_size), generator=stream)
+    with torch.no_grad():
+        return (model.to(dtype)(ids)[0] - theirs(ids).logits).abs().max().item()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_exported_model_has_the_same_logits_and_comes_back_bit_for_bit(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    heads = draw.choice([1, 2, 3])
+    config = small(
+        vocab_size=LETTERS.vocab_size + draw.choice([0, 13]),
+        block_size=draw.randint(2, 40),
+        n_layer=draw.randint(1, 4),
+        n_head=heads,
+        n_embd=heads * draw.choice([4, 6, 10]),
+        bias=seed % 2 == 0,
+        activation=draw.choice(["gelu", "gelu_tanh"]),
+        tied_head=draw.random() < 0.7,
+        dropout=0.125,
+    )
+    dtype = torch.float64 if seed % 3 == 0 else torch.float32
+    model = save_run(config, LETTERS, tmp_path / "run", seed, dtype)
+    write_hugging_face(read_pretrained(str(tmp_path / "run")), tmp_path / "hf")
+    back = read_pretrained(str(tmp_path / "hf"))
+    assert back.config == config and back.tokenizer.to_dict() == LETTERS.to_dict()
+    assert back.tensors.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert back.tensors[name].dtype == dtype and torch.equal(back.tensors[name], parameter)
+    assert difference(model, tmp_path / "hf", torch.float64, seed) < 1e-12
+    assert difference(model, tmp_path / "hf", torch.float32, seed) < 1e-5
+
+
+def test_greedy_text_is_equal_on_20_prompts(tmp_path: Path) -> None:
+    model = save_run(small(vocab_size=LETTERS.vocab_size + 5), LETTERS, tmp_path / "run", 1).double()
+    done = command(tmp_path, "convert.py", "run", "--to", "hf", "exported")
+    assert done.returncode == 0, done.stderr
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float64).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    draw = random.Random(2)
+    for _ in range(20):
+        prompt = "".join(draw.choices(LETTERS.characters, k=draw.randint(1, 12)))
+        ids = torch.from_numpy(LETTERS.encode(prompt))[None]
+        assert tokenizer(prompt, return_tensors="pt").input_ids.tolist() == ids.tolist()
+        ours = model.generate(ids, 16, temperature=0)[0].tolist()
+        options = dict(max_new_tokens=16, do_sample=False, pad_token_id=0)
+        assert theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist() == ours
+        known = [index for index in ours if index < LETTERS.vocab_size]
+        assert tokenizer.decode(known) == LETTERS.decode(known)
+
+
+def own_bpe(folder: Path) -> Tokenizer:
+    """A small byte-pair encoding that the `tokenizers` library trained."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        ["the theme of the thesis, those 3 theories of 東京 😀"] * 3, 330, 1, special_tokens=["<|endoftext|>"]
+    )
+    trained.save_model(str(folder))
+    return read_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", ["char", "bytes", "bpe"])
+def test_autotokenizer_encodes_and_decodes_random_text_alike(kind: str, tmp_path: Path) -> None:
+    tokenizer = {"char": lambda: LETTERS, "bytes": ByteTokenizer, "bpe": lambda: own_bpe(tmp_path)}[kind]()
+    config = small(vocab_size=tokenizer.vocab_size + 3)
+    save_run(config, tokenizer, tmp_path / "run", 3)
+    write_hugging_face(read_pretrained(str(tmp_path / "run")), tmp_path / "hf")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    draw = random.Random(4)
+    for _ in range(200):
+        text = "".join(draw.choices(LETTERS.characters, k=draw.randint(0, 40)))
+        ids = tokenizer.encode(text).tolist()
+        assert theirs.encode(text) == ids
+        assert theirs.decode(ids) == text == tokenizer.decode(ids)
+    assert theirs.model_max_length == 32
+
+
+def gpt2_vocabulary_is_at_hand() -> bool:
+    cache = gpt2_vocabulary._tiktoken_cache()
+    return all(
+        gpt2_vocabulary._is_intact(cache / gpt2_vocabulary._cache_key(file), file)
+        for file in gpt2_vocabulary.GPT2_VOCABULARY
+    )
+
+
+@pytest.mark.skipif(
+    not gpt2_vocabulary_is_at_hand(),
+    reason="GPT-2's vocabulary is not in tiktoken's cache: python prepare.py shakespeare",
+)
+def test_gpt2s_own_tokenizer_travels_as_openai_published_it(tmp_path: Path) -> None:
+    tokenizer = GPT2Tokenizer()
+    config = small(vocab_size=50304, n_embd=4)
+    save_run(config, tokenizer, tmp_path / "run", 5)
+    write_hugging_face(read_pretrained(str(tmp_path / "run")), tmp_path / "hf")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = "Thou'lt  say\n\n\tso—東京 😀!<|endoftext|>And 1234 more"
+    assert theirs.encode(text) == tokenizer.encode(text).tolist()
+    assert theirs.decode(theirs.encode(text)) == text
+    assert theirs.eos_token_id == 50256
+    assert isinstance(read_pretrained(str(tmp_path / "hf")).tokenizer, GPT2Tokenizer)
+
+
+def test_a_model_that_gpt2s_layout_cannot_hold_is_refused_by_setting() -> None:
+    fields = [
+        ("rotary", bool, dataclasses.field(default=False)),
+        ("n_kv_head", int, dataclasses.field(default=0)),
+    ]
+    Wider = dataclasses.make_dataclass("Wider", fields, bases=(GPTConfig,), frozen=True)
+    check_is_gpt2(Wider())
+    with pytest.raises(UserError, match="in the way are rotary=True, n_kv_head=2"):
+        check_is_gpt2(Wider(rotary=True, n_kv_head=2))
+    other = small()
+    object.__setattr__(other, "activation", "relu2")
+    with pytest.raises(UserError, match="in the way are activation=relu2"):
+        check_is_gpt2(other)
+
+
+def test_foreign_weights_become_a_run_that_sample_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = random_gpt2(6, vocab_size=LETTERS.vocab_size, activation_function="gelu")
+    save_nanogpt(reference, tmp_path / "ckpt.pt")
+    (tmp_path / "letters.txt").write_text(LETTERS.characters, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--text"):
+        convert.main(["ckpt.pt", "--to", "run", "out/letters"])
+    convert.main(["ckpt.pt", "--text", "letters.txt", "--to", "run", "out/letters"])
+    options = ("--device=cpu", "--temperature=0", "--dtype=float64", "--num_samples=1", "--max_new_tokens=9")
+    sampled = command(tmp_path, "sample.py", "--start=hey", *options)
+    ids = torch.from_numpy(LETTERS.encode("hey"))[None]
+    expected = reference.double().generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=9,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert sampled.stdout.strip("\n") == LETTERS.decode(expected[0].tolist()).strip("\n"), sampled.stderr
+
+
+def test_gguf_holds_every_tensor_and_token_under_llama_cpps_names(tmp_path: Path) -> None:
+    gguf = pytest.importorskip(
+        "gguf", reason="the package gguf is not installed: pip install -r requirements-dev.txt"
+    )
+    tokenizer = own_bpe(tmp_path)
+    model = save_run(
+        small(vocab_size=384, activation="gelu_tanh", bias=False), tokenizer, tmp_path / "run", 7
+    )
+    write_gguf(read_pretrained(str(tmp_path / "run")), tmp_path / "model.gguf")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    value = {name: field.contents() for name, field in reader.fields.items()}
+    assert value["general.architecture"] == "gpt2"
+    assert (value["gpt2.block_count"], value["gpt2.context_length"], value["gpt2.embedding_length"]) == (
+        2,
+        32,
+        24,
+    )
+    assert (value["gpt2.attention.head_count"], value["gpt2.feed_forward_length"]) == (2, 96)
+    tokens = value["tokenizer.ggml.tokens"]
+    assert len(tokens) == 384 and all(tokens[index] == name for name, index in tokenizer.vocabulary.items())
+    assert [tuple(merge.split(" ")) for merge in value["tokenizer.ggml.merges"]] == tokenizer.merges
+    stored = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(stored.pop(gguf_name(name)), parameter)
+    assert stored and all(re.search(r"\.bias$", name) and not tensor.any() for name, tensor in stored.items())
+
+
+def test_gguf_needs_a_token_that_ends_a_text(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "gguf", reason="the package gguf is not installed: pip install -r requirements-dev.txt"
+    )
+    save_run(small(activation="gelu_tanh"), LETTERS, tmp_path / "run", 9)
+    with pytest.raises(UserError, match="end-of-text token"):
+        write_gguf(read_pretrained(str(tmp_path / "run")), tmp_path / "letters.gguf")
+    assert not (tmp_path / "letters.gguf").exists()
+
+
+def test_what_is_there_already_is_not_touched(tmp_path: Path) -> None:
+    save_folder(random_gpt2(8), tmp_path / "gpt")
+    found = read_pretrained(str(tmp_path / "gpt"))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("all of it")
+    for write in (write_hugging_face, write_run):
+        with pytest.raises(UserError, match="is not empty"):
+            write(found, tmp_path / "taken")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert (tmp_path / "taken" / "thesis.txt").read_text() == "all of it"
+
+
+def test_bad_command_lines_say_what_to_type(tmp_path: Path) -> None:
+    for arguments, words in (
+        (("nowhere", "--to", "hf", "x"), "nowhere holds no checkpoint"),
+        (("gpt", "--to", "onnx", "x"), "it can be hf, gguf, run"),
+        (("gpt",), "--to"),
+        (("gpt", "--to", "hf", "x", "--block_size=0"), "at least 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            convert.main(arguments)
+    failed = command(tmp_path, "convert.py", "nowhere", "--to", "hf", "x")
+    assert failed.returncode == 2 and failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
