@@ -7,7 +7,8 @@ Shapes: B sequences, T positions, C channels (n_embd), H heads, D = C / H channe
 
     model = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
     model.init_weights(seed=1337)
-    logits, loss = model(ids, targets)          # (B, T, V) and the mean cross-entropy in nats
+    logits = model(ids)                         # (B, T, V)
+    loss_sum = model(ids, targets)              # in nats, over the targets that are not -100
     new_ids = model.generate(ids, max_new_tokens=100, temperature=0.8)
 """
 
@@ -20,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu2")
 
@@ -275,16 +275,9 @@ class Block(nn.Module):
         self.attention = CausalSelfAttention(config)
         self.mlp_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
-        self.recompute = False
 
     def forward(self, x: Tensor, *context: object) -> Tensor:
         """(B, T, C) to (B, T, C). `context` is what `CausalSelfAttention.forward` takes beside x."""
-        if self.recompute and self.training:
-            return checkpoint(self.compute, x, *context, use_reentrant=False)
-        return self.compute(x, *context)
-
-    def compute(self, x: Tensor, *context: object) -> Tensor:
-        """What `forward` returns. Run again in the backward pass, it draws the same dropout."""
         x = x + self.attention(self.attention_norm(x), *context)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -351,31 +344,21 @@ class GPT(nn.Module):
         for block in self.blocks:
             block.attention.kernel = kernel
 
-    def recompute_blocks(self, recompute: bool) -> None:
-        """In training, keep only the blocks' inputs for the backward pass, and compute the rest again there.
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) for ids (B, T); with targets (B, T), the sum of their losses in nats.
 
-        The result is the same, dropout included. Chen et al., 2016.
-        """
-        for block in self.blocks:
-            block.recompute = recompute
-
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """Logits (B, T, V) for ids (B, T); with targets (B, T), also the mean cross-entropy in nats.
-
-        Targets of -100 are left out of the mean. With targets and more than `LARGEST_LOGITS` numbers, the
-        logits are None: the loss is computed without holding them. Raises ValueError where T exceeds
-        `block_size`.
+        Targets of -100 do not count. Raises ValueError where T exceeds `block_size`.
         """
         features = self.features(ids)
         if targets is not None and ids.numel() * self.config.vocab_size > LARGEST_LOGITS:
             rows = max(1, LARGEST_CHUNK // self.config.vocab_size)
-            return None, ChunkedCrossEntropy.apply(
+            return ChunkedCrossEntropy.apply(
                 features.flatten(0, 1), self.head.weight, targets.reshape(-1), rows
             )
         logits = self.head(features)
         if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+            return logits
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1), reduction="sum")
 
     def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The last block's normalised output (B, T, C), to which the head is applied.
@@ -509,7 +492,7 @@ class GPT(nn.Module):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The mean cross-entropy of features (N, C) under a head (V, C), for some rows of logits at a time.
+    """The summed cross-entropy of features (N, C) under a head (V, C), for some rows of logits at a time.
 
     The gradients are taken in the forward pass, while a chunk's logits are there, and scaled in the backward.
     """
@@ -520,7 +503,6 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
         weight, total = head.to(dtype), torch.zeros((), device=features.device, dtype=head.dtype)
-        count = (targets != -100).sum()
         trains = any(ctx.needs_input_grad)
         of_features, of_head = (
             torch.zeros(x.shape if trains else 0, dtype=x.dtype, device=x.device) for x in (features, head)
@@ -537,14 +519,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                     gradient = (gradient * counted).to(dtype)
                     of_features[first : first + rows] = gradient @ weight
                     of_head += gradient.T @ x
-        ctx.save_for_backward(of_features, of_head, count)
-        return total / count
+        ctx.save_for_backward(of_features, of_head)
+        return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Those of the features and the head."""
-        of_features, of_head, count = ctx.saved_tensors
-        return of_features * (gradient / count), of_head * (gradient / count), None, None
+        of_features, of_head = ctx.saved_tensors
+        return of_features * gradient, of_head * gradient, None, None
 
 
 def check_sampling(

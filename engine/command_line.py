@@ -1,6 +1,7 @@
 """Reading command lines and configuration files into checked settings, and running a script."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -9,7 +10,7 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ def retired(kind: type) -> dict[str, str]:
     }
 
 
-def read_settings(kind: type, arguments: Sequence[str], description: str) -> "Sources":
+def read_settings(kind: type, arguments: Sequence[str], description: str | None) -> "Sources":
     """Read a command line, and the configuration file that it may name, into checked values.
 
     Raises UserError for what is not a setting of `kind` or not of its type. `--help` prints and exits.
@@ -250,27 +251,45 @@ class Parser(argparse.ArgumentParser):
 EXIT_USER_ERROR = 2
 
 
-def run_script(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a script's `main(arguments)` and exit: one line, status 2 for a UserError; a traceback for a bug.
+def script_settings(kind: type, description: str | None) -> "Sources":
+    """Read a script's command line at once, above its slow imports: --help and mistakes end it here."""
+    with _errors_end_the_script():
+        return read_settings(kind, _arguments(), description)
 
-    With `--debug` a UserError shows its traceback too. Under `torchrun` every process meets the same
-    error; the first one prints it, the others give it the time to do so.
+
+def run_script(main: Callable[[Any], int | None], given: Any = None) -> None:
+    """Run a script's `main`, with its command line or what is `given` in place of it, and exit.
+
+    One line and status 2 for a UserError, with `--debug` its traceback too; a traceback for a bug.
     """
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    with _errors_end_the_script():
+        status = main(_arguments() if given is None else given)
+    sys.exit(status or 0)
+
+
+def _arguments() -> list[str]:
+    return [argument for argument in sys.argv[1:] if argument != "--debug"]
+
+
+@contextlib.contextmanager
+def _errors_end_the_script() -> Iterator[None]:
+    """Under `torchrun` every process meets the same error as a rule, and the first one prints it.
+
+    The others give it the time to do so, whereupon torchrun ends them; one that met it alone prints then.
+    """
     try:
-        status = main(arguments)
+        yield
     except UserError as error:
-        if debug:
+        if "--debug" in sys.argv[1:]:
             raise
-        if os.environ.get("RANK", "0") != "0":
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
             time.sleep(5)
-        else:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        where = "" if rank == "0" else f" (rank {rank})"
+        print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `python sample.py | head`
         sys.exit(0)
-    sys.exit(status or 0)

@@ -12,6 +12,7 @@ import torch
 
 from engine.errors import UserError
 from engine.kernels import keep_freed_memory
+from engine.system import available_cores
 from model import ATTENTION_KERNELS
 
 # Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets.
@@ -33,8 +34,8 @@ PEAKS = {
 
 
 @dataclass
-class Choices:
-    """What was chosen. `device` is a kind (cuda, cpu, …); which one of several follows from the process."""
+class Compute:
+    """What is computed with. `device` is a kind (cuda, cpu, …); which one of several is the process's own."""
 
     device: str
     dtype: str
@@ -45,25 +46,25 @@ class Choices:
     batch_size: int | None = None  # what fits into the memory, where the setting does not
 
     @classmethod
-    def from_dict(cls, recorded: dict[str, Any]) -> "Choices":
-        """Choices out of a checkpoint. Raises UserError for what are none."""
-        choices = cls(**{field.name: recorded.get(field.name) for field in fields(cls)})
+    def from_dict(cls, recorded: dict[str, Any]) -> "Compute":
+        """What a checkpoint recorded. Raises UserError where that is damaged."""
+        values: dict[str, Any] = {field.name: recorded.get(field.name) for field in fields(cls)}
+        types_fit = all(
+            type(values[field.name]) in (get_args(field.type) or (field.type,)) for field in fields(cls)
+        )
         if (
-            any(
-                type(getattr(choices, field.name)) not in (get_args(field.type) or (field.type,))
-                for field in fields(cls)
-            )
-            or choices.attention_kernel not in ATTENTION_KERNELS
-            or choices.matmul_precision not in ("highest", "high", "medium")
-            or choices.dtype not in ("float32", "bfloat16", "float16", "float64")
-            or choices.threads < 1
-            or (choices.batch_size is not None and choices.batch_size < 1)
+            not types_fit
+            or values["attention_kernel"] not in ATTENTION_KERNELS
+            or values["matmul_precision"] not in ("highest", "high", "medium")
+            or values["dtype"] not in ("float32", "bfloat16", "float16", "float64")
+            or values["threads"] < 1
+            or (values["batch_size"] is not None and values["batch_size"] < 1)
         ):
             raise UserError(f"the checkpoint's automatic choices are damaged: {str(recorded)[:200]}")
-        return choices
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Choices as a checkpoint records them."""
+        """What a checkpoint records."""
         return asdict(self)
 
     def apply(self, deterministic: bool = False) -> None:
@@ -95,6 +96,9 @@ class Choices:
         return torch.float64 if self.dtype == "float64" else torch.float32
 
 
+Choices = Compute  # the name of before
+
+
 def find_device(wanted: str) -> torch.device:
     """The device that a setting names, for "auto" the best there is. Raises UserError where it is absent."""
     available = {
@@ -116,6 +120,18 @@ def find_device(wanted: str) -> torch.device:
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UserError(f"device {wanted} does not exist: this machine has {torch.cuda.device_count()} GPUs")
     return torch.device(wanted)
+
+
+def make_current(device: torch.device) -> torch.device:
+    """Make a GPU the one that PyTorch means where none is named (streams, events, memory); returns it.
+
+    The result has an index: "cuda" becomes "cuda:0". Other devices come back as they are.
+    """
+    if device.type != "cuda":
+        return device
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def choose_dtype(wanted: str, device: torch.device) -> str:
@@ -154,8 +170,7 @@ def choose_threads(wanted: int | None, processes_here: int) -> int:
         return wanted
     if processes_here == 1:
         return torch.get_num_threads()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // processes_here)
+    return max(1, available_cores() // processes_here)
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:

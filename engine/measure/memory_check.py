@@ -82,23 +82,23 @@ def train_and_measure(config: GPTConfig, setup: Setup) -> int:
     """Make a model, train it for three steps as train.py does, and return the bytes that it took."""
     import torch
 
-    from engine.device import Choices
+    from engine.device import Compute
     from engine.training.optimizer import clip_gradients, make_optimizer
     from model import GPT
 
-    choices = Choices(setup.device, setup.dtype, False, torch.get_num_threads())
-    choices.apply()
+    compute = Compute(setup.device, setup.dtype, False, torch.get_num_threads())
+    compute.apply()
     optimizer_used = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True)
     optimizer_used.step()  # loads what the first optimizer loads
     before = resident("VmRSS")
-    model = GPT.empty(config, setup.device, choices.weights_dtype())
+    model = GPT.empty(config, setup.device, compute.weights_dtype())
     model.init_weights(0)
     model.use_attention_kernel(setup.attention_kernel)
     optimizer = make_optimizer(model, TrainSettings(optimizer=setup.optimizer))
     rows = torch.randint(config.vocab_size, (setup.micro_batch, config.block_size + 1), device=setup.device)
     for _ in range(STEPS):
         for _ in range(setup.micro_steps):
-            with choices.autocast():
+            with compute.autocast():
                 loss = model(rows[:, :-1], rows[:, 1:])[1] / setup.micro_steps
             loss.backward()
             del loss

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from engine.device import Choices, choose_dtype
+from engine.device import Compute, choose_dtype
 from engine.kernels import probe_kernels
 from engine.measure.training_speed import summary, training_settings
 from engine.parallel.world import World, share_of_step
@@ -128,14 +128,11 @@ def measure_profile(options: Any) -> None:
 @contextlib.contextmanager
 def the_world() -> Iterator[Any]:
     """This process among its peers, until the measurement is over."""
-    from engine.parallel.sharding import world as distributed
+    from engine.parallel.world import join
 
-    world = distributed.start()
-    try:
-        yield world
-        world.wait()
-    finally:
-        world.stop()
+    world = join()
+    yield world
+    world.leave()
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,15 +166,15 @@ def device_of(world: World) -> torch.device:
 def training(settings: TrainSettings, config: GPTConfig, world: World) -> Callable[[], None]:
     """A training step as train.py makes it, on random tokens, this process's share of it."""
     device = device_of(world)
-    choices = Choices(device.type, choose_dtype("auto", device), False, torch.get_num_threads())
+    compute = Compute(device.type, choose_dtype("auto", device), False, torch.get_num_threads())
     micro_batch, micro_steps = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     if world.is_main:
-        probe_kernels(choices, micro_batch, config.block_size, config.n_head, config.n_embd, config.dropout)
-    choices = Choices.from_dict(world.broadcast(choices.to_dict()))
-    choices.apply()
+        probe_kernels(compute, micro_batch, config.block_size, config.n_head, config.n_embd, config.dropout)
+    compute = Compute.from_dict(world.broadcast(compute.to_dict()))
+    compute.apply()
     model = GPT.empty(config, device)
     model.init_weights(settings.seed)
-    model.use_attention_kernel(choices.attention_kernel)
+    model.use_attention_kernel(compute.attention_kernel)
     optimizer = make_optimizer(model, settings)
     forward: Any = model
     if world.size > 1:
@@ -192,7 +189,7 @@ def training(settings: TrainSettings, config: GPTConfig, world: World) -> Callab
         for index in range(micro_steps):
             synced = world.size == 1 or index == micro_steps - 1
             with contextlib.nullcontext() if synced else forward.no_sync():
-                with choices.autocast():
+                with compute.autocast():
                     loss = forward(rows[:, :-1], rows[:, 1:])[1] / micro_steps
                 loss.backward()
                 del loss
@@ -207,7 +204,7 @@ def finish(world: World) -> None:
     """Return when all processes and their GPUs are done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    world.wait()
+    world.barrier()
 
 
 def step_seconds(settings: TrainSettings, config: GPTConfig, world: World, steps: int) -> float:

@@ -119,7 +119,7 @@ def work(kind: str, config: str | None) -> None:
     """Be a worker: for each line of input do 20 steps and print their seconds."""
     import torch
 
-    from engine.device import Choices, choose_threads
+    from engine.device import Compute, choose_threads
     from engine.kernels import probe_kernels
     from engine.shape import model_config
     from engine.training.optimizer import clip_gradients, learning_rate_factor, make_optimizer
@@ -127,14 +127,14 @@ def work(kind: str, config: str | None) -> None:
 
     settings = training_settings(config)
     ours = kind == "ours"
-    choices = Choices("cpu", "float32", False, choose_threads(None, 1))
+    compute = Compute("cpu", "float32", False, choose_threads(None, 1))
     if ours:
         shape = (settings.batch_size, settings.block_size, settings.n_head, settings.n_embd)
-        probe_kernels(choices, *shape, settings.dropout)
-        choices.apply()
+        probe_kernels(compute, *shape, settings.dropout)
+        compute.apply()
     model = GPT(model_config(settings, 65))
     model.init_weights(settings.seed)
-    model.use_attention_kernel(choices.attention_kernel)
+    model.use_attention_kernel(compute.attention_kernel)
     optimizer = make_optimizer(model, settings)
     if not ours:
         for group in optimizer.param_groups:
@@ -147,7 +147,7 @@ def work(kind: str, config: str | None) -> None:
         for _ in range(20):
             began = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_factor(number, settings) * group["peak"]
+                group["lr"] = learning_rate_factor(number, settings) * group["max_lr"]
             for _ in range(settings.gradient_accumulation_steps):
                 model(rows[:, :-1], rows[:, 1:])[1].backward()
             clip(model.parameters(), settings.grad_clip)

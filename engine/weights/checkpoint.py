@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.parallel.sharding import put, whole
+from engine.parallel.sharding import copy_into, full_tensor
 from engine.parallel.world import ALONE, World
 from engine.system import write_whole
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
@@ -81,7 +81,7 @@ def save_checkpoint(
     beside = place.with_name(f".{place.name}.{world.broadcast(os.getpid())}")
     try:
         hashes, problem = _write_shards(beside, parts, world)
-        shares = world.collect([hashes, problem])
+        shares = world.all_gather([hashes, problem])
         problem = next((problem for _, problem in shares if problem), None)
         if world.is_main and problem is None:
             try:
@@ -130,7 +130,7 @@ def _write_shards(
         kept: dict[str, Tensor] = {}
         for writer, (_, tensors) in enumerate(files[first : first + world.size]):
             for key, tensor in tensors.items():
-                gathered = whole(tensor.detach())
+                gathered = full_tensor(tensor.detach())
                 if writer == world.rank:
                     kept[key] = gathered.contiguous().cpu()
         if kept and problem is None:
@@ -375,7 +375,7 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: str) -> None:
         for name, parameter in model.named_parameters():
             if name not in tensors or tensors[name].shape != parameter.shape:
                 raise UserError(f"{where}: the weight {name} is missing or has another shape")
-            put(parameter, tensors[name])
+            copy_into(parameter, tensors[name])
 
 
 def load(
@@ -415,7 +415,7 @@ def restore_optimizer(
             raise UserError(f"the optimizer's state holds {key} in another shape than the parameter's")
         with torch.no_grad():
             own = torch.empty_like(parameters[name]) if value.dim() > 0 else torch.empty_like(value)
-            put(own, value)
+            copy_into(own, value)
         state.setdefault(order.index(name), {})[kind] = own
     if state and len(state) != len(order):
         raise UserError(f"the optimizer's state covers {len(state)} of the model's {len(order)} parameters")

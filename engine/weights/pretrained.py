@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.parallel.sharding import put
+from engine.parallel.sharding import copy_into
 from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
@@ -61,7 +61,7 @@ class Pretrained:
         model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                put(parameter, self.tensors[name])
+                copy_into(parameter, self.tensors[name])
         return model
 
     def known_tokenizer(self) -> Tokenizer:
