@@ -220,7 +220,7 @@ def conclude(run: Run, state: RunState, requests: StopRequests) -> None:
         peak = torch.cuda.max_memory_allocated(run.device)
         say(f"peak memory of GPU {run.device.index}: {gigabytes(peak)}")
     if state.steps_without_targets:
-        say(f"{state.steps_without_targets} steps had no targets and made no update")
+        say(f"steps without targets, and so without an update: {state.steps_without_targets}")
     minutes, seconds = divmod(round(state.seconds), 60)
     say(
         f"done: {state.step} steps in {minutes} min {seconds:02d} s of training. "

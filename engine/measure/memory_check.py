@@ -99,7 +99,7 @@ def train_and_measure(config: GPTConfig, setup: Setup) -> int:
     for _ in range(STEPS):
         for _ in range(setup.micro_steps):
             with compute.autocast():
-                loss = model(rows[:, :-1], rows[:, 1:])[1] / setup.micro_steps
+                loss = model(rows[:, :-1], rows[:, 1:]) / (setup.micro_steps * rows[:, 1:].numel())
             loss.backward()
             del loss
         clip_gradients(model.parameters(), 1.0)

@@ -190,7 +190,7 @@ def training(settings: TrainSettings, config: GPTConfig, world: World) -> Callab
             synced = world.size == 1 or index == micro_steps - 1
             with contextlib.nullcontext() if synced else forward.no_sync():
                 with compute.autocast():
-                    loss = forward(rows[:, :-1], rows[:, 1:])[1] / micro_steps
+                    loss = forward(rows[:, :-1], rows[:, 1:]) / (micro_steps * rows[:, 1:].numel())
                 loss.backward()
                 del loss
         clip_gradients(model.parameters(), settings.grad_clip)

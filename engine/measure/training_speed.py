@@ -149,7 +149,7 @@ def work(kind: str, config: str | None) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_factor(number, settings) * group["max_lr"]
             for _ in range(settings.gradient_accumulation_steps):
-                model(rows[:, :-1], rows[:, 1:])[1].backward()
+                (model(rows[:, :-1], rows[:, 1:]) / rows[:, 1:].numel()).backward()
             clip(model.parameters(), settings.grad_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -150,7 +150,7 @@ def describe_resume(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
 def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: int) -> str | None:
     """What to say where update `step` has another learning rate than with the settings of `before`.
 
-    E.g. "the learning rate goes from 3.2e-04 to 1.8e-03; --lr_decay_iters=20 keeps it where it was". None
+    E.g. "the learning rate goes from 0.00033 to 0.00195; --lr_decay_iters=20 keeps it where it was". None
     where it is the same, or no update is to come.
     """
     names = {field.name for field in dataclasses.fields(TrainSettings)}
@@ -165,7 +165,7 @@ def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: in
             for at, given in ((max(0, step - 1), old), (step, old), (step, settings))
         )
         if not math.isclose(expected, coming, rel_tol=1e-9):
-            jumps.append(f"the {name.replace('_', ' ')} goes from {last:.2g} to {coming:.2g}")
+            jumps.append(f"the {name.replace('_', ' ')} goes from {last:.3g} to {coming:.3g}")
     if not jumps:
         return None
     then, now = _schedule_of(old, settings), _schedule_of(settings, old)
