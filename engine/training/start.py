@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
     checkpoint = checkpoints.read_checkpoint(Path(found[1]))
     if "choices" not in checkpoint.meta:  # made by convert.py
         raise UserError(
-            f"{found[0]} holds weights and no training state; start from them: --init_from={found[0]}"
+            f"{found[0]} holds weights and no training state; start from them: "
+            f"--init_from={shlex.quote(found[0])}"
         )
     checkpoints.require_resumable(checkpoint)
     return Path(found[0]), checkpoint
@@ -94,9 +96,10 @@ def _find_checkpoint(
         if init_from == "auto":
             return None
         if out_dir is not None and (Path(out_dir) / NANOGPT_FILE).is_file():
+            weights = shlex.quote(str(Path(out_dir) / NANOGPT_FILE))
             raise UserError(
                 f"{out_dir} holds a nanoGPT checkpoint, whose optimizer state has no place here; "
-                f"start from its weights: --init_from={Path(out_dir) / NANOGPT_FILE}"
+                f"start from its weights: --init_from={weights}"
             )
         where = out_dir or (f"{checkpoints.RUNS_FOLDER}/{name}" if name else str(checkpoints.RUNS_FOLDER))
         raise UserError(f"there is no run to resume in {where}; start one without --init_from=resume")

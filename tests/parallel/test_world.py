@@ -2,16 +2,20 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from engine.command_line import read_settings
 from engine.device import make_current
 from engine.errors import UserError
 from engine.parallel import world as worlds
 from engine.parallel.world import ALONE, World, join
+from engine.settings import TrainSettings
+from engine.training import setup
 from engine.training.batches import Batches
 
 
@@ -36,7 +40,7 @@ def test_values_reach_all_in_order() -> None:
 def test_the_others_wait_for_rank_0_without_limit() -> None:
     """Longer than the store's own limit."""
     main, other = worlds_of(2)
-    main.store.set_timeout(torch.distributed.constants.timedelta(milliseconds=1))
+    main.store.set_timeout(timedelta(milliseconds=1))
     waiting = threading.Thread(target=other.wait_for_main)
     waiting.start()
     waiting.join(0.2)
@@ -86,3 +90,11 @@ def test_only_pinned_memory_is_copied_without_waiting(
     rows = torch.zeros(2, 3, dtype=torch.int64)
     assert len(list(Batches._on_device(batches, rows, rows))) == 2  # type: ignore[arg-type]
     assert copies == [(torch.device(kind), without_waiting)] * 4
+
+
+def test_several_processes_on_a_device_for_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "find_device", lambda _: torch.device("mps"))
+    sources = read_settings(TrainSettings, [], "")
+    with pytest.raises(UserError, match=r"on mps one process trains; start train\.py without torchrun"):
+        setup.choose_device(sources, None, worlds_of(2)[0])
+    assert setup.choose_device(sources, None, ALONE).type == "mps"

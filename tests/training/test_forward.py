@@ -91,6 +91,17 @@ def test_one_sequence_that_does_not_fit_is_one_line_that_says_what_to_lower(
         train_script.main([*RUN, "--out_dir=r"])
 
 
+def test_memory_that_runs_out_in_mid_training_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train_script, "update", exhausted)
+    with pytest.raises(UserError, match="step 1 does not fit into the GPU's memory; resume with half"):
+        train_script.main([*RUN[:-1], "--out_dir=r"])
+
+
 def test_a_divergence_of_a_compiled_model_is_traced(
     place: Path, eager_backend: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
