@@ -11,8 +11,7 @@ from typing import Any, get_args
 import torch
 
 from engine.errors import UserError
-from engine.kernels import keep_freed_memory
-from model import ATTENTION_KERNELS
+from engine.kernels import ATTENTION, keep_freed_memory
 
 # Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets.
 PEAKS = {
@@ -53,7 +52,7 @@ class Choices:
                 type(getattr(choices, field.name)) not in (get_args(field.type) or (field.type,))
                 for field in fields(cls)
             )
-            or choices.attention_kernel not in ATTENTION_KERNELS
+            or choices.attention_kernel not in ATTENTION
             or choices.matmul_precision not in ("highest", "high", "medium")
             or choices.dtype not in ("float32", "bfloat16", "float16", "float64")
             or choices.threads < 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from engine.shape import empty_model
 from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import Tokenizer
 from engine.text.tokenizer_files import tokenizer_files
@@ -64,7 +65,7 @@ def save_run(
     config: GPTConfig, tokenizer: Tokenizer, folder: Path, seed: int, dtype: torch.dtype = torch.float32
 ) -> GPT:
     """A run folder of ours that holds a model of random weights; returns the model."""
-    model = GPT.empty(config, "cpu", dtype)
+    model = empty_model(config, "cpu", dtype)
     stream = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
