@@ -71,7 +71,8 @@ def write_samples(model: GPT, tokenizer: Tokenizer, start: str | None, settings:
     """Print `num_samples` continuations of a prompt: the first as it is drawn, the others behind it."""
     prompt = encode_prompt(tokenizer, start)
     stop = None if settings.stop is None else settings.stop.replace("\\n", "\n")
-    streams = [TextStream(tokenizer, stop) for _ in range(settings.num_samples)]
+    end = getattr(tokenizer, "end_of_text", None) if settings.stop_at_end else None
+    streams = [TextStream(tokenizer, stop, end) for _ in range(settings.num_samples)]
     texts = ["" if start is None else start for _ in streams]
     ids = torch.from_numpy(prompt)[None].repeat(settings.num_samples, 1)
     names = (field.name for field in dataclasses.fields(Sampling))

@@ -19,7 +19,7 @@ from engine.text.tokenizer import Tokenizer
 from model import GPT, derive_seed, next_token_probabilities
 
 UNIFORMS_AT_ONCE = 256  # random numbers of a sample that are drawn together
-LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens, that one character can take
+REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8 decode to
 
 
 @dataclass(frozen=True)
@@ -210,41 +210,55 @@ def invert_cumulative(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
 
 class TextStream:
-    """Text out of tokens as they come: no character is split, and what a stop text may remove waits."""
+    """Text out of tokens as they come; put together, it is what decoding them at once gives, up to the end.
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | None = None) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
+    The end is before the text `stop`, or at the token `end`; None: there is none. A character that may still
+    be incomplete waits, and so does what may be the beginning of `stop`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: str | None = None, end: int | None = None) -> None:
+        self.tokenizer, self.stop, self.end = tokenizer, stop, end
         self.stopped = False
-        self._ids: list[int] = []
+        self._ids: list[int] = []  # tokens whose text has not been taken over in whole
+        self._taken = 0  # characters of their text that have
         self._held = ""
 
     def push(self, token: int) -> str:
         """The text that can be shown now that this token has come."""
         if self.stopped:
             return ""
+        if token == self.end:
+            return self.finish()
         self._ids.append(token)
         text = self.tokenizer.decode(self._ids)
-        if text.endswith("\ufffd") and len(self._ids) < LONGEST_CHARACTER:
-            return ""  # the rest of a character of several bytes may still come
-        self._ids.clear()
-        self._held += text
-        if self.stop is None:
-            return self._release(len(self._held))
-        found = self._held.find(self.stop)
-        if found >= 0:
-            self.stopped = True
-            return self._release(found)
-        begun = (size for size in range(len(self.stop) - 1, 0, -1) if self._held.endswith(self.stop[:size]))
-        return self._release(len(self._held) - next(begun, 0))
+        # Bytes of an incomplete character decode to one U+FFFD, and the next token may change it.
+        complete = len(text) - text.endswith(REPLACEMENT)
+        self._held += text[self._taken : complete]
+        self._taken = complete
+        if complete == len(text):
+            self._ids.clear()
+            self._taken = 0
+        return self._release(self._begun_stop())
 
     def finish(self) -> str:
         """What was held back, now that no more tokens come."""
         if self.stopped:
             return ""
-        self._held += self.tokenizer.decode(self._ids)
+        self._held += self.tokenizer.decode(self._ids)[self._taken :]
         self._ids.clear()
-        return self._release(len(self._held))
+        rest = self._release(0)
+        self.stopped = True
+        return rest
 
-    def _release(self, size: int) -> str:
+    def _begun_stop(self) -> int:
+        """How many characters at the end of what is held may be the beginning of the stop text."""
+        stop = self.stop or ""
+        return next((size for size in range(len(stop) - 1, 0, -1) if self._held.endswith(stop[:size])), 0)
+
+    def _release(self, kept: int) -> str:
+        """What is held but its last `kept` characters; where the stop text is there, what comes before it."""
+        found = -1 if self.stop is None else self._held.find(self.stop)
+        self.stopped = found >= 0
+        size = found if self.stopped else len(self._held) - kept
         shown, self._held = self._held[:size], self._held[size:]
         return shown

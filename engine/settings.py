@@ -213,6 +213,10 @@ class SampleSettings:
         1.0, "above 1: tokens that stand in the text already get less likely", above=0
     )
     stop: str | None = setting(None, "end a sample before this text; \\n stands for a line break")
+    stop_at_end: bool = setting(
+        True,
+        "end a sample at the end-of-text token, if the vocabulary has one; False: go on with the next text",
+    )
     interactive: bool = setting(False, "ask for a prompt, answer, and ask again")
     seed: int = setting(1337, "seed of the samples; the same seed gives the same text")
     device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")

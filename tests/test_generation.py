@@ -7,7 +7,7 @@ import torch
 from support.models import SMALL, both, random_ids, random_model
 from torch.nn import functional as F
 
-from engine.generation import KVCache, Sampling, generate, invert_cumulative, penalise, stream
+from engine.generation import KVCache, Sampling, TextStream, generate, invert_cumulative, penalise, stream
 from model import GPT, GPTConfig, next_token_probabilities
 
 
@@ -162,3 +162,47 @@ def test_up_to_block_size_each_draw_gets_the_probabilities_of_the_plain_loop(
 def test_impossible_sampling_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+PIECES = [
+    b"\x80",
+    b"\xe2",
+    b"\xe2\x82",
+    b"\xac",
+    b"\xf0\x9f",
+    b"\x98\x80",
+    b"\xff",
+    b"A",
+    b"b\n",
+    "é€😀".encode(),
+    b"\xef\xbf\xbd",
+]
+
+
+class Pieces:
+    """A tokenizer whose tokens are pieces of bytes, whole characters or not."""
+
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(PIECES[index] for index in ids).decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("stop", [None, "b\nb", "A€", "\ufffd\ufffdA", "AAb"])
+def test_streamed_text_is_the_decoded_text_up_to_the_stop(stop: str | None) -> None:
+    """Random tokens of bytes that make characters, halves of them, and none."""
+    for _ in range(500):
+        ids = torch.randint(len(PIECES), (torch.randint(1, 30, ()).item(),)).tolist()
+        streamed = TextStream(Pieces(), stop)
+        text = "".join(streamed.push(token) for token in ids) + streamed.finish()
+        whole = Pieces().decode(ids)
+        assert text == (whole if stop is None else whole.split(stop)[0]), ids
+
+
+def test_three_stray_bytes_and_a_euro_sign() -> None:
+    streamed = TextStream(Pieces())
+    assert [streamed.push(token) for token in (0, 0, 0, 2, 3)] == ["", "\ufffd", "\ufffd", "\ufffd", "€"]
+
+
+def test_the_end_token_ends_a_text_and_is_not_shown() -> None:
+    streamed = TextStream(Pieces(), stop="b\nb", end=7)
+    assert [streamed.push(token) for token in (9, 8, 7, 9)] == ["é€😀", "", "b\n", ""]
+    assert streamed.stopped and streamed.finish() == ""

@@ -178,6 +178,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         line = [sys.executable, "-c", probe, argument]
         finished = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
         assert finished.returncode == status, finished.stderr
-        assert ("machine:" in finished.stdout and finished.stdout.count("--seed ") == 1) or (
+        assert ("machine:" in finished.stdout and finished.stdout.count("\n  --seed ") == 1) or (
             "did you mean seed" in finished.stderr
         )
