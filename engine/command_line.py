@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from engine.console import escape_what_cannot_be_shown, silence
 from engine.errors import UserError, did_you_mean
 from engine.settings import ALIASES, NANOGPT_CONFIGS, NANOGPT_IMPORTS, RETIRED, SECTIONS, TrainSettings
 
@@ -53,6 +54,7 @@ def errors_in_one_line() -> Iterator[None]:
     With `--debug` a UserError shows its traceback too. Under `torchrun` every process meets the same error;
     the first one prints it, the others give it the time to do so.
     """
+    escape_what_cannot_be_shown()
     try:
         yield
     except UserError as error:
@@ -66,7 +68,7 @@ def errors_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `python sample.py | head`
+        silence(sys.stdout)  # `python sample.py | head`
         sys.exit(0)
 
 
