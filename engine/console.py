@@ -1,4 +1,4 @@
-"""Printing that never ends or cuts short the work: on any terminal, in any encoding, into a pipe that closes."""
+"""Printing that never ends or cuts short the work: any terminal, any encoding, a pipe that closes."""
 
 import os
 import sys
