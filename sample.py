@@ -40,7 +40,12 @@ from engine.weights.pretrained import read_pretrained
 from model import GPT
 
 
-def main(sources: Sources) -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Sample as a command line says."""
+    sample(read_options(arguments))
+
+
+def sample(sources: Sources) -> None:
     """Load a model, continue the prompt, print."""
     settings: SampleSettings = sources.settings(on_cpu=False)
     for remark in sources.remarks:
@@ -126,4 +131,4 @@ def read_prompt(start: str | None) -> str | None:
 
 
 if __name__ == "__main__":
-    run_script(main, OPTIONS)
+    run_script(sample, OPTIONS)

@@ -50,7 +50,12 @@ def as_arguments(chosen: dict[str, str]) -> list[str]:
     return [f"--{name}={value}" for name, value in chosen.items()]
 
 
-def main(options: Namespace) -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Sweep as a command line says."""
+    sweep(read_options(arguments))
+
+
+def sweep(options: Namespace) -> None:
     """Make the runs that are missing, then print the table."""
     folder = Path("out", f"sweep-{Path(options.config).stem}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,4 +116,4 @@ def table(options: Namespace, results: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_script(main, read_early(read_options))
+    run_script(sweep, read_early(read_options))

@@ -37,22 +37,26 @@ Options = TypeVar("Options")
 
 def read_early(read: Callable[[Sequence[str]], Options]) -> Options:
     """What `read` makes of this process's command line; a UserError ends the script."""
-    with errors_in_one_line():
-        return read([argument for argument in sys.argv[1:] if argument != DEBUG])
+    with errors_end_the_script():
+        return read(_arguments())
 
 
-def run_script(main: Callable[[Any], int | None], options: Any) -> typing.NoReturn:
-    """Run a script's `main(options)` and exit with the status that it returns, 0 for None."""
-    with errors_in_one_line():
-        sys.exit(main(options) or 0)
+def run_script(main: Callable[[Any], int | None], options: Any = None) -> typing.NoReturn:
+    """Run a script's `main` with its options, or its command line; exit with the status that it returns."""
+    with errors_end_the_script():
+        sys.exit(main(_arguments() if options is None else options) or 0)
+
+
+def _arguments() -> list[str]:
+    return [argument for argument in sys.argv[1:] if argument != DEBUG]
 
 
 @contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
+def errors_end_the_script() -> Iterator[None]:
     """End the script for a UserError in one line and status 2; leave a traceback to bugs.
 
-    With `--debug` a UserError shows its traceback too. Under `torchrun` every process meets the same error;
-    the first one prints it, the others give it the time to do so.
+    With `--debug` a UserError shows its traceback too. Under `torchrun` every process meets the same error as
+    a rule, and the first prints it; torchrun ends the others meanwhile, and one that met it alone prints then.
     """
     escape_what_cannot_be_shown()
     try:
@@ -60,10 +64,11 @@ def errors_in_one_line() -> Iterator[None]:
     except UserError as error:
         if DEBUG in sys.argv:
             raise
-        if os.environ.get("RANK", "0") != "0":
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
             time.sleep(5)
-        else:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        where = "" if rank == "0" else f" (rank {rank})"
+        print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
