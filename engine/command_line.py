@@ -56,7 +56,7 @@ def errors_end_the_script() -> Iterator[None]:
     """End the script for a UserError in one line and status 2; leave a traceback to bugs.
 
     With `--debug` a UserError shows its traceback too. Under `torchrun` every process meets the same error as
-    a rule, and the first prints it; torchrun ends the others meanwhile, and one that met it alone prints then.
+    a rule: the first prints it, and torchrun ends the others meanwhile; one that met it alone prints later.
     """
     escape_what_cannot_be_shown()
     try:
