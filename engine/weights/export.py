@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.settings import TrainSettings
-from engine.text.merges import END_OF_TEXT, MergesTokenizer
+from engine.text.byte_pairs import MergesTokenizer
 from engine.text.tokenizer_files import byte_pairs_of, tokenizer_files
 from engine.weights import checkpoint as checkpoints
 from engine.weights.gpt2_layout import ACTIVATIONS, TRANSPOSED, gpt2_name
@@ -86,7 +86,7 @@ def with_biases(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tens
 def hugging_face_config(found: Pretrained) -> dict[str, Any]:
     """config.json of `GPT2LMHeadModel`. `bias` is our own note: models without biases come back as such."""
     config = found.config
-    end_of_text = getattr(found.tokenizer, "end_of_text", None)
+    end_of_text = None if found.tokenizer is None else found.tokenizer.end_of_text
     description = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -204,7 +204,7 @@ def gguf_byte_pairs(found: Pretrained) -> MergesTokenizer:
     Where none is named, llama.cpp takes token 11 for the end of a text, whatever it is, so one is needed.
     """
     pairs = byte_pairs_of(found.known_tokenizer())
-    if pairs is None or not pairs.merges or END_OF_TEXT not in pairs.special:
+    if pairs is None or not pairs.merges or pairs.end_of_text is None:
         raise UserError(
             "llama.cpp reads GPT-2 models of byte pairs with an end-of-text token, "
             "and this model has none; --to hf takes it"
@@ -218,17 +218,19 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
 
     tokens = [f"[unused{index}]" for index in range(vocab_size)]
     kinds = [gguf.TokenType.UNUSED] * vocab_size
-    for names, kind in ((pairs.vocabulary, gguf.TokenType.NORMAL), (pairs.special, gguf.TokenType.CONTROL)):
-        for name, index in names.items():
-            tokens[index], kinds[index] = name, kind
+    for name, index in pairs.vocabulary.items():
+        tokens[index], kinds[index] = name, gguf.TokenType.NORMAL
+    for token in pairs.added:
+        kind = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
+        kinds[pairs.vocabulary[token.content]] = kind
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges([f"{left} {right}" for left, right in pairs.merges])
     writer.add_add_bos_token(False)
-    writer.add_bos_token_id(pairs.special[END_OF_TEXT])
-    writer.add_eos_token_id(pairs.special[END_OF_TEXT])
+    writer.add_bos_token_id(pairs.end_of_text)
+    writer.add_eos_token_id(pairs.end_of_text)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -4,26 +4,17 @@ import json
 import random
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
-import tiktoken
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.commands import TEXT as LONG_TEXT
 from support.commands import command
 from support.random_models import edit_json, random_gpt2, save_folder, save_nanogpt
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from engine.errors import UserError
 from engine.settings import GPT2_SIZES
-from engine.text.characters import CharTokenizer
-from engine.text.merges import BYTES, WORDS, MergesTokenizer, merges_of
-from engine.text.tokenizer import tokenizer_from_dict
-from engine.text.tokenizer_files import byte_pairs_of, read_tokenizer, same_ids, tokenizer_files
 from engine.weights.pretrained import GPT2_REVISIONS, read_pretrained
 
 TEXT = (
@@ -195,138 +186,6 @@ def test_without_network_the_sentence_says_what_to_put_where(tmp_path: Path) -> 
         "--init_from=FOLDER",
     ):
         assert words in failed.stderr
-
-
-# ------------------------------------------------------------------------------------------------------------
-# tokenizers
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small byte-level BPE that the `tokenizers` library trained."""
-    folder = tmp_path_factory.mktemp("bpe")
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(
-        [TEXT * 3, "aaaa aaa aaaaaaaa bananas nab a banana"], 420, 1, special_tokens=["<|endoftext|>"]
-    )
-    tokenizer.save_model(str(folder))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-@settings(max_examples=300, deadline=None)
-@given(text=st.text(max_size=60) | st.text("ab n\n<|>'s", max_size=40))
-def test_a_folders_bpe_encodes_as_the_library_does(trained: Path, text: str) -> None:
-    text = text.encode("utf-8", errors="ignore").decode()
-    theirs = ByteLevelBPETokenizer(str(trained / "vocab.json"), str(trained / "merges.txt"))
-    ours = read_tokenizer(trained)
-    assert ours.encode(text).tolist() == theirs.encode(text).ids
-    assert ours.decode(ours.encode(text)) == text
-
-
-def test_special_tokens_documents_and_the_trip_through_a_checkpoint(trained: Path) -> None:
-    ours = read_tokenizer(trained)
-    assert isinstance(ours, MergesTokenizer) and ours.end_of_text == 0
-    assert ours.encode("a<|endoftext|>b").tolist() == [*ours.encode("a"), 0, *ours.encode("b")]
-    assert (
-        ours.encode_document("<|endoftext|>").tolist()[-1] == 0
-        and len(ours.encode_document("<|endoftext|>")) > 2
-    )
-    again = tokenizer_from_dict(json.loads(json.dumps(ours.to_dict())))
-    assert again.encode(TEXT).tolist() == ours.encode(TEXT).tolist() and same_ids(again, ours)
-    without_json = {name: (trained / name).read_text() for name in ("vocab.json", "merges.txt")}
-    folder = trained / "two"
-    folder.mkdir()
-    for name, content in without_json.items():
-        (folder / name).write_text(content)
-    assert same_ids(read_tokenizer(folder), ours)
-
-
-def test_merges_are_recovered_from_a_table_of_ranks(trained: Path) -> None:
-    ours = read_tokenizer(trained)
-    made = {left + right for left, right in ours.merges}
-    ranks = {
-        spelled.encode("latin-1"): index
-        for spelled, index in ours.vocabulary.items()
-        if spelled.isascii() and spelled in made
-    }
-    singles = {bytes([byte]): -256 + byte for byte in range(256)}
-    expected = [(left.encode(), right.encode()) for left, right in ours.merges if (left + right).isascii()]
-    assert merges_of(singles | ranks) == expected and expected
-
-
-def test_a_tiktoken_encoding_of_ones_own_is_exported_with_the_merges_it_was_trained_with(
-    tmp_path: Path,
-) -> None:
-    library = ByteLevelBPETokenizer()
-    library.train_from_iterator([LONG_TEXT], 1500, 2, special_tokens=[])
-    library.save_model(str(tmp_path))
-    theirs = read_tokenizer(tmp_path)
-    ranks = {bytes(BYTES[one] for one in spelled): index for spelled, index in theirs.vocabulary.items()}
-    encoding = tiktoken.Encoding(
-        "own", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
-    )
-    ours = byte_pairs_of(SimpleNamespace(encoding=encoding))
-    assert ours.merges == theirs.merges and ours.vocabulary == theirs.vocabulary
-    assert ours.encode("a<|endoftext|>").tolist()[-1] == len(ranks)
-    draw = random.Random(1)
-    for _ in range(300):
-        start = draw.randrange(len(LONG_TEXT) - 200)
-        text = LONG_TEXT[start : start + draw.randint(1, 200)] + "".join(
-            draw.choices("ab n-_=*#\n\t é", k=30)
-        )
-        assert encoding.encode(text) == ours.encode(text).tolist() == library.encode(text).ids
-
-
-def test_tokenizers_that_are_not_gpt2s_kind_are_refused(trained: Path, tmp_path: Path) -> None:
-    content = json.loads((trained / "tokenizer.json").read_text())
-    content["pre_tokenizer"]["add_prefix_space"] = True
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="another kind than GPT-2's"):
-        read_tokenizer(tmp_path)
-    for damage in ("{", "[]", '{"model": {"type": "BPE"}}'):
-        (tmp_path / "tokenizer.json").write_text(damage)
-        with pytest.raises(UserError):
-            read_tokenizer(tmp_path)
-    content = json.loads((trained / "tokenizer.json").read_text())
-    content["model"]["merges"] = list(reversed(content["model"]["merges"]))
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="before the merges that make its parts"):
-        read_tokenizer(tmp_path)
-    assert byte_pairs_of(CharTokenizer.of_text("ab")) is None
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"vocabulary": None},
-        {"vocabulary": {}, "special": {}, "merges": []},
-        {"vocabulary": {"a": "1"}},
-        {"vocabulary": {"a": -1}},
-        {"vocabulary": {"a": True}},
-        {"vocabulary": {"a": 1, "b": 1}},
-        {"vocabulary": {"": 3}},
-        {"merges": ["a"]},
-        {"merges": [["a", 1]]},
-        {"merges": ["a b"]},
-        {"special": {"<|endoftext|>": None}},
-    ],
-)
-def test_a_damaged_vocabulary_in_a_checkpoint_is_one_sentence(changes: dict) -> None:
-    sound = {"kind": "merges", "vocabulary": {"a": 1, "b": 2}, "merges": [], "special": {}}
-    assert tokenizer_from_dict(sound).decode([2, 1]) == "ba"
-    with pytest.raises(UserError, match="vocabulary is damaged"):
-        tokenizer_from_dict(sound | changes)
-
-
-def test_a_folders_own_bpe_loads_in_transformers_too(trained: Path, tmp_path: Path) -> None:
-    ours = read_tokenizer(trained)
-    for name, content in tokenizer_files(ours, 24).items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs.encode(TEXT) == ours.encode(TEXT).tolist()
-    assert theirs.decode(ours.encode(TEXT)) == TEXT
 
 
 # ------------------------------------------------------------------------------------------------------------
