@@ -15,7 +15,7 @@ import sample
 from engine.data.dataset import open_dataset
 from engine.errors import UserError
 from engine.preparation.recipes import prepare_recipe
-from engine.preparation.token_files import adopt, largest_id
+from engine.preparation.token_files import describe_token_files, largest_id
 from engine.text.byte_pairs import OwnBytePairTokenizer, ranks_text
 from engine.text.characters import NumberTokenizer
 from engine.text.gpt2_vocabulary import _tiktoken_cache
@@ -51,7 +51,7 @@ def test_shards_with_a_header_are_read_in_place(tmp_path: Path, magic: int, dtyp
     for number, part in enumerate(parts):
         name = f"fineweb_{'val' if number == 0 else 'train'}_{number:06}.bin"
         shard(tmp_path / "shards" / name, part, magic, 7 if magic == 20240801 else 1)
-    adopt("web", [str(tmp_path / "shards")], "numbers", quiet, tmp_path / "data")
+    describe_token_files("web", [str(tmp_path / "shards")], "numbers", quiet, tmp_path / "data")
     assert numbers(tmp_path, "web") == (np.concatenate(parts[1:]).tolist(), parts[0].tolist())
     data = open_dataset("web", 16, tmp_path / "data")
     text = data.tokenizer.decode(parts[0])
@@ -112,13 +112,13 @@ def test_a_larger_vocabulary_comes_from_a_file(tmp_path: Path) -> None:
     for split in ("train", "val"):
         shard(tmp_path / f"{split}.bin", ids, 20240801)
     paths = [str(tmp_path / f"{split}.bin") for split in ("train", "val")]
-    adopt("own", paths, str(tmp_path / "own.tiktoken"), quiet, tmp_path / "data")
+    describe_token_files("own", paths, str(tmp_path / "own.tiktoken"), quiet, tmp_path / "data")
     data = open_dataset("own", 2, tmp_path / "data")
     assert data.tokenizer.decode(data.train.read(0, data.train.tokens)) == "abcab and abc<|endoftext|>"
 
 
 def test_the_largest_id_is_found_in_any_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.preparation.token_files.AT_ONCE", 7)
+    monkeypatch.setattr("engine.preparation.token_files.READ_AT_ONCE", 7)
     for _ in range(20):
         ids = STREAM.integers(0, 60_000, int(STREAM.integers(1, 40))).astype("<u2")
         ids.tofile(tmp_path / "a.bin")
@@ -217,4 +217,4 @@ def test_files_of_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         shard(tmp_path / folder / "train.bin", GOOD, 20240520)
     with pytest.raises(UserError, match="same name"):
-        adopt("x", [str(tmp_path / "a"), str(tmp_path / "b")], None, quiet, tmp_path / "data")
+        describe_token_files("x", [str(tmp_path / "a"), str(tmp_path / "b")], None, quiet, tmp_path / "data")
