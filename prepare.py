@@ -20,7 +20,6 @@ are taken as they are.
 
 import dataclasses
 import shlex
-import sys
 from argparse import SUPPRESS, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,8 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         name, inputs = name_and_inputs(options.name, options.input)
         chosen = {key: value for key, value in vars(options).items() if key in FIELDS - {"name"}}
         folder = prepare_known(name, chosen) if inputs is None else prepare_inputs(name, inputs, chosen)
-        train = shlex.quote(str(Path(sys.argv[0]).with_name("train.py")))
-        print(f"next: python {train} --dataset={shlex.quote(folder.name)}")
+        print(f"next: {training_command(folder.name)}")
 
 
 def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str] | None]:
@@ -104,6 +102,13 @@ def prepare_inputs(name: str, inputs: list[str], chosen: dict[str, Any]) -> Path
         raise UserError(f"--{about_text[0]} is about text; token files (.bin) are taken as they are")
     val = [request.val] if isinstance(request.val, str) else []
     return describe_token_files(name, inputs + val, chosen.get("tokenizer"), print)
+
+
+def training_command(name: str) -> str:
+    """The line that trains on a data set, from the current folder."""
+    train = Path(__file__).with_name("train.py")
+    script = train.name if train.parent == Path.cwd() else str(train)
+    return f"python {shlex.quote(script)} --dataset={shlex.quote(name)}"
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:

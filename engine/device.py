@@ -12,7 +12,6 @@ import torch
 
 from engine.errors import UserError
 from engine.kernels import keep_freed_memory
-from engine.system import available_cores
 from model import ATTENTION_KERNELS
 
 # Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets.
@@ -155,7 +154,8 @@ def choose_threads(wanted: int | None, processes_here: int) -> int:
         return wanted
     if processes_here == 1:
         return torch.get_num_threads()
-    return max(1, available_cores() // processes_here)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // processes_here)
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:

@@ -3,7 +3,6 @@
 A data set is a folder: meta.json, and the files of token ids that it lists (little-endian uint16 or uint32).
 """
 
-import difflib
 import hashlib
 import json
 import shlex
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import UserError
+from engine.errors import UserError, did_you_mean
 from engine.system import hashes_of
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
@@ -178,7 +177,7 @@ def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
 
 
 def no_dataset(name: str, root: Path) -> str:
-    """The sentence for a data set that is not there: what was meant perhaps, which there are, what makes it."""
+    """The sentence for a data set that is not there: what may be meant, which there are, what makes it."""
     meant = _name_of_path(name, root)
     if meant is not None:
         return f"{name} is a path, and data sets go by their names in {root}/; did you mean {meant}?"
@@ -186,10 +185,9 @@ def no_dataset(name: str, root: Path) -> str:
     there = f"there are: {', '.join(names)}" if names else "there is none yet"
     if name in KNOWN:
         return f"there is no data set {root / name} ({there}); make it: python prepare.py {name}"
-    close = difflib.get_close_matches(name, [*names, *KNOWN], n=1)
     return (
-        f"there is no data set {root / name} ({there}), and no recipe for it (known are {', '.join(KNOWN)}); "
-        f"{f'did you mean {close[0]}? ' if close else ''}"
+        f"there is no data set {root / name} ({there}), and no recipe for it (known are {', '.join(KNOWN)})"
+        f"{did_you_mean(name, [*names, *KNOWN], otherwise=';')} "
         f"from text of yours: python prepare.py {shlex.quote(name)} --input FILE"
     )
 

@@ -371,7 +371,7 @@ class Preparation:
     def _tell_what_was_noticed(self, state: State) -> None:
         marks, returns = state.byte_order_marks, state.carriage_returns
         if marks.number:
-            others = f" and {marks.number - 1:,} more" if marks.number > 1 else ""
+            others = f" and of {marks.number - 1:,} more" if marks.number > 1 else ""
             self.say(
                 f"{self.request.name}: note: the byte-order mark at the beginning of {marks.file}{others} "
                 "is left out"

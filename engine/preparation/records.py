@@ -80,7 +80,7 @@ def _array_in_lines(where: str, file: str) -> UserError:
     plain = without_suffix(file)
     renamed = f"{plain.with_suffix('.json')}{Path(file).suffix if plain != Path(file) else ''}"
     return UserError(
-        f"{where} is an array, neither an object nor a text; a file that is one array is called .json: "
+        f"{where} is neither an object nor a text, but an array; a file that is one array is called .json: "
         f"mv {shlex.quote(file)} {shlex.quote(renamed)}"
     )
 
