@@ -1,28 +1,26 @@
-"""Token files, and the order in which training reads them.
+"""Token files: opened, checked against their meta.json, and read.
 
 A data set is a folder: meta.json, and the files of token ids that it lists (little-endian uint16 or uint32).
-
-The sequences of a step are a function of (seed, number of sequences consumed before it) alone. Each epoch
-cuts the text into windows of `block_size` at an offset of its own and visits them in a random order, each one
-once. The order is computed, not stored: a keyed permutation (a Feistel network with cycle walking, Black and
-Rogaway 2002). Resuming needs one number, and any number of processes read the same sequences at a step.
 """
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.errors import UserError
+from engine.errors import UserError, did_you_mean
+from engine.system import hashes_of
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
 FORMAT = 1
 HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py --verify NAME`
 DATA_FOLDER = Path("data")
-KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")  # engine/recipes.py
+# Those that prepare.py knows how to make: engine/preparation/recipes.py.
+KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
     """
     folder = root / name
     path = folder / "meta.json"
-    if not path.is_file():
+    if not path.is_file() or _name_of_path(name, root) is not None:
         raise UserError(no_dataset(name, root))
     meta = read_meta(path)
     files = token_files(folder, meta)
@@ -172,22 +170,36 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
 
 def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
     """The number of tokens of each split, by a meta.json."""
-    tokens = dict.fromkeys(("train", "val"), 0)
+    tokens = {"train": 0, "val": 0}
     for entry in meta["files"]:
         tokens[entry["split"]] += entry["tokens"]
     return tokens
 
 
 def no_dataset(name: str, root: Path) -> str:
-    """The sentence for a data set that is not there: which there are, and what makes this one."""
-    names = ", ".join(sorted(path.parent.name for path in root.glob("*/meta.json")))
-    there = f"there are: {names}" if names else "there is none yet"
+    """The sentence for a data set that is not there: what may be meant, which there are, what makes it."""
+    meant = _name_of_path(name, root)
+    if meant is not None:
+        return f"{name} is a path, and data sets go by their names in {root}/; did you mean {meant}?"
+    names = sorted(path.parent.name for path in root.glob("*/meta.json"))
+    there = f"there are: {', '.join(names)}" if names else "there is none yet"
     if name in KNOWN:
         return f"there is no data set {root / name} ({there}); make it: python prepare.py {name}"
     return (
-        f"there is no data set {root / name} ({there}), and no recipe for it (known are {', '.join(KNOWN)}); "
-        f"from text of yours: python prepare.py {name} --input FILE"
+        f"there is no data set {root / name} ({there}), and no recipe for it (known are {', '.join(KNOWN)})"
+        f"{did_you_mean(name, [*names, *KNOWN], otherwise=';')} "
+        f"from text of yours: python prepare.py {shlex.quote(name)} --input FILE"
     )
+
+
+def _name_of_path(name: str, root: Path) -> str | None:
+    """The data set in `root` at which a path points, such as "data/base" and "base/"; None for a name."""
+    if Path(name).name == name:
+        return None
+    for path in (Path(name), root / name):
+        if path.parent.resolve() == root.resolve() and (path.is_dir() or path.name in KNOWN):
+            return path.name
+    return None
 
 
 def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
@@ -257,20 +269,21 @@ def _check_size(file: TokenFile, itemsize: int, name: str) -> None:
     """Raise UserError where a token file is missing or not as long as meta.json says."""
     expected = file.header_bytes + file.tokens * itemsize
     if not file.path.is_file():
-        raise UserError(f"the token file {file.path} is missing; prepare it again: python prepare.py {name}")
+        raise UserError(
+            f"the token file {file.path} is missing; prepare it again: python prepare.py {shlex.quote(name)}"
+        )
     if file.path.stat().st_size != expected:
         raise UserError(
             f"{file.path} has {file.path.stat().st_size} bytes where its meta.json says {expected}; "
-            f"prepare it again: python prepare.py {name}"
+            f"prepare it again: python prepare.py {shlex.quote(name)}"
         )
 
 
 def verify_hashes(files: list[TokenFile], name: str) -> None:
     """Raise UserError where a token file's SHA-256 is not the one recorded."""
-    for file in files:
-        with open(file.path, "rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+    for file, found in zip(files, hashes_of([file.path for file in files]), strict=True):
         if found != file.sha256:
             raise UserError(
-                f"{file.path} is damaged (SHA-256 differs); prepare it again: python prepare.py {name}"
+                f"{file.path} is damaged (SHA-256 differs); prepare it again: "
+                f"python prepare.py {shlex.quote(name)}"
             )

@@ -46,7 +46,7 @@ def evaluate(
     world: World,
     device: torch.device,
 ) -> Evaluation:
-    """Evaluate on the first `batches` × `batch_size` fixed windows of the validation split, or on all.
+    """Evaluate on `batches` × `batch_size` windows that lie evenly over the validation split, or on all.
 
     The training loss is taken the same way over as many windows of the training split.
     """
@@ -73,10 +73,10 @@ def mean_loss(
     world: World,
     device: torch.device,
 ) -> float:
-    """Mean loss in nats of all tokens in the first `windows` fixed windows, shared out over the processes."""
+    """Mean loss in nats of all tokens in `windows` fixed windows of a split, shared out over the processes."""
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
     total = torch.zeros(2, dtype=torch.float64)
-    for inputs, targets in evaluation_batches(split, block_size, first, last, batch_size):
+    for inputs, targets in evaluation_batches(split, block_size, windows, first, last, batch_size):
         some_have_work(forward, world, own=True)
         ids, wanted = (torch.from_numpy(array).to(device) for array in (inputs, targets))
         with choices.autocast():

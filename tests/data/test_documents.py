@@ -105,7 +105,7 @@ def test_inspection_sees_no_weight_across_documents() -> None:
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/notes: documents of very different lengths in an own byte-pair vocabulary."""
     folder = tmp_path_factory.mktemp("documents")
-    generator = np.random.default_rng()
+    generator = np.random.default_rng(np.random.randint(2**31))
     words = np.array(["sun", "moon", "rain", "snow", "wind", "cloud", "storm", "fog"])
     lines = [" ".join(generator.choice(words, generator.integers(1, 90))) for _ in range(500)]
     (folder / "notes.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
