@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import Tokenizer
 from engine.text.tokenizer_files import tokenizer_files
-from engine.weights.checkpoint import save_checkpoint
+from engine.weights.saving import save_checkpoint
 from model import GPT, GPTConfig
 
 
