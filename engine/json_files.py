@@ -120,4 +120,4 @@ def in_words(kind: Any) -> str:
     if origin is not None:
         return f"{in_words(origin)} of {in_words(arguments[-1])}"
     words = {types.NoneType: "none", str: "text", dict: "object"}
-    return words[kind] if kind in words else kind.__name__
+    return words.get(kind) or kind.__name__

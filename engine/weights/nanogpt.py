@@ -74,18 +74,24 @@ def load_without_code(path: Path) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """Why torch.load refused a file, in a few words: its own message is a page with terminal codes."""
+    """Why torch.load refused a file, in a line.
+
+    Its own message is a page with terminal codes, and advises to load the file with all that is in it.
+    """
     message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    refused = re.search(r"GLOBAL (\S+) was not an allowed global", message)
+    refused = re.search(r"GLOBAL ([\w.]+)", message)
     if refused:
         return f"it holds {refused[1]}, which is no tensor, number or text"
-    return " ".join(message.split())[:160] or type(error).__name__
+    lines = message.rpartition("WeightsUnpickler error:")[2].split("\n")
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)[:160]
 
 
 class PlainDtype:
     """Stands for numpy.dtype where a pickle names the type of a plain number, such as "f8"."""
 
     def __init__(self, name: str, *_: object) -> None:
+        if name not in STRUCT_CODES:
+            raise ValueError(f"it holds a NumPy value of type {name!r}, which is no plain number")
         self.code = STRUCT_CODES[name]
         self.byte_order = "<"
 

@@ -80,10 +80,7 @@ class Pretrained:
         Where its own tokenizer cannot be read, token ids that were made elsewhere are taken, and text is not.
         """
         if self.tokenizer_problem is not None and not isinstance(tokenizer, NumberTokenizer):
-            raise UserError(
-                f"{where} is text, and {self.tokenizer_problem} (token ids are prepared with: "
-                f"python prepare.py NAME --input FILE.bin --tokenizer numbers)"
-            )
+            raise UserError(f"{where} is text, and {self.tokenizer_problem}")
         if tokenizer.vocab_size > self.config.vocab_size or not (
             self.tokenizer is None or same_ids(self.tokenizer, tokenizer)
         ):
