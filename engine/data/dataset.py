@@ -26,7 +26,6 @@ DATA_FOLDER = Path("data")
 KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")  # engine/recipes.py
 # The fields of a meta.json, and of each entry of its list of files.
 FIELDS = {
-    "format": Literal[1],  # FORMAT
     "dtype": Literal["uint16", "uint32"],
     "vocab_size": Annotated[int, range(1, 2**32 + 1)],
     "text_bytes": dict[str, COUNT],
@@ -221,6 +220,10 @@ def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of a meta.json, every field that the program relies on checked. Raises UserError."""
     meta = read_json_object(path, ADVICE)
+    if meta.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: format {str(meta.get('format'))[:20]}, where this program reads {FORMAT}; {ADVICE}"
+        )
     check_fields(meta, FIELDS, str(path), optional=("text_bytes",), advice=ADVICE)
     if not meta["files"]:
         raise UserError(f"{path}: files is empty; {ADVICE}")

@@ -26,6 +26,7 @@ GPT2_NAMES = {
     "mlp.down": "mlp.c_proj",
     "final_norm": "ln_f",
 }
+GPT2_VOCABULARY_SIZES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64
 TRANSPOSED = ("attention.qkv.weight", "attention.out.weight", "mlp.up.weight", "mlp.down.weight")
 # What wraps a module and leaves its own name in those of the parameters: torch.compile, FSDP, recomputation
 # at any depth; DDP and trainers that keep the network in a field, in front.

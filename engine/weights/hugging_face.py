@@ -64,13 +64,13 @@ def read_model(folder: Path, source: str) -> tuple[GPTConfig, dict[str, Tensor]]
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{source} holds no model in Hugging Face's layout: there is no {path}")
-    description = with_our_names(read_json_object(path), str(path))
+    content = read_json_object(path)
+    check_model_type(content, str(path))
+    description = with_our_names(content, str(path))
     config = config_from(description, str(path))
     weights = unwrap(read_safetensors(folder), source)
-    if config.tied_head and not head_is_tied(
-        weights
-    ):  # transformers too believes the weights, not the setting
-        config = dataclasses.replace(config, tied_head=False)
+    # Where both matrices are stored and differ, transformers too believes the weights, not the setting.
+    config = dataclasses.replace(config, tied_head=config.tied_head and head_is_tied(weights))
     tensors = tensors_from_gpt2(config, weights, transposed=True, where=source)
     fold_score_scales(description, config, tensors)
     fold_epsilon(description.get("layer_norm_epsilon", EPSILON), config, tensors)
@@ -92,7 +92,6 @@ def with_our_names(description: Mapping[str, Any], where: str) -> dict[str, Any]
 
 def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
     """Our configuration of a GPT-2 config.json, GPT-2's where silent. Raises UserError for other models."""
-    check_model_type(description, where)
     width = description.get("n_embd", 768)
     if description.get("n_inner") not in (None, 4 * width):
         raise UserError(
@@ -102,7 +101,7 @@ def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
         raise UserError(f"{where}: add_cross_attention is true; this program has no cross-attention")
     if not 0 < description.get("layer_norm_epsilon", EPSILON) < 1:
         raise UserError(
-            f"{where}: layer_norm_epsilon is {description['layer_norm_epsilon']}, which is damage"
+            f"{where}: layer_norm_epsilon is {description['layer_norm_epsilon']}; it must be between 0 and 1"
         )
     activation = description.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
@@ -123,12 +122,12 @@ def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
 
 def check_model_type(description: Mapping[str, Any], where: str) -> None:
     """Raise UserError where config.json describes another model; the oldest ones do not say what they are."""
-    architectures = description.get("architectures") or []
-    kind = description.get("model_type", ", ".join(architectures))
+    kinds = {name: FIELDS[name] for name in ("model_type", "architectures")}
+    check_fields(description, kinds, where, optional=kinds)
+    kind = description.get("model_type", ", ".join(description.get("architectures") or []))
     is_gpt2 = kind == "gpt2" or ("model_type" not in description and kind.startswith("GPT2"))
-    if kind == "" and {"n_layer", "n_head", "n_embd"} <= description.keys():
-        is_gpt2 = True
-    if not is_gpt2:
+    has_no_name = kind == "" and {"n_layer", "n_head", "n_embd"} <= description.keys()
+    if not is_gpt2 and not has_no_name:
         raise UserError(
             f"{where} describes a model of type {kind or 'unknown'!r}; only gpt2 can be read, "
             f"since other networks compute something else"

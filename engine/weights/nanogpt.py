@@ -16,7 +16,7 @@ from engine.json_files import dataclass_from
 from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import Tokenizer
-from engine.weights.gpt2_layout import head_is_tied, tensors_from_gpt2, unwrap
+from engine.weights.gpt2_layout import GPT2_VOCABULARY_SIZES, head_is_tied, tensors_from_gpt2, unwrap
 from model import GPTConfig
 
 NANOGPT_FILE = "ckpt.pt"
@@ -114,7 +114,7 @@ def find_tokenizer(path: Path, config: GPTConfig, settings: Any, text: Path | No
     nanoGPT's table of characters is a pickle, which is never opened. None where there is no text to be found.
     Raises UserError for a text that has another number of characters.
     """
-    if text is None and config.vocab_size in (50257, 50304):
+    if text is None and config.vocab_size in GPT2_VOCABULARY_SIZES:
         return GPT2Tokenizer()
     name = settings.get("dataset") if isinstance(settings, dict) else None
     if text is None and isinstance(name, str) and re.fullmatch(r"[\w-]+", name):

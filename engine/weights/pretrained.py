@@ -24,6 +24,7 @@ from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.text.tokenizer_files import read_tokenizer, same_ids
 from engine.weights import checkpoint as checkpoints
 from engine.weights import hugging_face
+from engine.weights.gpt2_layout import GPT2_VOCABULARY_SIZES
 from engine.weights.nanogpt import NANOGPT_FILE, read_nanogpt
 from model import GPT, GPTConfig
 
@@ -145,7 +146,7 @@ def read_folder(folder: Path, source: str) -> Pretrained:
         tokenizer = read_tokenizer(folder)
     except UserError as error:  # the weights can be used all the same, on token ids
         return Pretrained(config, tensors, None, source, tokenizer_problem=f"{source}: {error}")
-    if tokenizer is None and config.vocab_size in (50257, 50304):
+    if tokenizer is None and config.vocab_size in GPT2_VOCABULARY_SIZES:
         tokenizer = GPT2Tokenizer()
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
