@@ -256,8 +256,9 @@ def save(run: "Run", progress: "Progress") -> None:
     """Write a checkpoint of this step, point `last` (and `best`) at it, delete what is no longer kept."""
     from engine.parallel.sharding import is_sharded
     from engine.parallel.world import ALONE
-    from engine.training.run import versions
-    from engine.weights import checkpoint
+    from engine.versions import versions
+    from engine.weights import saving
+    from engine.weights.training_state import optimizer_tensors
 
     writers = run.world if is_sharded(run.model) else ALONE
     if writers is ALONE and not run.world.is_main:
@@ -276,10 +277,10 @@ def save(run: "Run", progress: "Progress") -> None:
     }
     parts = {
         "model": dict(run.model.named_parameters()),
-        "optimizer": checkpoint.optimizer_tensors(run.model, run.optimizer),
+        "optimizer": optimizer_tensors(run.model, run.optimizer),
     }
     try:
-        checkpoint.save_checkpoint(run.folder, meta | dataclasses.asdict(progress), parts, writers)
+        saving.save_checkpoint(run.folder, meta | dataclasses.asdict(progress), parts, writers)
     except UserError as error:
         if run.settings.save_errors == "stop":
             raise
@@ -288,8 +289,8 @@ def save(run: "Run", progress: "Progress") -> None:
     if not run.world.is_main:
         return
     if progress.best_step == progress.step:
-        checkpoint.mark_best(run.folder, progress.step)
-    checkpoint.prune(run.folder, run.settings.keep_checkpoints)
+        saving.mark_best(run.folder, progress.step)
+    saving.prune(run.folder, run.settings.keep_checkpoints)
 
 
 def conclude(run: "Run", progress: "Progress", requests: "StopRequests") -> None:

@@ -8,11 +8,12 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from engine.errors import UserError, did_you_mean
+from engine.json_files import COUNT, check_fields, read_json_object
 from engine.system import hashes_of
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
@@ -21,6 +22,22 @@ HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py 
 DATA_FOLDER = Path("data")
 # Those that prepare.py knows how to make: engine/preparation/recipes.py.
 KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")
+# The fields of a meta.json, and of each entry of its list of files.
+FIELDS = {
+    "dtype": Literal["uint16", "uint32"],
+    "vocab_size": Annotated[int, range(1, 2**32 + 1)],
+    "text_bytes": dict[str, COUNT],
+    "tokenizer": dict,
+    "files": list[dict],
+}
+FIELDS_OF_A_FILE = {
+    "path": str,
+    "split": Literal["train", "val"],
+    "tokens": COUNT,
+    "header_bytes": COUNT,
+    "sha256": str,
+}
+ADVICE = "prepare the data set again"
 
 
 @dataclass(frozen=True)
@@ -214,55 +231,22 @@ def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of a meta.json, every field that the program relies on checked. Raises UserError."""
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    problem = _problem(meta)
-    if problem:
-        raise UserError(f"{path}: {problem}; prepare the data set again")
-    return meta
-
-
-def _problem(meta: Any) -> str | None:
-    """What is wrong with the content of a meta.json; None where nothing is."""
-    if not isinstance(meta, dict):
-        return "not a JSON object"
+    meta = read_json_object(path, ADVICE)
     if meta.get("format") != FORMAT:
-        return f"format {str(meta.get('format'))[:20]}, where this program reads {FORMAT}"
-    if meta.get("dtype") not in ("uint16", "uint32"):
-        return "dtype must be uint16 or uint32"
-    if not _is_count(meta.get("vocab_size")) or not 1 <= meta["vocab_size"] <= 2**32:
-        return "vocab_size must be a positive integer"
-    text_bytes = meta.get("text_bytes", {})
-    if not isinstance(text_bytes, dict) or not all(_is_count(count) for count in text_bytes.values()):
-        return "text_bytes must map splits to numbers"
-    files = meta.get("files")
-    if not isinstance(files, list) or not files:
-        return "files must be a list of token files"
-    for entry in files:
-        if not isinstance(entry, dict):
-            return "an entry of files is no object"
-        name = entry.get("path")
-        if (
-            not isinstance(name, str)
-            or not name
-            or "\0" in name
-            or Path(name).is_absolute()
-            or ".." in Path(name).parts
-        ):
-            return "the path of a token file must lie inside the data set's folder"
-        if entry.get("split") not in ("train", "val"):
-            return f"{name}: split must be train or val"
-        if not _is_count(entry.get("tokens")) or not _is_count(entry.get("header_bytes")):
-            return f"{name}: tokens and header_bytes must be numbers"
-        if not isinstance(entry.get("sha256"), str):
-            return f"{name}: sha256 is missing"
-    return None
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+        raise UserError(
+            f"{path}: format {str(meta.get('format'))[:20]}, where this program reads {FORMAT}; {ADVICE}"
+        )
+    check_fields(meta, FIELDS, str(path), optional=("text_bytes",), advice=ADVICE)
+    if not meta["files"]:
+        raise UserError(f"{path}: files is empty; {ADVICE}")
+    for entry in meta["files"]:
+        check_fields(entry, FIELDS_OF_A_FILE, f"{path}: an entry of files", advice=ADVICE)
+        name = Path(entry["path"])
+        if not entry["path"] or "\0" in entry["path"] or name.is_absolute() or ".." in name.parts:
+            raise UserError(
+                f"{path}: the path of a token file must lie inside the data set's folder; {ADVICE}"
+            )
+    return meta
 
 
 def _check_size(file: TokenFile, itemsize: int, name: str) -> None:

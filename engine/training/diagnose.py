@@ -10,6 +10,7 @@ from engine.parallel.sharding import local
 from engine.training.batches import Batches
 from engine.training.run import Progress, Run
 from engine.weights import checkpoint as checkpoints
+from engine.weights.training_state import restore_optimizer
 
 
 class Diverged(UserError):
@@ -28,7 +29,7 @@ def first_not_finite(run: Run, forward: Any, update: Callable[..., Any], step: i
     checkpoint, _ = checkpoints.open_newest(run.folder)
     progress = Progress.from_meta(checkpoint.meta)
     checkpoints.load_weights(run.model, checkpoint.tensors("model"), str(checkpoint.folder))
-    checkpoints.restore_optimizer(run.model, run.optimizer, checkpoint.tensors("optimizer"))
+    restore_optimizer(run.model, run.optimizer, checkpoint.tensors("optimizer"))
     run.scaler.load_state_dict(checkpoint.meta["scaler"])
     run.optimizer.zero_grad(set_to_none=True)
     batches = Batches(run, progress.sequences)

@@ -12,9 +12,11 @@ from engine.command_line import Sources
 from engine.errors import UserError
 from engine.system import write_whole
 from engine.training.metrics import MetricsLog, WandbLog
-from engine.training.run import Progress, Run, versions
+from engine.training.run import Progress, Run
 from engine.training.start import run_name
+from engine.versions import versions
 from engine.weights import checkpoint as checkpoints
+from engine.weights import saving
 from engine.weights.checkpoint import Checkpoint
 
 
@@ -55,9 +57,9 @@ def claim_folder(
     run.folder = Path(answer[1])
     if not run.world.is_main:
         return
-    checkpoints.clean_leftovers(run.folder)
+    saving.clean_leftovers(run.folder)
     if checkpoint is not None and progress.best_step is not None:
-        checkpoints.mark_best(run.folder, progress.best_step)
+        saving.mark_best(run.folder, progress.best_step)
     content = {
         "settings": dataclasses.asdict(settings),
         "choices": run.choices.to_dict(),

@@ -1,13 +1,11 @@
 """A training run: what stays the same while it goes on, and where it stands."""
 
 import dataclasses
-import platform
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine.data.dataset import Dataset
@@ -72,16 +70,6 @@ class Run:
             if peak is None
             else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
         )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-    }
 
 
 EVALUATION_TOKENS = 4096  # about as many are evaluated at a time, or a micro-batch if that is more

@@ -36,6 +36,7 @@ from engine.training.suggest import suggest
 from engine.weights import checkpoint as checkpoints
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.pretrained import Pretrained
+from engine.weights.training_state import restore_optimizer, restore_scaler
 from model import GPT, GPTConfig, count_parameters
 
 
@@ -73,8 +74,8 @@ def set_up(
     optimizer = make_optimizer(model, settings, world)
     scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
     if checkpoint is not None:
-        checkpoints.restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
-        checkpoints.restore_scaler(scaler, checkpoint.meta["scaler"])
+        restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
+        restore_scaler(scaler, checkpoint.meta["scaler"])
 
     run = Run(
         settings,

@@ -12,7 +12,9 @@ from engine.shape import shape_settings
 from engine.training.metrics import Console
 from engine.weights import checkpoint as checkpoints
 from engine.weights.checkpoint import Checkpoint
-from engine.weights.pretrained import NANOGPT_FILE, Pretrained, read_pretrained
+from engine.weights.nanogpt import NANOGPT_FILE
+from engine.weights.pretrained import Pretrained, read_pretrained
+from engine.weights.training_state import require_resumable
 
 
 def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world: World) -> Pretrained | None:
@@ -70,7 +72,7 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
         raise UserError(
             f"{found[0]} holds weights and no training state; start from them: --init_from={found[0]}"
         )
-    checkpoints.require_resumable(checkpoint)
+    require_resumable(checkpoint)
     return Path(found[0]), checkpoint
 
 

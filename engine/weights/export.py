@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
 
 from engine.errors import UserError
 from engine.settings import TrainSettings
 from engine.text.byte_pairs import MergesTokenizer
 from engine.text.tokenizer_files import byte_pairs_of, tokenizer_files
-from engine.weights import checkpoint as checkpoints
-from engine.weights.gpt2_layout import ACTIVATIONS, TRANSPOSED, gpt2_name
+from engine.versions import versions
+from engine.weights.gpt2_layout import TRANSPOSED, gpt2_name, tensors_for_gpt2
+from engine.weights.hugging_face import ACTIVATIONS
 from engine.weights.pretrained import Pretrained
-from model import GPT, GPTConfig
+from engine.weights.saving import save_checkpoint
+from model import GPTConfig
 
 # Fields of GPTConfig that GPT-2's layout can hold at any value. Every other field must have its default.
 HELD = (
@@ -68,17 +69,6 @@ def check_is_gpt2(config: GPTConfig) -> None:
         )
 
 
-def with_biases(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with a zero for each bias that the model goes without: GPT-2's layout has them all."""
-    if config.bias:
-        return tensors
-    missing = {}
-    for name, tensor in tensors.items():
-        if not name.endswith("embedding.weight") and name != "head.weight":
-            missing[name.removesuffix("weight") + "bias"] = tensor.new_zeros(tensor.shape[0])
-    return tensors | missing
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Hugging Face
 
@@ -119,7 +109,7 @@ def write_hugging_face(found: Pretrained, folder: Path) -> None:
     generation = {name: description[name] for name in ("bos_token_id", "eos_token_id")}
     files["generation_config.json"] = json.dumps(generation, indent=1).encode()
     weights = {}
-    for name, tensor in with_biases(found.config, found.tensors).items():
+    for name, tensor in tensors_for_gpt2(found.config, found.tensors).items():
         weights[gpt2_name(name)] = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
 
     def fill(beside: Path) -> None:
@@ -169,6 +159,7 @@ def write_gguf(found: Pretrained, path: Path) -> None:
         raise UserError("writing GGUF takes the package gguf: pip install gguf") from error
     config = found.config
     check_is_gpt2(config)
+    tensors = tensors_for_gpt2(config, found.tensors)
     pairs = gguf_byte_pairs(found)
     if path.exists():
         raise UserError(f"{path} exists already; give the name of a new file")
@@ -185,7 +176,7 @@ def write_gguf(found: Pretrained, path: Path) -> None:
         writer.add_layer_norm_eps(1e-5)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
         add_vocabulary(writer, pairs, config.vocab_size)
-        for name, tensor in with_biases(config, found.tensors).items():
+        for name, tensor in tensors.items():
             writer.add_tensor(gguf_name(name), tensor.float().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -247,7 +238,6 @@ def write_run(found: Pretrained, folder: Path) -> None:
         "tokenizer": found.known_tokenizer().to_dict(),
         "step": 0,
         "source": found.source,
+        "versions": versions(),
     }
-    names = [name for name, _ in GPT.empty(config, "meta").named_parameters()]
-    parts = {"model": {name: found.tensors[name] for name in names}}
-    write_folder(folder, lambda beside: checkpoints.save_checkpoint(beside, meta, parts))
+    write_folder(folder, lambda beside: save_checkpoint(beside, meta, {"model": found.tensors}))

@@ -26,7 +26,7 @@ import explore
 import plot
 from engine.explore.explorer import Explorer
 from engine.web.server import MAX_BODY, build_page, make_server
-from engine.weights.checkpoint import save_checkpoint
+from engine.weights.saving import save_checkpoint
 
 
 def save_run(explorer: Explorer, run: Path) -> Path:
