@@ -327,11 +327,14 @@ async function showNear() {
 }
 
 function showParameters() {
-  const entries = Object.entries(model.parameters), total = entries.reduce((sum, [, count]) => sum + count, 0);
+  const total = Object.values(model.parameters).reduce((sum, count) => sum + count, 0);
+  const reused = (name) => name === "unembedding" && model.tied;
+  const entries = Object.entries(model.parameters).filter(([name, count]) => count || reused(name));
   const rows = entries.map(([name, count]) => row([
-    name, count.toLocaleString("en"), name === "unembedding" && model.tied ? "the embedding, again" : percent(count / total),
+    name, count.toLocaleString("en"), reused(name) ? "the embedding, again" : percent(count / total),
   ], ["", "number", "number"]));
   $("count").tBodies[0].replaceChildren(...rows, row(["all", total.toLocaleString("en"), ""], ["", "number", "number"]));
-  $("about").textContent = `${model.name}: ${model.layers} layers, ${model.heads} heads, ${model.width} wide, ` +
+  document.title = `${model.name} – plainGPT explorer`;
+  $("about").textContent = `${model.name}: ${model.blocks} layers, ${model.heads} heads, ${model.width} wide, ` +
     `${model.tokens.length.toLocaleString("en")} tokens, ${total.toLocaleString("en")} parameters`;
 }
