@@ -212,6 +212,21 @@ def test_a_screen_reader_finds_a_name_for_everything(browser: Browser) -> None:
     assert any("surprise" in name for name in named) and any("looks back" in name for name in named)
 
 
+def test_every_tokens_surprise_is_in_sight_and_the_chosen_one_stands_out(browser: Browser) -> None:
+    for width in (1280, 420):
+        browser.resize(width, 900)
+        frame, first, last = browser.value(
+            "['.scroll', '#surprise rect', '#surprise rect:last-child'].map(selector =>"
+            " (box => [box.left, box.right])(document.querySelector(selector).getBoundingClientRect()))"
+        )
+        assert frame[0] <= first[0] < last[0] < last[1] <= frame[1]
+    browser.click(".token[data-position='12']")
+    colours = browser.value(
+        "[...document.querySelectorAll('#surprise rect')].map(rect => getComputedStyle(rect).fill)"
+    )
+    assert len(colours) == len(PROMPT) and [colours.count(colour) for colour in colours].index(1) == 12
+
+
 def test_it_fits_on_a_phone_and_goes_dark(browser: Browser) -> None:
     light = browser.value("getComputedStyle(document.querySelector('section')).backgroundColor")
     browser.resize(360, 740, phone=True)
