@@ -11,6 +11,7 @@ single steps. Dotted: the best validation loss.
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
@@ -42,14 +43,13 @@ def main(arguments: Sequence[str]) -> None:
     runs = options.runs or [newest_run()]
     if options.attention is None:
         output = options.output or runs[0] / "loss.png"
-        figure = draw_losses([(name, read_run(run)) for name, run in named(runs)], options.x)
-        save(figure, output)
+        save(draw_losses({str(run): read_run(run) for run in runs}, options.x), output)
         print(f"drew {', '.join(map(str, runs))} to {output}")
     else:
         output = options.output or (runs[0] if runs[0].is_dir() else Path()) / "attention.png"
         tokens, attention = read_attention(runs[0], options.attention)
-        ((name, _),) = named(runs)
-        save(draw_attention(tokens, attention, f"{name} reads {shortened(options.attention)}"), output)
+        title = f"{runs[0]} reads “{shorten(options.attention, 40, placeholder=' …')}”"
+        save(draw_attention(tokens, attention, title), output)
         print(f"drew the attention of {runs[0]} to {output}")
 
 
@@ -89,14 +89,6 @@ def newest_run() -> Path:
     return found[-1].parent
 
 
-def named(runs: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Each run with what the picture calls it: its folder's name, or the path where two have one name."""
-    names = [run.resolve().name for run in runs]
-    return [
-        (name if names.count(name) == 1 else str(run), run) for name, run in zip(names, runs, strict=True)
-    ]
-
-
 def read_run(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl. Raises UserError where it holds none."""
     path = run / "metrics.jsonl"
@@ -112,24 +104,21 @@ def read_run(run: Path) -> list[dict[str, Any]]:
 # Losses
 
 
-def draw_losses(runs: Sequence[tuple[str, list[dict[str, Any]]]], x: str) -> Figure:
+def draw_losses(runs: dict[str, list[dict[str, Any]]], x: str) -> Figure:
     """The losses of runs, each a name and the lines of its metrics, over `x`, a key of AXES."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    colors = [f"C{number}" for number in range(len(runs))]
-    best = [draw_run(axes, lines, x, color) for (_, lines), color in zip(runs, colors, strict=True)]
-    if len(runs) == 1:
-        axes.set_title(f"Loss of {runs[0][0]}", parse_math=False)
-        legend = axes.legend(handles=legend_of_styles("C0", with_loss("best validation", best[0])))
-    else:
-        axes.set_title(f"Loss of {len(runs)} runs")
-        handles = [
-            Line2D([], [], color=color, linewidth=5, label=with_loss(name, loss))
-            for (name, _), color, loss in zip(runs, colors, best, strict=True)
-        ]
-        legend = axes.legend(handles=handles + legend_of_styles("gray", "best validation"))
-    for text in legend.get_texts():
+    handles = []  # the legend's lines: a colour for each run, then what the kinds of lines mean
+    for number, (name, lines) in enumerate(runs.items()):
+        best = draw_run(axes, lines, x, f"C{number}")
+        label = name if best is None else f"{name} (best {best:.3f})"
+        handles.append(Line2D([], [], color=f"C{number}", linewidth=5, label=label))
+    for label, style in [(curve[0], curve[3]) for curve in CURVES] + [("best validation", BEST)]:
+        handles.append(Line2D([], [], color="gray", label=label, **style))
+    for text in axes.legend(handles=handles).get_texts():
         text.set_parse_math(False)  # a $ in a run's name is a $
+    title = f"Loss of {len(runs)} runs" if len(runs) > 1 else f"Loss of {next(iter(runs))}"
+    axes.set_title(title, parse_math=False)
     axes.set_xlabel(AXES[x])
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)
@@ -156,16 +145,6 @@ def points(lines: list[dict[str, Any]], kind: str, x: str, y: str) -> list[tuple
         if line.get("kind") == kind and isinstance(first, int | float) and isinstance(second, int | float):
             pairs.append((first, second))
     return pairs
-
-
-def legend_of_styles(color: str, best: str) -> list[Line2D]:
-    """What the kinds of lines mean, for the legend; `best` says it for the dotted one."""
-    styles = [(label, style) for label, _, _, style in CURVES] + [(best, BEST)]
-    return [Line2D([], [], color=color, label=label, **style) for label, style in styles]
-
-
-def with_loss(label: str, loss: float | None) -> str:
-    return label if loss is None else f"{label} ({loss:.3f})"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -213,12 +192,6 @@ def draw_attention(tokens: Sequence[str], attention: "Tensor", title: str) -> Fi
     figure.supxlabel("token that is looked at", fontsize=9)
     figure.supylabel("token that looks", fontsize=9)
     return figure
-
-
-def shortened(text: str) -> str:
-    """A text in quotes, on one line, its end left out where it is long."""
-    line = " ".join(text.split())
-    return f"“{line}”" if len(line) <= 40 else f"“{line[:40]}…”"
 
 
 def save(figure: Figure, output: Path) -> None:

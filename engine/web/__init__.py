@@ -1,1 +1,1 @@
-"""A page in the browser and the local server behind it; explore.py's today, and whatever else has a page."""
+"""A page in the browser and the server on this machine that answers it; it knows no page in particular."""

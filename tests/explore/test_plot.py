@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from support.explorers import NoAttention, make_explorer, save_run
@@ -32,55 +32,48 @@ def write_run(folder: Path, lines: list[dict[str, Any]] = LINES) -> Path:
     return folder
 
 
-def legend(figure: Figure) -> dict[str, Line2D]:
-    """The legend's lines by their labels."""
-    found = figure.axes[0].get_legend()
+def legend(axes: Axes) -> list[Line2D]:
+    """The legend's lines, with the labels that stand beside them."""
+    found = axes.get_legend()
     assert found is not None
-    return {text.get_text(): line for text, line in zip(found.get_texts(), found.get_lines(), strict=True)}
+    lines = found.get_lines()
+    assert [text.get_text() for text in found.get_texts()] == [line.get_label() for line in lines]
+    return lines
 
 
-def look(line: Line2D) -> tuple[float, str, str]:
-    return line.get_linewidth(), line.get_linestyle(), line.get_color()
+def look(line: Line2D) -> tuple[float, str, float | None]:
+    """What tells one kind of line from another."""
+    return line.get_linewidth(), line.get_linestyle(), line.get_alpha()
 
 
 @pytest.mark.parametrize(("x", "last"), [("step", 4), ("tokens", 32), ("seconds", 2.0)])
 def test_the_legend_tells_validation_training_and_single_steps_apart(x: str, last: float) -> None:
-    figure = plot.draw_losses([("mine", LINES)], x)
-    axes = figure.axes[0]
-    assert axes.get_title() == "Loss of mine" and axes.get_xlabel().startswith(("step", "tokens", "training"))
-    named = legend(figure)
-    assert list(named) == ["validation", "training", "training, single steps", "best validation (2.500)"]
-    drawn = {look(line): line for line in axes.get_lines()}
-    assert len(drawn) == 4 and {look(line) for line in named.values()} == set(drawn)
-    values = {label: [*drawn[look(line)].get_ydata()] for label, line in named.items()}
-    assert values["validation"] == [4.1, 2.5, 2.75] and values["training"] == [4.0, 2.0, 1.5]
-    assert values["training, single steps"] == [3.5, 1.9] and set(values["best validation (2.500)"]) == {2.5}
-    assert max(drawn[look(named["validation"])].get_xdata()) == last
+    axes = plot.draw_losses({"mine": LINES}, x).axes[0]
+    assert axes.get_title() == "Loss of mine" and axes.get_xlabel() == plot.AXES[x]
+    run, *kinds = legend(axes)
+    assert run.get_label() == "mine (best 2.500)" and {line.get_color() for line in kinds} == {"gray"}
+    drawn = {look(line): line for line in axes.get_lines() if line.get_color() == run.get_color()}
+    assert len(drawn) == 4
+    assert {str(line.get_label()): [*drawn[look(line)].get_ydata()] for line in kinds} == {
+        "validation": [4.1, 2.5, 2.75],
+        "training": [4.0, 2.0, 1.5],
+        "training, single steps": [3.5, 1.9],
+        "best validation": [2.5, 2.5],
+    }
+    assert max(drawn[look(kinds[0])].get_xdata()) == last
 
 
 def test_several_runs_have_a_colour_each_and_share_the_kinds_of_lines() -> None:
     better = [line | {"val_loss": 1.25} if line["kind"] == "eval" else line for line in LINES]
     silent = [line for line in LINES if line["kind"] == "train"]
-    figure = plot.draw_losses([("one", LINES), ("two $\\x$", better), ("three", silent)], "step")
+    figure = plot.draw_losses({"one": LINES, "two $\\x$": better, "three": silent}, "step")
     figure.draw_without_rendering()  # nor is the name read as a formula
-    named = legend(figure)
-    assert list(named) == [
-        "one (2.500)", "two $\\x$ (1.250)", "three",
-        "validation", "training", "training, single steps", "best validation",
-    ]  # fmt: skip
-    colours = [line.get_color() for line in named.values()]
-    assert len(set(colours[:3])) == 3 and len(set(colours[3:])) == 1 and colours[3] not in colours[:3]
-    lines = figure.axes[0].get_lines()
-    assert [len([line for line in lines if line.get_color() == colour]) for colour in colours[:3]] == [
-        4,
-        4,
-        1,
-    ]
-
-
-def test_runs_are_called_by_their_folders_and_by_paths_where_these_are_the_same() -> None:
-    paths = [Path("out/a"), Path("elsewhere/a"), Path("out/b")]
-    assert [name for name, _ in plot.named(paths)] == ["out/a", "elsewhere/a", "b"]
+    axes = figure.axes[0]
+    *runs, _, _, _, _ = legend(axes)
+    assert axes.get_title() == "Loss of 3 runs"
+    assert [run.get_label() for run in runs] == ["one (best 2.500)", "two $\\x$ (best 1.250)", "three"]
+    colours = [line.get_color() for line in axes.get_lines()]
+    assert [colours.count(run.get_color()) for run in runs] == [4, 4, 1]
 
 
 def test_attention_is_drawn_with_its_tokens_and_a_title() -> None:
@@ -88,8 +81,8 @@ def test_attention_is_drawn_with_its_tokens_and_a_title() -> None:
     text = "To be,\nnot"
     ids = torch.from_numpy(explorer.tokenizer.encode(text))
     attention = inspect(explorer.model, ids).attention
-    figure = plot.draw_attention([*text], attention, f"mine reads {plot.shortened(text)}")
-    assert figure.get_suptitle() == "mine reads “To be, not”"
+    figure = plot.draw_attention([*text], attention, "mine reads it")
+    assert figure.get_suptitle() == "mine reads it"
     assert (figure.get_supylabel(), figure.get_supxlabel()) == ("token that looks", "token that is looked at")
     assert [axes.get_title() for axes in figure.axes] == [
         f"layer {layer}, head {head}" for layer in (1, 2) for head in (1, 2)
@@ -104,7 +97,6 @@ def test_a_long_text_gets_numbers_in_place_of_tokens() -> None:
     figure = plot.draw_attention(["x"] * 30, torch.eye(30).expand(1, 1, 30, 30), "long")
     figure.draw_without_rendering()
     assert "20" in [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert plot.shortened("word " * 30).endswith("…”") and len(plot.shortened("word " * 30)) < 50
 
 
 def test_the_command_draws_the_newest_run_and_the_one_that_is_named(
