@@ -82,6 +82,3 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "platform": platform.platform(),
     }
-
-
-EVALUATION_TOKENS = 4096  # about as many are evaluated at a time, or a micro-batch if that is more
