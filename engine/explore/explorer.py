@@ -14,7 +14,7 @@ import torch
 
 from engine.errors import UserError
 from engine.explore.inspection import Inspection, inspect, layer_guesses, neighbours
-from engine.shape import count_by_matrix
+from engine.shape import count_parameters
 from engine.text.tokenizer import Tokenizer
 from engine.web.server import Refused
 from model import GPT
@@ -53,7 +53,7 @@ class Explorer:
             "width": config.n_embd,
             "limit": self.limit,
             "tokens": [self.tokenizer.decode([index]) for index in range(self.n_tokens)],
-            "parameters": count_by_matrix(config),
+            "parameters": count_parameters(config),
             "tied": config.tied_head,
         }
 
