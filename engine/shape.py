@@ -23,7 +23,6 @@ ROLES = {
     "mlp.down.weight": "down",
     "head.weight": "unembedding",
 }
-BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def count_parameters(config: GPTConfig) -> dict[str, int]:
@@ -61,12 +60,6 @@ def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
     looked_up = counts["positions"] + (0 if config.tied_head else counts["embedding"])
     context = config.block_size if length is None else length
     return 6 * (sum(counts.values()) - looked_up) + 12 * config.n_layer * config.n_embd * context
-
-
-def sampling_memory(config: GPTConfig, parameters: int, dtype: str) -> tuple[int, int]:
-    """Bytes to sample: (weights, keys and values of one full sequence)."""
-    cache = 2 * config.n_layer * config.block_size * config.n_embd
-    return parameters * BYTES[dtype], cache * BYTES[dtype]
 
 
 def shape_settings(config: GPTConfig) -> dict[str, Any]:
