@@ -42,6 +42,7 @@ class Choices:
     matmul_precision: str = "highest"
     attention_kernel: str = "sdpa"
     batch_size: int | None = None  # what fits into the memory, where the setting does not
+    evaluation_batch: int | None = None  # sequences that an evaluation takes at a time
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> "Choices":
@@ -56,7 +57,7 @@ class Choices:
             or choices.matmul_precision not in ("highest", "high", "medium")
             or choices.dtype not in ("float32", "bfloat16", "float16", "float64")
             or choices.threads < 1
-            or (choices.batch_size is not None and choices.batch_size < 1)
+            or any(size is not None and size < 1 for size in (choices.batch_size, choices.evaluation_batch))
         ):
             raise UserError(f"the checkpoint's automatic choices are damaged: {str(recorded)[:200]}")
         return choices

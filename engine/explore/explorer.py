@@ -12,7 +12,7 @@ import torch
 
 from engine.errors import UserError
 from engine.explore.inspection import Inspection, inspect, layer_guesses, neighbours
-from engine.shape import count_by_matrix
+from engine.shape import count_parameters
 from engine.text.tokenizer import Tokenizer
 from engine.web.server import Refused
 from model import GPT
@@ -48,7 +48,7 @@ class Explorer:
             "width": self.model.config.n_embd,
             "limit": self.limit,
             "tokens": [self.tokenizer.decode([index]) for index in range(self.n_tokens)],
-            "parameters": count_parameters(self.model),
+            "parameters": count_parameters(self.model.config),
             "tied": self.model.config.tied_head,
         }
 
@@ -133,13 +133,6 @@ class Explorer:
         if not seen.last_logits.isfinite().all():
             raise UserError(f"{self.name} predicts numbers that are not finite; its weights are damaged")
         return seen
-
-
-def count_parameters(model: GPT) -> dict[str, int]:
-    """Parameters by matrix; those that the table does not know are "other". The sum is the module's."""
-    counts = count_by_matrix(model.config)
-    other = sum(parameter.numel() for parameter in model.parameters()) - sum(counts.values())
-    return counts | {"other": other} if other else counts
 
 
 def _index_of(question: dict[str, Any], name: str, size: int) -> int:

@@ -15,7 +15,6 @@ from engine.device import Choices
 from engine.parallel.sharding import is_sharded
 from engine.parallel.world import World
 from engine.text.tokenizer import Tokenizer, encode_prompt
-from engine.training.run import EVALUATION_TOKENS
 from model import GPT
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def evaluate(
     The training loss is taken the same way over as many windows of the training split.
     """
     windows = evaluation_windows(data.val, block_size, None if batches is None else batches * batch_size)
-    at_once = choices.batch_size or max(batch_size, EVALUATION_TOKENS // block_size)
+    at_once = choices.evaluation_batch or batch_size
     losses = []
     for split in (data.train, data.val):
         count = evaluation_windows(split, block_size, windows)

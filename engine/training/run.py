@@ -70,6 +70,3 @@ class Run:
             if peak is None
             else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
         )
-
-
-EVALUATION_TOKENS = 4096  # about as many are evaluated at a time, or a micro-batch if that is more

@@ -27,10 +27,10 @@ from engine.preparation.recipes import prepare_recipe
 from engine.settings import STARTS, TrainSettings
 from engine.shape import model_config, shape_settings
 from engine.training.folder import claim_folder, refuse_taken_folder
-from engine.training.memory import Memory, Setup, available_bytes, fitting_batch_size, gigabytes, predict
+from engine.training.memory import Memory, available_bytes, evaluation_batch, fit_batch_size, gigabytes
 from engine.training.metrics import Console
 from engine.training.optimizer import make_optimizer
-from engine.training.run import EVALUATION_TOKENS, Progress, Run
+from engine.training.run import Progress, Run
 from engine.training.start import OF_ONE_START, check_resumable, find_start, finetuned, read_weights
 from engine.training.suggest import suggest
 from engine.weights import checkpoint as checkpoints
@@ -67,7 +67,8 @@ def set_up(
         shape = model_config(settings, data.tokenizer.vocab_size, data.separator(settings.documents))
     else:
         shape = dataclasses.replace(checkpoint.model_config(), dropout=settings.dropout)
-    micro_batch, micro_steps, memory = fit_memory(shape, settings, choices, device, world, console)
+    resumed = checkpoint is not None
+    micro_batch, micro_steps, memory = fit_memory(shape, settings, choices, device, world, console, resumed)
 
     progress = Progress() if checkpoint is None else Progress.from_meta(checkpoint.meta)
     model = make_model(shape, settings, choices, device, data, world, checkpoint, pretrained)
@@ -167,11 +168,13 @@ def choose(
     )
     if kept is not None:
         same_processes = checkpoint.meta["processes"] == world.size
+        same_batch = same_processes and checkpoint.meta["settings"]["batch_size"] == settings.batch_size
         automatic = {
             "dtype": settings.dtype == "auto",
             "compile": settings.compile == "auto",
             "threads": settings.threads is None and same_processes,
-            "batch_size": same_processes and checkpoint.meta["settings"]["batch_size"] == settings.batch_size,
+            "batch_size": same_batch,
+            "evaluation_batch": same_batch,
         }
         for name in choices.to_dict():
             if automatic.get(name, True):
@@ -212,6 +215,7 @@ def fit_memory(
     device: torch.device,
     world: World,
     console: Console,
+    resumed: bool,
 ) -> tuple[int, int, Memory]:
     """(micro-batch, micro-batches a step, predicted memory): `batch_size`, halved until it fits.
 
@@ -219,30 +223,23 @@ def fit_memory(
     checkpoint recorded.
     """
     wanted, sequences = choices.batch_size or settings.batch_size, settings.sequences_per_step()
-    setup = Setup(
-        micro_batch=1,
-        optimizer=settings.optimizer,
-        dtype=choices.dtype,
-        attention_kernel=choices.attention_kernel,
-        device=device.type,
-        processes=world.size,
-        parallel=(settings.parallel or "ddp") if world.size > 1 else None,
-        recompute=settings.recompute,
-        evaluated=choices.batch_size or max(wanted, EVALUATION_TOKENS // settings.block_size),
-    )
     available = world.broadcast(available_bytes(device, world.local_size))
-    size = fitting_batch_size(shape, setup, sequences, wanted, world, available)
+    size, memory = fit_batch_size(shape, settings, choices, world, wanted, available)
     if size < settings.batch_size:
         choices.batch_size = size
+    if size < wanted or choices.evaluation_batch is None:
+        choices.evaluation_batch = evaluation_batch(shape, settings, choices, size, memory)
     micro_batch, micro_steps = share_of_step(sequences, size, world)
-    evaluated = setup.evaluated if size == wanted else size
-    setup = dataclasses.replace(setup, micro_batch=micro_batch, micro_steps=micro_steps, evaluated=evaluated)
-    memory = predict(shape, setup)
     if size < wanted:
         console.say(
             f"memory: batch_size {wanted} does not fit into the {gigabytes(available)} that are free; "
             f"a process works on {micro_batch} at a time, and a step has {sequences} sequences as before"
         )
+        if resumed:
+            console.say(
+                "warning: sums in another order are rounded differently; from here on the run is no "
+                "longer bit for bit the one that was not stopped"
+            )
     if available is not None and memory.total > available:
         console.say(
             f"warning: training is predicted to take {gigabytes(memory.total)}, and {gigabytes(available)} "
