@@ -1,6 +1,7 @@
 """Token files and the order in which training reads them."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def quiet(_: str) -> None:
 
 def split_of(tmp_path: Path, *lengths: int, header: int = 0) -> tuple[Split, np.ndarray]:
     """A split over several files of the given lengths, and the ids that they hold."""
-    ids = np.random.default_rng().integers(0, 50_000, sum(lengths)).astype("<u2")
+    ids = np.random.default_rng(random.getrandbits(64)).integers(0, 50_000, sum(lengths)).astype("<u2")
     files, begin = [], 0
     for number, length in enumerate(lengths):
         path = tmp_path / f"{number}.bin"
@@ -31,12 +32,12 @@ def split_of(tmp_path: Path, *lengths: int, header: int = 0) -> tuple[Split, np.
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 1000, 4097])
 def test_the_permutation_hits_every_number_once(size: int) -> None:
-    keys = np.random.default_rng().integers(0, 2**63, 7).astype(np.uint64)
+    keys = np.random.default_rng(random.getrandbits(64)).integers(0, 2**63, 7).astype(np.uint64)
     assert sorted(permute(np.arange(size), size, keys)) == list(range(size))
 
 
 def test_the_permutation_needs_no_memory_for_its_size() -> None:
-    keys = np.random.default_rng().integers(0, 2**63, 7).astype(np.uint64)
+    keys = np.random.default_rng(random.getrandbits(64)).integers(0, 2**63, 7).astype(np.uint64)
     size = 10**15
     images = permute(np.arange(1000) * (size // 1000), size, keys)
     assert len(set(images.tolist())) == 1000 and images.min() >= 0 and images.max() < size
@@ -44,7 +45,7 @@ def test_the_permutation_needs_no_memory_for_its_size() -> None:
 
 def test_the_permutation_looks_random() -> None:
     """Over many keys each place is as likely as any other: chi-squared of 20 × 20 counts, 5 deviations."""
-    generator = np.random.default_rng()
+    generator = np.random.default_rng(random.getrandbits(64))
     counts = np.zeros((20, 20))
     draws = 4000
     for _ in range(draws):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_inspection_sees_no_weight_across_documents() -> None:
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/notes: documents of very different lengths in an own byte-pair vocabulary."""
     folder = tmp_path_factory.mktemp("documents")
-    generator = np.random.default_rng()
+    generator = np.random.default_rng(random.getrandbits(64))
     words = np.array(["sun", "moon", "rain", "snow", "wind", "cloud", "storm", "fog"])
     lines = [" ".join(generator.choice(words, generator.integers(1, 90))) for _ in range(500)]
     (folder / "notes.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))

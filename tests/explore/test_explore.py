@@ -3,7 +3,7 @@
 import base64
 import http.client
 import json
-import os
+import random
 import re
 import signal
 import socket
@@ -221,7 +221,7 @@ def test_noise_on_the_socket_does_not_end_the_server(served: tuple[Explorer, int
     _, port = served
     for noise in (
         b"\r\n\r\n",
-        os.urandom(200) + b"\r\n\r\n",
+        random.randbytes(200) + b"\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"BREW / HTTP/1.1\r\n\r\n",
     ):
