@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     """Serve a run's model, show it a prompt, point at a token, take the pictures."""
     from engine.web.server import make_server
     from explore import open_explorer
-    from tests.browser import Browser, find_chromium
+    from tests.support.browser import Browser, find_chromium
 
     if find_chromium() is None:
         raise UserError(
