@@ -81,7 +81,7 @@ def test_it_cuts_texts_as_the_library_that_learned_it() -> None:
         merges.append(tuple("".join(character[byte] for byte in part) for part in parts))
     reference = Tokenizer(BPE(vocab=ranks, merges=merges))
     reference.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    stream = random.Random()
+    stream = random.Random(random.random())
     for _ in range(200):
         text = "".join(stream.choices([*"etaoin shrdlu\n.,'s  1", "the ", "语", "é", "\t"], k=60))
         assert reference.encode(text).ids == LEARNED.encode(text).tolist(), text
@@ -158,7 +158,7 @@ def test_it_travels_with_the_model_to_other_programs_and_back(tmp_path: Path) ->
         assert read_pretrained(str(tmp_path / folder)).tokenizer.to_dict() == own.to_dict()
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs.eos_token_id == own.end_of_text == 499
-    stream = random.Random()
+    stream = random.Random(random.random())
     for _ in range(300):
         text = "".join(stream.choices([*"etaoin shrdlu\n\r.,'s  1²语🙂", "the ", END_OF_TEXT], k=60))
         ids = own.encode(text).tolist()
@@ -204,7 +204,7 @@ def test_a_file_that_is_no_vocabulary_is_named(
 
 
 def test_any_order_of_the_bytes_will_do() -> None:
-    stream = random.Random()
+    stream = random.Random(random.random())
     order = [bytes([byte]) for byte in range(256)]
     stream.shuffle(order)
     shuffled = OwnBytePairTokenizer([*order, b"ab"])
