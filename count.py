@@ -140,14 +140,14 @@ def activation_bytes(config: "GPTConfig", dtype: str) -> tuple[int, int]:
 
     Counted for one layer and for two, since every further one adds the same.
     """
-    from engine.device import Choices
+    from engine.device import Compute
     from engine.training.memory import saved_bytes
 
-    choices, settings = Choices("cuda", dtype, False, 1), TrainSettings()
+    compute, settings = Compute("cuda", dtype, False, 1), TrainSettings()
     found = []
     for sequences in (0, 1):
         one, two = (
-            saved_bytes(dataclasses.replace(config, n_layer=layers), settings, choices, sequences)
+            saved_bytes(dataclasses.replace(config, n_layer=layers), settings, compute, sequences)
             for layers in (1, 2)
         )
         found.append(one + (config.n_layer - 1) * (two - one))

@@ -26,13 +26,13 @@ def read_options(arguments: Sequence[str]) -> Sources:
     return read_settings(SampleSettings, arguments, __doc__)
 
 
-if __name__ == "__main__":
-    OPTIONS = read_early(read_options)  # before torch is imported: --help and mistakes are answered at once
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
 import torch
 
 from engine import kernels
-from engine.device import Choices, choose_dtype, choose_threads, find_device
+from engine.device import Compute, choose_dtype, choose_threads, find_device
 from engine.generation import Sampling, TextStream, stream
 from engine.text.tokenizer import Tokenizer, encode_prompt
 from engine.weights.checkpoint import find_runs
@@ -51,10 +51,10 @@ def sample(sources: Sources) -> None:
     for remark in sources.remarks:
         print(f"note: {remark}", file=sys.stderr)
     device = find_device(settings.device)
-    choices = Choices(
+    compute = Compute(
         device.type, choose_dtype(settings.dtype, device), False, choose_threads(settings.threads, 1)
     )
-    choices.apply()
+    compute.apply()
     source = settings.init_from
     if source == "resume":
         source = settings.out_dir or next(iter(find_runs()), None)
@@ -64,7 +64,7 @@ def sample(sources: Sources) -> None:
         )
     found = read_pretrained(str(source), settings.checkpoint)
     tokenizer = found.known_tokenizer()
-    model = found.model(device, getattr(torch, choices.dtype)).eval()
+    model = found.model(device, getattr(torch, compute.dtype)).eval()
     kernels.install(model, inference=True)
     if settings.interactive:
         converse(model, tokenizer, settings)

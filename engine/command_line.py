@@ -1,9 +1,8 @@
 """Command lines and configuration files, read into checked settings; and the frame of every script.
 
-A script reads its command line above its other imports, so that `--help` and mistakes are answered at once:
+A script reads its command line above its slow imports, so that `--help` and mistakes are answered at once:
 
-    if __name__ == "__main__":
-        OPTIONS = read_early(read_options)
+    OPTIONS = read_early(read_options) if __name__ == "__main__" else None
     import torch
     ...
     if __name__ == "__main__":
@@ -109,7 +108,7 @@ def _with_underscores(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
 
 
-def read_settings(kind: type, arguments: Sequence[str], description: str) -> "Sources":
+def read_settings(kind: type, arguments: Sequence[str], description: str | None) -> "Sources":
     """Read a command line, and the configuration file that it may name, into checked values.
 
     Raises UserError for what is not a setting of `kind` or not of its type. `--help` prints and exits.

@@ -1,5 +1,6 @@
 """Printing that never ends or cuts short the work: any terminal, any encoding, a pipe that closes."""
 
+import io
 import os
 import sys
 from typing import TextIO
@@ -8,7 +9,7 @@ from typing import TextIO
 def escape_what_cannot_be_shown() -> None:
     """Let characters that a terminal or log has no place for be printed as \\u2192, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

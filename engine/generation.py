@@ -89,10 +89,11 @@ class LayerCache:
         B, H, T, D = key.shape
         if self._stored is None:
             self._stored = key.new_zeros((2, B, H, self._cache.size, D), dtype=self._cache.dtype)
-        new = self._stored.narrow(3, self._cache.length, T)
+        stored, length = self._stored, self._cache.length
+        new = stored.narrow(3, length, T)
         new[0].copy_(key)
         new[1].copy_(value)
-        keys, values = self._stored.narrow(3, 0, self._cache.length + T)
+        keys, values = stored.narrow(3, 0, length + T)
         return keys, values
 
 

@@ -52,10 +52,14 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
         packed = packed_layer(weight.dtype)
         if inference and packed is not None:
             replace_layers(model, nn.Linear, packed)
-    for module in model.modules():
-        if hasattr(module, "attend"):
-            module.attend = attend
+    for layer in attention_layers(model):
+        layer.attend = attend
     return model
+
+
+def attention_layers(model: nn.Module) -> list[Any]:
+    """The modules that compute attention by a function of their own, `attend`."""
+    return [module for module in model.modules() if hasattr(module, "attend")]
 
 
 def replace_layers(model: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
@@ -94,10 +98,10 @@ def attend_by_matmul(
         mask = causal_mask(T, query.dtype, query.device)
     else:  # one mask for each row of the batch
         mask = mask.expand(B, H, T, S).reshape(B * H, T, S)
-    query, key, value = (tensor.reshape(B * H, -1, D) for tensor in (query, key, value))
+    query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
     scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=D**-0.5)  # (B·H, T, S)
     weights = drop(scores.softmax(dim=-1), dropout)
-    return torch.bmm(weights, value).view(B, H, T, D)
+    return torch.bmm(weights, value).unflatten(0, (B, H))
 
 
 def causal_mask(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -117,7 +121,7 @@ ATTENTION = {"sdpa": scaled_dot_product_attention, "matmul": attend_by_matmul}
 
 def cache_dtype(model: GPT) -> torch.dtype:
     """The type in which a cache holds keys and values: that of the weights, or what attention computes in."""
-    in_float32 = any(getattr(module, "attend", None) is attend_in_float32 for module in model.modules())
+    in_float32 = any(layer.attend is attend_in_float32 for layer in attention_layers(model))
     return torch.float32 if in_float32 else model.token_embedding.weight.dtype
 
 

@@ -10,18 +10,17 @@ L counts the layers that have attention (all of them in GPT-2), H the heads of o
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from engine.errors import UserError
-from model import GPT, CausalSelfAttention
+from engine.kernels import attention_layers
+from model import GPT
 
 
 @dataclass(frozen=True)
@@ -35,43 +34,35 @@ class Inspection:
     surprise: list[float | None]  # nats, -ln of the probability that each token had; None for the first
 
 
-class _AttentionWatcher(TorchFunctionMode):
-    """While active, appends the weights of each `scaled_dot_product_attention` call, (B, H, T, T), to a list.
-
-    Attention mixes values linearly, so with the identity matrix in the place of the values it returns its
-    weights. They are the kernel's own, whatever is done to queries, keys and mask.
-    """
-
-    def __init__(self, weights: list[Tensor]) -> None:
-        super().__init__()
-        self.weights = weights
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            query, key, value, *rest = args
-            T = value.shape[-2]
-            identity = torch.eye(T, dtype=value.dtype, device=value.device).expand(*value.shape[:-1], T)
-            self.weights.append(func(query, key, identity, *rest, **(kwargs or {})))
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
     """A list that grows by the weights (B, H, T, T) of each layer's attention, in the order of the pass.
 
-    For as long as it lasts, every layer computes attention by `scaled_dot_product_attention`.
+    Attention mixes values linearly, so with the identity matrix in the place of the values it returns its
+    weights. They are the layer's own, whatever is done to queries, keys and mask.
     """
-    layers = [module for module in model.modules() if isinstance(module, CausalSelfAttention)]
-    kernels = [layer.kernel for layer in layers]
     weights: list[Tensor] = []
+
+    def watched(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend_and_keep(
+            query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+        ) -> Tensor:
+            T = value.shape[-2]
+            identity = torch.eye(T, dtype=value.dtype, device=value.device).expand(*value.shape[:-1], T)
+            weights.append(attend(query, key, identity, mask, 0.0))
+            return attend(query, key, value, mask, dropout)
+
+        return attend_and_keep
+
+    layers = attention_layers(model)
+    plain = [layer.attend for layer in layers]
     try:
         for layer in layers:
-            layer.kernel = "sdpa"
-        with _AttentionWatcher(weights):
-            yield weights
+            layer.attend = watched(layer.attend)
+        yield weights
     finally:
-        for layer, kernel in zip(layers, kernels, strict=True):
-            layer.kernel = kernel
+        for layer, attend in zip(layers, plain, strict=True):
+            layer.attend = attend
 
 
 @contextmanager

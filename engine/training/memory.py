@@ -17,7 +17,7 @@ torch.compile saves less than this, so under it the figure is a bound.
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from engine.device import Choices
-from engine.errors import UserError
-from engine.parallel.sharding import shards
+from engine import kernels
+from engine.device import Compute
+from engine.parallel.sharding import recompute_blocks, uses_fsdp
 from engine.parallel.world import World, share_of_step
 from engine.settings import TrainSettings
 from engine.training.optimizer import make_optimizer
@@ -112,40 +112,42 @@ class AttentionWithoutDropout(TorchFunctionMode):
 
 @contextlib.contextmanager
 def fake_model(
-    config: GPTConfig, settings: TrainSettings, choices: Choices
+    config: GPTConfig, settings: TrainSettings, compute: Compute
 ) -> Iterator[tuple[GPT, LiveBytes]]:
     """A model of fake tensors as training makes it, and the count of what is alive. All lie on the CPU."""
-    attention = contextlib.nullcontext() if choices.device == "cpu" else AttentionWithoutDropout()
+    attention = contextlib.nullcontext() if compute.device == "cpu" else AttentionWithoutDropout()
     with FakeTensorMode(), LiveBytes() as live, attention:
         usual = torch.get_default_dtype()
-        torch.set_default_dtype(choices.weights_dtype())  # parameters that are fake cannot be converted
+        torch.set_default_dtype(compute.weights_dtype())  # parameters that are fake cannot be converted
         try:
             model = GPT(config)
         finally:
             torch.set_default_dtype(usual)
-        model.use_attention_kernel(choices.attention_kernel)
-        model.recompute_blocks(settings.recompute)
+        if compute.device == "cpu":
+            kernels.install(model, compute.attention_kernel)
+        if settings.recompute:
+            recompute_blocks(model)
         yield model, live
 
 
-def loss_of(model: GPT, choices: Choices, sequences: int) -> Tensor:
+def loss_of(model: GPT, compute: Compute, sequences: int) -> Tensor:
     """The loss of so many fake sequences, in the precision that training has."""
     ids = torch.zeros(sequences, model.config.block_size, dtype=torch.int64)
-    with replace(choices, device="cpu").autocast():
-        return model(ids, ids)[1]
+    with replace(compute, device="cpu").autocast():
+        return model(ids, ids)
 
 
-def saved_bytes(config: GPTConfig, settings: TrainSettings, choices: Choices, sequences: int) -> int:
+def saved_bytes(config: GPTConfig, settings: TrainSettings, compute: Compute, sequences: int) -> int:
     """What a forward pass keeps for its backward pass, copies of the weights in half precision included."""
-    with fake_model(config, settings, choices) as (model, live):
+    with fake_model(config, settings, compute) as (model, live):
         before = live.now
-        loss = loss_of(model, choices, sequences)
+        loss = loss_of(model, compute, sequences)
         return live.now - before - loss.nbytes
 
 
-def state_bytes(config: GPTConfig, settings: TrainSettings, choices: Choices) -> tuple[int, int, int, int]:
+def state_bytes(config: GPTConfig, settings: TrainSettings, compute: Compute) -> tuple[int, int, int, int]:
     """Bytes of weights, gradients and optimizer state, and the most that an update makes for a while."""
-    with fake_model(config, settings, choices) as (model, live):
+    with fake_model(config, settings, compute) as (model, live):
         weights = live.now
         optimizer = make_optimizer(model, settings)
         for parameter in model.parameters():
@@ -159,21 +161,21 @@ def state_bytes(config: GPTConfig, settings: TrainSettings, choices: Choices) ->
 
 
 def pass_bytes(
-    config: GPTConfig, settings: TrainSettings, choices: Choices, world: World, sequences: int, more: bool
+    config: GPTConfig, settings: TrainSettings, compute: Compute, world: World, sequences: int, more: bool
 ) -> int:
     """The most that a forward and backward pass takes beside the weights; `more`: a step has several of them.
 
     Gradients are there from the start where a micro-batch before made them, or DDP its buckets. Under FSDP
     they are left out: each leaves as it comes.
     """
-    with fake_model(config, settings, choices) as (model, live):
+    with fake_model(config, settings, compute) as (model, live):
         for parameter in model.parameters():
-            if shards(settings, world):
+            if uses_fsdp(settings, world):
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
             elif more or world.size > 1:
                 parameter.grad = torch.zeros_like(parameter)
         live.peak = live.now
-        loss_of(model, choices, sequences).backward()
+        loss_of(model, compute, sequences).backward()
         return live.peak - bytes_of(model)
 
 
@@ -181,23 +183,23 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def gathered_bytes(config: GPTConfig, settings: TrainSettings, choices: Choices) -> int:
+def gathered_bytes(config: GPTConfig, settings: TrainSettings, compute: Compute) -> int:
     """What FSDP gathers whole: weights outside the blocks, two blocks, and the gradients of these two.
 
     Blocks that arrive in half precision need no copy in it, which `pass_bytes` has counted.
     """
-    with fake_model(config, settings, choices) as (model, _):
+    with fake_model(config, settings, compute) as (model, _):
         blocks, one = bytes_of(model.blocks), bytes_of(model.blocks[0])
         outside = bytes_of(model) - blocks
-    if choices.gathered_dtype() is None:
+    if compute.gathered_dtype() is None:
         return outside + 2 * one + 2 * one
     return outside + one + 2 * one - blocks // 2
 
 
-def evaluation_bytes(config: GPTConfig, settings: TrainSettings, choices: Choices, sequences: int) -> int:
+def evaluation_bytes(config: GPTConfig, settings: TrainSettings, compute: Compute, sequences: int) -> int:
     """The most that an evaluation of so many sequences at a time takes beside the weights."""
-    with fake_model(config, settings, choices) as (model, live), torch.no_grad():
-        loss_of(model.eval(), choices, sequences)
+    with fake_model(config, settings, compute) as (model, live), torch.no_grad():
+        loss_of(model.eval(), compute, sequences)
         return live.peak - bytes_of(model)
 
 
@@ -211,27 +213,27 @@ def bytes_of(module: nn.Module) -> int:
 
 
 def predict(
-    config: GPTConfig, settings: TrainSettings, choices: Choices, world: World, batch_size: int
+    config: GPTConfig, settings: TrainSettings, compute: Compute, world: World, batch_size: int
 ) -> Memory:
     """What one process takes at its peak while it trains with this `batch_size`."""
     micro_batch, micro_steps = share_of_step(settings.sequences_per_step(), batch_size, world)
-    weights, gradients, optimizer, update = state_bytes(config, settings, choices)
+    weights, gradients, optimizer, update = state_bytes(config, settings, compute)
     update //= world.size  # Muon's work is shared out
-    at_work = pass_bytes(config, settings, choices, world, micro_batch, micro_steps > 1)
-    if shards(settings, world):
+    at_work = pass_bytes(config, settings, compute, world, micro_batch, micro_steps > 1)
+    if uses_fsdp(settings, world):
         whole = gradients
         weights, gradients, optimizer = (-(-size // world.size) for size in (weights, gradients, optimizer))
-        at_work += gathered_bytes(config, settings, choices)
+        at_work += gathered_bytes(config, settings, compute)
         at_work += whole if micro_steps > 1 else gradients  # they are summed and sliced once a step
     at_peak = max(at_work, gradients + update)
-    heap = HEAP_UNUSED * (weights + optimizer + at_peak) if choices.device == "cpu" else 0
+    heap = HEAP_UNUSED * (weights + optimizer + at_peak) if compute.device == "cpu" else 0
     return Memory(weights, optimizer, at_peak, int(heap))
 
 
 def fit_batch_size(
     config: GPTConfig,
     settings: TrainSettings,
-    choices: Choices,
+    compute: Compute,
     world: World,
     wanted: int,
     available: int | None,
@@ -239,14 +241,14 @@ def fit_batch_size(
     """`wanted`, or the first of its halves that is predicted to fit (1 where none is), and what it takes."""
     size = wanted
     while True:
-        memory = predict(config, settings, choices, world, size)
+        memory = predict(config, settings, compute, world, size)
         if size == 1 or available is None or memory.total <= FITS * available:
             return size, memory
         size //= 2
 
 
 def evaluation_batch(
-    config: GPTConfig, settings: TrainSettings, choices: Choices, batch_size: int, memory: Memory
+    config: GPTConfig, settings: TrainSettings, compute: Compute, batch_size: int, memory: Memory
 ) -> int:
     """Sequences that an evaluation takes at a time: about `EVALUATION_TOKENS`, or a batch if that is more.
 
@@ -254,27 +256,9 @@ def evaluation_batch(
     """
     size = EVALUATION_TOKENS // config.block_size
     room = memory.gradients_and_activations - memory.weights  # DDP's gradients stay
-    while size > batch_size and evaluation_bytes(config, settings, choices, size) > room:
+    while size > batch_size and evaluation_bytes(config, settings, compute, size) > room:
         size //= 2
     return max(size, batch_size)
-
-
-def largest_micro_batch(try_step: Callable[[int], object], wanted: int) -> int:
-    """`wanted`, or the first of its halves with which `try_step(size)` does not run out of a GPU's memory.
-
-    `try_step` frees what it made, gradients too, also when it fails. Raises UserError where 1 does not fit.
-    """
-    size = wanted
-    while size > 0:
-        with contextlib.suppress(torch.OutOfMemoryError):
-            try_step(size)
-            return size
-        torch.cuda.empty_cache()  # does nothing where there is no GPU
-        size //= 2
-    raise UserError(
-        "not even one sequence fits into the GPU's memory; a smaller n_layer, n_embd or block_size takes "
-        "less, and so does --recompute=True"
-    )
 
 
 def available_bytes(device: torch.device, processes_here: int = 1) -> int | None:

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.json_files import COUNT, check_fields, dataclass_from, read_json_object
-from engine.parallel.sharding import put
+from engine.parallel.sharding import copy_into
+from engine.shape import empty_model
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.weights.shapes import SIZES, check_fits, parameter_shapes, shapes_of
 from model import GPT, GPTConfig
@@ -173,7 +174,7 @@ def model_from(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     dropout: float | None = None,
-    empty: Callable[..., GPT] = GPT.empty,
+    empty: Callable[..., GPT] = empty_model,
 ) -> GPT:
     """The checkpoint's model on a device; precision and dropout are its own unless given; `empty` builds it.
 
@@ -193,7 +194,7 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy tensors into a model, or this process's slices of them. Raises UserError where they do not fit."""
     check_fits(shapes_of(model), tensors, where)
     for name, parameter in model.named_parameters():
-        put(parameter, tensors[name])
+        copy_into(parameter, tensors[name])
 
 
 def load(

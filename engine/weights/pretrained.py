@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.parallel.sharding import put
+from engine.parallel.sharding import copy_into
+from engine.shape import empty_model
 from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import NumberTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
@@ -54,13 +55,13 @@ class Pretrained:
         self,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        empty: Callable[..., GPT] = GPT.empty,
+        empty: Callable[..., GPT] = empty_model,
     ) -> GPT:
         """The model on a device, in the tensors' own precision unless one is given; `empty` builds it."""
         model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                put(parameter, self.tensors[name])
+                copy_into(parameter, self.tensors[name])
         return model
 
     def known_tokenizer(self) -> Tokenizer:

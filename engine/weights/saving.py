@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.parallel.sharding import whole
+from engine.parallel.sharding import full_tensor
 from engine.parallel.world import ALONE, World
 from engine.system import write_whole
 from engine.weights.checkpoint import FORMAT, checkpoint_folders, hash_of_meta, named_checkpoint
@@ -36,7 +36,7 @@ def save_checkpoint(
     beside = place.with_name(f".{place.name}.{world.broadcast(os.getpid())}")
     try:
         hashes, problem = _write_files(beside, parts, world)
-        written = world.collect([hashes, problem])
+        written = world.all_gather([hashes, problem])
         problem = next((problem for _, problem in written if problem), None)
         if world.is_main and problem is None:
             try:
@@ -71,7 +71,7 @@ def _write_files(
         kept: dict[str, Tensor] = {}
         for writer, (_, tensors) in enumerate(files[first : first + world.size]):
             for key, tensor in tensors.items():
-                gathered = whole(tensor.detach())
+                gathered = full_tensor(tensor.detach())
                 if writer == world.rank:
                     kept[key] = gathered.contiguous().cpu()
         if kept and problem is None:

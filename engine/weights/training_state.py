@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.json_files import COUNT, check_fields
-from engine.parallel.sharding import put
+from engine.parallel.sharding import copy_into
 from engine.weights.checkpoint import Checkpoint
 
 # What the meta.json of a run's checkpoint holds beyond what sampling needs, and its entry `data`.
@@ -69,7 +69,7 @@ def restore_optimizer(
         if value.dim() > 0 and value.shape != parameters[name].shape:
             raise UserError(f"the optimizer's state holds {key} in another shape than the parameter's")
         restored = torch.empty_like(parameters[name]) if value.dim() > 0 else torch.empty_like(value)
-        put(restored, value)
+        copy_into(restored, value)
         state.setdefault(order.index(name), {})[kind] = restored
     if state and len(state) != len(order):
         raise UserError(f"the optimizer's state covers {len(state)} of the model's {len(order)} parameters")

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.explore.inspection import inspect, layer_guesses, neighbours, watch_attention
+from engine.kernels import attend_by_matmul, install
 from model import GPT, GPTConfig
 
 
@@ -94,11 +95,11 @@ def test_the_weights_shown_are_those_that_made_each_layers_output(changes: dict)
 def test_logits_surprise_and_streams_are_those_of_an_ordinary_pass() -> None:
     model = random_model()
     ids = torch.randint(30, (15,))
-    logits = model(ids[None])[0][0]
+    logits = model(ids[None])[0]
     seen = inspect(model, ids, n_tokens=30)
     torch.testing.assert_close(seen.last_logits, logits[-1, :30])
     seen = inspect(model, ids)
-    loss = model(ids[None, :-1], ids[None, 1:])[1].item()
+    loss = model(ids[None, :-1], ids[None, 1:]).item() / 14
     assert seen.surprise[0] is None
     assert sum(seen.surprise[1:]) / 14 == pytest.approx(loss, rel=1e-12)
     torch.testing.assert_close(model.final_norm(seen.streams[-1]), model.features(ids[None])[0])
@@ -107,12 +108,12 @@ def test_logits_surprise_and_streams_are_those_of_an_ordinary_pass() -> None:
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_pass_leaves_the_model_as_it_was(fails: bool) -> None:
     model = random_model(dropout=0.5).train()
-    model.use_attention_kernel("matmul")
+    install(model, "matmul")
     ids = torch.randint(37, (10,))
     with torch.no_grad(), pytest.raises(IndexError) if fails else contextlib.nullcontext():
         inspect(model, ids + 1000 * fails)
     assert model.training and model.blocks[0].mlp.training
-    assert {block.attention.kernel for block in model.blocks} == {"matmul"}
+    assert {block.attention.attend for block in model.blocks} == {attend_by_matmul}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     model.eval()
     before = model(ids[None])[0]

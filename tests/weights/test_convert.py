@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import convert
 import sample
 from engine.errors import UserError
+from engine.generation import Sampling, generate
 from engine.text import gpt2_vocabulary
 from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import ByteTokenizer, CharTokenizer
@@ -86,7 +87,7 @@ def test_greedy_text_is_equal_on_20_prompts(tmp_path: Path) -> None:
         prompt = "".join(draw.choices(LETTERS.characters, k=draw.randint(1, 12)))
         ids = torch.from_numpy(LETTERS.encode(prompt))[None]
         assert tokenizer(prompt, return_tensors="pt").input_ids.tolist() == ids.tolist()
-        ours = model.generate(ids, 16, temperature=0)[0].tolist()
+        ours = generate(model, ids, 16, Sampling(temperature=0))[0].tolist()
         options = dict(max_new_tokens=16, do_sample=False, pad_token_id=0)
         assert theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist() == ours
         known = [index for index in ours if index < LETTERS.vocab_size]
