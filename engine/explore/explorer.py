@@ -48,7 +48,7 @@ class Explorer:
             "width": self.model.config.n_embd,
             "limit": self.limit,
             "tokens": [self.tokenizer.decode([index]) for index in range(self.n_tokens)],
-            "parameters": count_parameters(self.model),
+            "parameters": count_module(self.model),
             "tied": self.model.config.tied_head,
         }
 
@@ -135,7 +135,7 @@ class Explorer:
         return seen
 
 
-def count_parameters(model: GPT) -> dict[str, int]:
+def count_module(model: GPT) -> dict[str, int]:
     """Parameters by matrix; those that the table does not know are "other". The sum is the module's."""
     counts = count_by_matrix(model.config)
     other = sum(parameter.numel() for parameter in model.parameters()) - sum(counts.values())
