@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     with profile as folder, Browser(Path(folder), WIDTH, HEIGHT) as browser:
         browser.open(address)
         browser.wait("document.querySelectorAll('#near li').length > 0")
-        browser.click("#heads button[data-layer='1'][data-head='1']")
+        browser.click("#heads button[data-layer='1'][data-head='3']")
         browser.click(".token[data-position='40']")
         browser.value("scrollTo(0, 0)")
         for name, dark in (("explorer", False), ("explorer-dark", True)):

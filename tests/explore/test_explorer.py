@@ -16,16 +16,15 @@ import numpy as np
 import pytest
 import torch
 from support.commands import ROOT
-from support.explorers import NoAttention, make_explorer, save_run
+from support.explorers import GatedMLP, NoAttention, make_explorer, save_run
 from support.serving import ask, send, serving
-from torch import nn
 
 import convert
 import explore
 from engine.errors import UserError
 from engine.explore.explorer import Explorer
 from engine.explore.pages import explorer_server, open_explorer, page_with_answers, short_name
-from model import GPT, MLP, CausalSelfAttention, GPTConfig
+from model import GPT, CausalSelfAttention, GPTConfig
 
 
 @pytest.fixture(scope="module")
@@ -213,15 +212,13 @@ def changed(change: Callable[[GPT], object]) -> Explorer:
     return Explorer("changed", explorer.model, explorer.tokenizer)
 
 
-def test_a_model_with_parameters_of_its_own_is_explored_and_counted() -> None:
-    def add_a_layer(model: GPT) -> None:
-        for mlp in (module for module in model.modules() if isinstance(module, MLP)):
-            mlp.down = nn.Sequential(nn.Linear(64, 64), nn.SiLU(), mlp.down)
-
-    explorer = changed(add_a_layer)
-    described, plain = explorer.describe(), make_explorer().describe()
-    assert described["parameters"] == plain["parameters"] | {"other": 2 * (64 * 64 + 64)}
-    assert sum(described["parameters"].values()) == sum(p.numel() for p in explorer.model.parameters())
+def test_a_model_with_parameters_of_its_own_is_explored_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make_explorer().describe()["parameters"]
+    monkeypatch.setattr("model.MLP", GatedMLP)
+    explorer = make_explorer()
+    counted = explorer.describe()["parameters"]
+    assert counted == plain | {"other": 2 * 16 * 16}
+    assert sum(counted.values()) == sum(parameter.numel() for parameter in explorer.model.parameters())
     answers = data_of(page_with_answers(explorer, "To be"))["answers"]
     assert answers["inspect"]["attention"] and len(answers["layers"][0]["layers"]) == 3
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 import torch
 from support.browser import Browser, find_chromium, wait_for
-from support.explorers import NoAttention, make_explorer
+from support.explorers import GatedMLP, NoAttention, make_explorer
 from support.serving import serving
 
 from engine.explore.explorer import Explorer
@@ -238,15 +238,17 @@ def test_it_fits_on_a_phone_and_goes_dark(browser: Browser) -> None:
     browser.dark(False)
 
 
-def test_parameters_add_up_and_unknown_ones_are_called_other(window: Browser, tmp_path: Path) -> None:
+def test_parameters_add_up_and_unknown_ones_are_called_other(
+    window: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.MLP", GatedMLP)
     explorer = make_explorer(bias=False)
-    explorer.model.blocks[0].gate = torch.nn.Linear(16, 3)
     open_file(window, tmp_path, explorer, PROMPT)
     rows = window.value(
         "[...document.querySelectorAll('#count tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
     )
     counts = {name: int(count.replace(",", "")) for name, count, _ in rows}
-    assert counts["other"] == 51 and "biases" not in counts and counts["unembedding"] == 0
+    assert counts["other"] == 512 and "biases" not in counts and counts["unembedding"] == 0
     assert counts.pop("all") == sum(counts.values())
     assert sum(counts.values()) == sum(parameter.numel() for parameter in explorer.model.parameters())
 

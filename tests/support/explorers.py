@@ -1,4 +1,4 @@
-"""An explorer of a small random model, its model as a run, and a part to change the model with."""
+"""An explorer of a small random model, its model as a run, and parts to change the model with."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from engine.explore.explorer import Explorer
 from engine.text.characters import CharTokenizer
 from engine.weights.checkpoint import save_checkpoint
-from model import GPT, GPTConfig
+from model import GPT, MLP, GPTConfig
 
 CHARACTERS = "\n !&',-.:;<>?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz/\"="
 
@@ -36,3 +36,15 @@ class NoAttention(nn.Module):
     def forward(self, x: Tensor, *context: object) -> Tensor:
         """Zeros in the shape of x, (B, T, C)."""
         return torch.zeros_like(x)
+
+
+class GatedMLP(MLP):
+    """In the place of a block's MLP: one more layer, without biases, whose output gates the MLP's."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.gate = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        return super().forward(x) * self.gate(x).sigmoid()

@@ -1,7 +1,7 @@
 """engine/web: whom the server answers, what it survives, what a page may hold."""
 
 import json
-import os
+import random
 import re
 import socket
 import struct
@@ -144,7 +144,7 @@ def test_a_reader_that_leaves_early_is_let_go(port: int, capfd: pytest.CaptureFi
 def test_noise_on_the_socket_does_not_end_the_server(port: int) -> None:
     for noise in (
         b"\r\n\r\n",
-        os.urandom(200) + b"\r\n\r\n",
+        random.randbytes(200) + b"\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"BREW / HTTP/1.1\r\n\r\n",
     ):
