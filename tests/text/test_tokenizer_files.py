@@ -1,4 +1,4 @@
-"""Tokenizer files: ids are those of the libraries that the files come from, and what cannot be read is said."""
+"""Tokenizer files: ids are those of the libraries that wrote them, and what cannot be read is said."""
 
 import json
 import random
@@ -22,9 +22,8 @@ from engine.text.byte_pairs import (
     SPLIT_PATTERN,
     BytePairTokenizer,
     MergesTokenizer,
-    OwnBytePairTokenizer,
 )
-from engine.text.characters import ByteTokenizer, CharTokenizer
+from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import tokenizer_from_dict
 from engine.text.tokenizer_files import (
     UnsupportedTokenizer,
@@ -139,7 +138,9 @@ def test_merges_in_any_order_encode_as_the_library_does(trained: Path, tmp_path:
     content["model"]["merges"].reverse()
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     theirs, ours = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), read_tokenizer(tmp_path)
-    assert ours.encode(TEXT).tolist() == theirs.encode(TEXT).ids != read_tokenizer(trained).encode(TEXT).tolist()
+    assert (
+        ours.encode(TEXT).tolist() == theirs.encode(TEXT).ids != read_tokenizer(trained).encode(TEXT).tolist()
+    )
 
 
 def test_a_byte_without_an_entry_is_named(tmp_path: Path) -> None:
@@ -246,7 +247,9 @@ def test_random_added_tokens_in_tokenizer_json_have_the_ids_of_autotokenizer(
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "tokenizer.json").write_text(json.dumps(content))
-        texts = ["".join(draw.choices([*words, " ", "x", "fox's", "1", END_OF_TEXT], k=12)) for _ in range(20)]
+        texts = [
+            "".join(draw.choices([*words, " ", "x", "fox's", "1", END_OF_TEXT], k=12)) for _ in range(20)
+        ]
         check_as_autotokenizer(folder, texts)
 
 
