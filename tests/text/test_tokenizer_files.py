@@ -1,4 +1,4 @@
-"""Tokenizer files: ids are those of the libraries that the files come from, and what cannot be read is said."""
+"""Tokenizer files: ids are those of the libraries that wrote them, and what cannot be read is said."""
 
 import json
 import random

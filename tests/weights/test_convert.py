@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import command
+from support.gpt2 import needs_gpt2_vocabulary
 from support.random_models import random_gpt2, save_folder, save_nanogpt, save_run
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,7 +20,6 @@ import convert
 import sample
 from engine.errors import UserError
 from engine.generation import Sampling, generate
-from engine.text import gpt2_vocabulary
 from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import ByteTokenizer, CharTokenizer
 from engine.text.tokenizer import Tokenizer
@@ -120,18 +120,7 @@ def test_autotokenizer_encodes_and_decodes_random_text_alike(kind: str, tmp_path
     assert theirs.model_max_length == 32
 
 
-def gpt2_vocabulary_is_at_hand() -> bool:
-    cache = gpt2_vocabulary._tiktoken_cache()
-    return all(
-        gpt2_vocabulary._is_intact(cache / gpt2_vocabulary._cache_key(file), file)
-        for file in gpt2_vocabulary.GPT2_VOCABULARY
-    )
-
-
-@pytest.mark.skipif(
-    not gpt2_vocabulary_is_at_hand(),
-    reason="GPT-2's vocabulary is not in tiktoken's cache: python prepare.py shakespeare",
-)
+@needs_gpt2_vocabulary
 def test_gpt2s_own_tokenizer_travels_as_openai_published_it(tmp_path: Path) -> None:
     tokenizer = GPT2Tokenizer()
     config = small(vocab_size=50304, n_embd=4)
