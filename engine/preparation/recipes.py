@@ -145,7 +145,9 @@ def _text_of_dataset(name: str, root: Path) -> tuple[str, dict[str, Any]] | None
         data = open_dataset(name, 0, root)
     except UserError:  # there is none, or it is damaged
         return None
-    text = "".join(data.tokenizer.decode(part.read(0, part.tokens).tolist()) for part in (data.train, data.val))
+    text = "".join(
+        data.tokenizer.decode(part.read(0, part.tokens).tolist()) for part in (data.train, data.val)
+    )
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     for source in data.meta.get("sources", []):
         is_known = source.get("package") == PLAYS_PACKAGE[0] or sha256 == TINY_SHAKESPEARE.sha256
