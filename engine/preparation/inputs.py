@@ -64,6 +64,9 @@ class Place:
     line: int = 0
 
 
+BEGINNING, AFTER_MARK = Place(), Place(offset=len(codecs.BOM_UTF8))
+
+
 @dataclass(frozen=True)
 class Piece:
     """What is read, sent to a worker and written at a time, and where the next piece begins."""
@@ -94,7 +97,7 @@ class FilesPiece(Piece):
         """Where document `number` begins in its file: at the beginning, but for a mark, or a part of one."""
         if number == 0:
             return self.start
-        return Place(offset=len(codecs.BOM_UTF8) if self.files[number] in self.marked else 0)
+        return AFTER_MARK if self.marked and self.files[number] in self.marked else BEGINNING
 
 
 @dataclass(frozen=True)
@@ -224,8 +227,8 @@ def _seek_past_mark(file: io.BufferedIOBase, item: Input, place: Place) -> tuple
     """Go to a place in a file, past a byte-order mark; the place, and the file's name if there is a mark."""
     file.seek(place.offset)
     if place.offset == 0:
-        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-            return Place(place.index, len(codecs.BOM_UTF8)), [item.name]
+        if file.read(AFTER_MARK.offset) == codecs.BOM_UTF8:
+            return Place(place.index, AFTER_MARK.offset), [item.name]
         file.seek(0)
     return place, []
 

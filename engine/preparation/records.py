@@ -34,8 +34,11 @@ def record_text(value: Any, field: str, where: str) -> str:
         return value
     if not isinstance(value, dict):
         raise UserError(f"{where} is neither an object nor a text")
-    turns = next((name for name in (field, *CONVERSATIONS) if isinstance(value.get(name), list)), None)
-    if turns in CONVERSATIONS and (turns == field or field not in value):
+    text = value.get(field)
+    if isinstance(text, str):
+        return text
+    turns = next((name for name in CONVERSATIONS if isinstance(value.get(name), list)), None)
+    if turns is not None and (field == turns or field not in value):
         raise UserError(
             f"{where} is a conversation (its field {turns!r} is a list), and documents need one text each: "
             "write it into a field, and name that with --field"
@@ -43,10 +46,9 @@ def record_text(value: Any, field: str, where: str) -> str:
     if field not in value:
         texts = [name for name, found in value.items() if isinstance(found, str)]
         raise UserError(f"{where} has no field {field!r}; name one with --field{_there_are(texts)}")
-    text = value[field]
-    if text is not None and not isinstance(text, str):
+    if text is not None:
         raise UserError(f"{where}: its field {field!r} holds no text; name another with --field")
-    return text or ""
+    return ""
 
 
 def _there_are(names: list[str]) -> str:
