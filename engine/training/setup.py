@@ -27,7 +27,7 @@ from engine.preparation.recipes import prepare_recipe
 from engine.settings import STARTS, TrainSettings
 from engine.shape import model_config, shape_settings
 from engine.training.folder import claim_folder, refuse_taken_folder
-from engine.training.memory import Memory, available_bytes, evaluation_batch, fit_batch_size, gigabytes
+from engine.training.memory import Memory, TrainingMemory, available_bytes, gigabytes
 from engine.training.metrics import Console
 from engine.training.optimizer import make_optimizer
 from engine.training.run import Progress, Run
@@ -223,11 +223,12 @@ def fit_memory(
     """
     wanted, sequences = choices.batch_size or settings.batch_size, settings.sequences_per_step()
     available = world.broadcast(available_bytes(device, world.local_size))
-    size, memory = fit_batch_size(shape, settings, choices, world, wanted, available)
+    counted = TrainingMemory(shape, settings, choices, world)
+    size, memory = counted.fit(wanted, available)
     if size < settings.batch_size:
         choices.batch_size = size
     if size < wanted or choices.evaluation_batch is None:
-        choices.evaluation_batch = evaluation_batch(shape, settings, choices, size, memory)
+        choices.evaluation_batch = counted.evaluation_batch(size, memory)
     micro_batch, micro_steps = share_of_step(sequences, size, world)
     if size < wanted:
         console.say(
