@@ -141,17 +141,16 @@ def activation_bytes(config: "GPTConfig", dtype: str) -> tuple[int, int]:
     Counted for one layer and for two, since every further one adds the same.
     """
     from engine.device import Compute
-    from engine.training.memory import saved_bytes
+    from engine.training.memory import TrainingMemory
 
     compute, settings = Compute("cuda", dtype, False, 1), TrainSettings()
-    found = []
-    for sequences in (0, 1):
-        one, two = (
-            saved_bytes(dataclasses.replace(config, n_layer=layers), settings, compute, sequences)
-            for layers in (1, 2)
-        )
-        found.append(one + (config.n_layer - 1) * (two - one))
-    return found[0], found[1] - found[0]
+    shapes = (dataclasses.replace(config, n_layer=layers) for layers in (1, 2))
+    one, two = (TrainingMemory(shape, settings, compute) for shape in shapes)
+    copies, both = (
+        one.saved_bytes(number) + (config.n_layer - 1) * (two.saved_bytes(number) - one.saved_bytes(number))
+        for number in (0, 1)
+    )
+    return copies, both - copies
 
 
 def in_bytes(size: float) -> str:

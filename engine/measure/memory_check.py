@@ -15,9 +15,8 @@ import torch
 
 from engine.device import Compute, find_device
 from engine.measure.training_step import Update, plain_compute, step_function, trial_run
-from engine.parallel.world import ALONE
 from engine.settings import TrainSettings
-from engine.training.memory import Memory, gigabytes, predict
+from engine.training.memory import Memory, TrainingMemory, gigabytes
 from model import GPTConfig
 
 STEPS = 3
@@ -61,7 +60,7 @@ def check_memory(
     """(the prediction, the bytes measured) for three steps of training in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         measured = pool.submit(train_and_measure, update, config, settings, compute).result()
-    return predict(config, settings, compute, ALONE, settings.batch_size), measured
+    return TrainingMemory(config, settings, compute).predict(settings.batch_size), measured
 
 
 def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings, compute: Compute) -> int:

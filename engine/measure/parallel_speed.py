@@ -51,20 +51,13 @@ def torchrun(options: Namespace, processes: int | None, *arguments: str) -> list
     """Run `bench.py ARGUMENTS` in so many processes of this machine; the lines that it prints."""
     device = find_device(options.device)
     count = processes or default_processes(device)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-    arguments = (
-        *arguments,
-        f"--device={device.type}",
-        *([f"--config={options.config}"] if options.config else []),
-    )
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    line += [str(ROOT / "bench.py"), *arguments, f"--device={device.type}"]
+    line += [f"--config={options.config}"] if options.config else []
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device.type == "cpu" else {})
-    finished = subprocess.run(
-        [*launcher, str(ROOT / "bench.py"), *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env=environment,
-    )
+    finished = subprocess.run(line, stdout=subprocess.PIPE, text=True, env=environment)
+    if finished.returncode:
+        raise UserError(f"bench.py {' '.join(arguments)} failed in one of {count} processes, as said above")
     return finished.stdout.splitlines()
 
 
@@ -180,10 +173,7 @@ def measure_network(options: Namespace) -> None:
 
 
 def measure_profile(update: Update, options: Namespace) -> None:
-    """A trace for ui.perfetto.dev or chrome://tracing, and how much of the communication is hidden.
-
-    That is the share of an all-reduce's time, by itself, by which it does not lengthen the step.
-    """
+    """A trace for ui.perfetto.dev or chrome://tracing, and how much of the communication is hidden."""
     path = Path(options.trace).resolve()
     if not is_one_of_several():
         print("\n".join(torchrun(options, options.processes, "profile", f"--trace={path}")))
@@ -198,13 +188,18 @@ def measure_profile(update: Update, options: Namespace) -> None:
             gradients = torch.zeros(sum(x.numel() for x in run.model.parameters()), device=device)
             runs = step, silent, lambda: dist.all_reduce(gradients)
             seconds, without, sending = median_seconds(runs, 20, world, device)
-            hidden = min(1.0, max(0.0, 1 - (seconds - without) / sending))
             said += (
                 f". A step takes {1e3 * seconds:.3g} ms, and {1e3 * without:.3g} ms where nothing is sent; "
-                f"adding up the gradients by itself takes {1e3 * sending:.3g} ms, {hidden:.0%} of it hidden"
+                f"adding up the gradients by itself takes {1e3 * sending:.3g} ms, "
+                f"{hidden_share(seconds, without, sending):.0%} of it hidden"
             )
         if world.is_main:
             print(said)
+
+
+def hidden_share(step: float, without: float, sending: float) -> float:
+    """The share of the sending's own time by which it does not lengthen the step; between 0 and 1."""
+    return min(1.0, max(0.0, 1 - (step - without) / sending))
 
 
 def write_trace(step: Callable[[], None], path: Path, world: World, device: torch.device) -> None:

@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_iter
 from engine import kernels
 from engine.device import Compute
 from engine.parallel.sharding import recompute_blocks, uses_fsdp
-from engine.parallel.world import World, share_of_step
+from engine.parallel.world import ALONE, World, share_of_step
 from engine.settings import TrainSettings
 from engine.training.optimizer import make_optimizer
 from model import GPT, GPTConfig
@@ -110,155 +110,140 @@ class AttentionWithoutDropout(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def fake_model(
-    config: GPTConfig, settings: TrainSettings, compute: Compute
-) -> Iterator[tuple[GPT, LiveBytes]]:
-    """A model of fake tensors as training makes it, and the count of what is alive. All lie on the CPU."""
-    attention = contextlib.nullcontext() if compute.device == "cpu" else AttentionWithoutDropout()
-    with FakeTensorMode(), LiveBytes() as live, attention:
-        usual = torch.get_default_dtype()
-        torch.set_default_dtype(compute.weights_dtype())  # parameters that are fake cannot be converted
-        try:
-            model = GPT(config)
-        finally:
-            torch.set_default_dtype(usual)
-        if compute.device == "cpu":
-            kernels.install(model, compute.attention_kernel)
-        if settings.recompute:
-            recompute_blocks(model)
-        yield model, live
+def bytes_of(module: nn.Module) -> int:
+    """Bytes of a module's parameters."""
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def loss_of(model: GPT, compute: Compute, sequences: int) -> Tensor:
-    """The loss of so many fake sequences, in the precision that training has."""
-    ids = torch.zeros(sequences, model.config.block_size, dtype=torch.int64)
-    with replace(compute, device="cpu").autocast():
-        return model(ids, ids)
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Counts what a process takes that trains a model of this shape, with these settings and compute."""
 
+    config: GPTConfig
+    settings: TrainSettings
+    compute: Compute
+    world: World = ALONE
 
-def saved_bytes(config: GPTConfig, settings: TrainSettings, compute: Compute, sequences: int) -> int:
-    """What a forward pass keeps for its backward pass, copies of the weights in half precision included."""
-    with fake_model(config, settings, compute) as (model, live):
-        before = live.now
-        loss = loss_of(model, compute, sequences)
-        return live.now - before - loss.nbytes
+    def fit(self, wanted: int, available: int | None) -> tuple[int, Memory]:
+        """The batch size `wanted`, or the first of its halves that fits (or 1), and what it takes."""
+        size = wanted
+        while True:
+            memory = self.predict(size)
+            if size == 1 or available is None or memory.total <= FITS * available:
+                return size, memory
+            size //= 2
 
+    def predict(self, batch_size: int) -> Memory:
+        """What the process takes at its peak with this batch size."""
+        micro_batch, micro_steps = share_of_step(self.settings.sequences_per_step(), batch_size, self.world)
+        weights, gradients, optimizer, update = self.state_bytes()
+        update //= self.world.size  # Muon's work is shared out
+        at_work = self.pass_bytes(micro_batch, first=micro_steps == 1)
+        if uses_fsdp(self.settings, self.world):
+            size, whole = self.world.size, gradients
+            weights, gradients, optimizer = -(-weights // size), -(-gradients // size), -(-optimizer // size)
+            at_work += self.gathered_bytes()
+            at_work += whole if micro_steps > 1 else gradients  # they are summed and sliced once a step
+        at_peak = max(at_work, gradients + update)
+        heap = HEAP_UNUSED * (weights + optimizer + at_peak) if self.compute.device == "cpu" else 0
+        return Memory(weights, optimizer, at_peak, int(heap))
 
-def state_bytes(config: GPTConfig, settings: TrainSettings, compute: Compute) -> tuple[int, int, int, int]:
-    """Bytes of weights, gradients and optimizer state, and the most that an update makes for a while."""
-    with fake_model(config, settings, compute) as (model, live):
-        weights = live.now
-        optimizer = make_optimizer(model, settings)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        gradients = live.now - weights
-        optimizer.step()  # the first one makes the state
-        state = live.now - gradients - weights
-        live.peak = live.now
-        optimizer.step()
-        return weights, gradients, state, live.peak - live.now
+    def evaluation_batch(self, batch_size: int, memory: Memory) -> int:
+        """Sequences that an evaluation takes at a time: `EVALUATION_TOKENS`, or a batch if that is more.
 
+        Fewer, down to a batch, where they would take more than the training step that `memory` describes.
+        """
+        size = EVALUATION_TOKENS // self.config.block_size
+        room = memory.gradients_and_activations - memory.weights  # DDP's gradients stay
+        while size > batch_size and self.evaluation_bytes(size) > room:
+            size //= 2
+        return max(size, batch_size)
 
-def pass_bytes(
-    config: GPTConfig, settings: TrainSettings, compute: Compute, world: World, sequences: int, more: bool
-) -> int:
-    """The most that a forward and backward pass takes beside the weights; `more`: a step has several of them.
-
-    Gradients are there from the start where a micro-batch before made them, or DDP its buckets. Under FSDP
-    they are left out: each leaves as it comes.
-    """
-    with fake_model(config, settings, compute) as (model, live):
-        for parameter in model.parameters():
-            if uses_fsdp(settings, world):
-                parameter.register_post_accumulate_grad_hook(_drop_gradient)
-            elif more or world.size > 1:
+    def state_bytes(self) -> tuple[int, int, int, int]:
+        """Bytes of weights, gradients and optimizer state, and the most that an update makes for a while."""
+        with self.fake_model() as (model, live):
+            weights = live.now
+            optimizer = make_optimizer(model, self.settings)
+            for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-        live.peak = live.now
-        loss_of(model, compute, sequences).backward()
-        return live.peak - bytes_of(model)
+            gradients = live.now - weights
+            optimizer.step()  # the first one makes the state
+            state = live.now - gradients - weights
+            live.peak = live.now
+            optimizer.step()
+            return weights, gradients, state, live.peak - live.now
+
+    def saved_bytes(self, sequences: int) -> int:
+        """What a forward pass keeps for its backward pass, copies of weights in half precision included."""
+        with self.fake_model() as (model, live):
+            before = live.now
+            loss = self.loss(model, sequences)
+            return live.now - before - loss.nbytes
+
+    def pass_bytes(self, sequences: int, first: bool) -> int:
+        """The most that a forward and backward pass takes beside the weights; `first`: of a step.
+
+        Gradients are there before where another micro-batch made them, or DDP its buckets. Under FSDP they
+        are left out: each leaves as it comes.
+        """
+        with self.fake_model() as (model, live):
+            for parameter in model.parameters():
+                if uses_fsdp(self.settings, self.world):
+                    parameter.register_post_accumulate_grad_hook(_drop_gradient)
+                elif self.world.size > 1 or not first:
+                    parameter.grad = torch.zeros_like(parameter)
+            live.peak = live.now
+            self.loss(model, sequences).backward()
+            return live.peak - bytes_of(model)
+
+    def evaluation_bytes(self, sequences: int) -> int:
+        """The most that an evaluation of so many sequences at a time takes beside the weights."""
+        with self.fake_model() as (model, live), torch.no_grad():
+            self.loss(model.eval(), sequences)
+            return live.peak - bytes_of(model)
+
+    def gathered_bytes(self) -> int:
+        """What FSDP gathers whole: weights outside the blocks, two blocks, and the gradients of these two.
+
+        Blocks that arrive in half precision need no copy in it, which `pass_bytes` has counted.
+        """
+        with self.fake_model() as (model, _):
+            blocks, one = bytes_of(model.blocks), bytes_of(model.blocks[0])
+            outside = bytes_of(model) - blocks
+        if self.compute.gathered_dtype() is None:
+            return outside + 2 * one + 2 * one
+        return outside + one + 2 * one - blocks // 2
+
+    def loss(self, model: GPT, sequences: int) -> Tensor:
+        """The loss of so many sequences, in the precision that training has."""
+        ids = torch.zeros(sequences, self.config.block_size, dtype=torch.int64)
+        with replace(self.compute, device="cpu").autocast():
+            return model(ids, ids)
+
+    @contextlib.contextmanager
+    def fake_model(self) -> Iterator[tuple[GPT, LiveBytes]]:
+        """A model of fake tensors as training makes it, all on the CPU, and the count of what is alive."""
+        attention = contextlib.nullcontext() if self.compute.device == "cpu" else AttentionWithoutDropout()
+        with FakeTensorMode(), LiveBytes() as live, attention:
+            usual = torch.get_default_dtype()
+            torch.set_default_dtype(self.compute.weights_dtype())  # fake parameters cannot be converted
+            try:
+                model = GPT(self.config)
+            finally:
+                torch.set_default_dtype(usual)
+            if self.compute.device == "cpu":
+                kernels.install(model, self.compute.attention_kernel)
+            if self.settings.recompute:
+                recompute_blocks(model)
+            yield model, live
 
 
 def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def gathered_bytes(config: GPTConfig, settings: TrainSettings, compute: Compute) -> int:
-    """What FSDP gathers whole: weights outside the blocks, two blocks, and the gradients of these two.
-
-    Blocks that arrive in half precision need no copy in it, which `pass_bytes` has counted.
-    """
-    with fake_model(config, settings, compute) as (model, _):
-        blocks, one = bytes_of(model.blocks), bytes_of(model.blocks[0])
-        outside = bytes_of(model) - blocks
-    if compute.gathered_dtype() is None:
-        return outside + 2 * one + 2 * one
-    return outside + one + 2 * one - blocks // 2
-
-
-def evaluation_bytes(config: GPTConfig, settings: TrainSettings, compute: Compute, sequences: int) -> int:
-    """The most that an evaluation of so many sequences at a time takes beside the weights."""
-    with fake_model(config, settings, compute) as (model, live), torch.no_grad():
-        loss_of(model.eval(), compute, sequences)
-        return live.peak - bytes_of(model)
-
-
-def bytes_of(module: nn.Module) -> int:
-    """Bytes of a module's parameters."""
-    return sum(parameter.nbytes for parameter in module.parameters())
-
-
 # ------------------------------------------------------------------------------------------------------------
-# what fits
-
-
-def predict(
-    config: GPTConfig, settings: TrainSettings, compute: Compute, world: World, batch_size: int
-) -> Memory:
-    """What one process takes at its peak while it trains with this `batch_size`."""
-    micro_batch, micro_steps = share_of_step(settings.sequences_per_step(), batch_size, world)
-    weights, gradients, optimizer, update = state_bytes(config, settings, compute)
-    update //= world.size  # Muon's work is shared out
-    at_work = pass_bytes(config, settings, compute, world, micro_batch, micro_steps > 1)
-    if uses_fsdp(settings, world):
-        whole = gradients
-        weights, gradients, optimizer = (-(-size // world.size) for size in (weights, gradients, optimizer))
-        at_work += gathered_bytes(config, settings, compute)
-        at_work += whole if micro_steps > 1 else gradients  # they are summed and sliced once a step
-    at_peak = max(at_work, gradients + update)
-    heap = HEAP_UNUSED * (weights + optimizer + at_peak) if compute.device == "cpu" else 0
-    return Memory(weights, optimizer, at_peak, int(heap))
-
-
-def fit_batch_size(
-    config: GPTConfig,
-    settings: TrainSettings,
-    compute: Compute,
-    world: World,
-    wanted: int,
-    available: int | None,
-) -> tuple[int, Memory]:
-    """`wanted`, or the first of its halves that is predicted to fit (1 where none is), and what it takes."""
-    size = wanted
-    while True:
-        memory = predict(config, settings, compute, world, size)
-        if size == 1 or available is None or memory.total <= FITS * available:
-            return size, memory
-        size //= 2
-
-
-def evaluation_batch(
-    config: GPTConfig, settings: TrainSettings, compute: Compute, batch_size: int, memory: Memory
-) -> int:
-    """Sequences that an evaluation takes at a time: about `EVALUATION_TOKENS`, or a batch if that is more.
-
-    Fewer, down to a batch, where they would take more than the training step that `memory` describes.
-    """
-    size = EVALUATION_TOKENS // config.block_size
-    room = memory.gradients_and_activations - memory.weights  # DDP's gradients stay
-    while size > batch_size and evaluation_bytes(config, settings, compute, size) > room:
-        size //= 2
-    return max(size, batch_size)
+# what a machine has
 
 
 def available_bytes(device: torch.device, processes_here: int = 1) -> int | None:

@@ -28,7 +28,7 @@ from engine.settings import STARTS, TrainSettings
 from engine.shape import count_parameters, empty_model, model_config, shape_settings
 from engine.training.evaluation import windows_of
 from engine.training.folder import claim_folder, refuse_taken_folder
-from engine.training.memory import Memory, available_bytes, evaluation_batch, fit_batch_size, gigabytes
+from engine.training.memory import Memory, TrainingMemory, available_bytes, gigabytes
 from engine.training.metrics import Console
 from engine.training.optimizer import make_optimizer
 from engine.training.run import Run, RunState
@@ -244,11 +244,12 @@ def fit_memory(
     wanted, sequences = compute.batch_size or settings.batch_size, settings.sequences_per_step()
     free = [own for own in world.all_gather(available_bytes(device, world.local_size)) if own is not None]
     available = min(free, default=None)
-    size, memory = fit_batch_size(shape, settings, compute, world, wanted, available)
+    counted = TrainingMemory(shape, settings, compute, world)
+    size, memory = counted.fit(wanted, available)
     if size < settings.batch_size:
         compute.batch_size = size
     if size < wanted or compute.evaluation_batch is None:
-        compute.evaluation_batch = evaluation_batch(shape, settings, compute, size, memory)
+        compute.evaluation_batch = counted.evaluation_batch(size, memory)
     micro_batch, micro_steps = share_of_step(sequences, size, world)
     if available is not None and size < wanted:
         exact = "; it is no longer bit for bit the run that it was" if resumed else ""

@@ -14,19 +14,10 @@ from engine.device import Compute
 from engine.errors import UserError
 from engine.measure.memory_check import check_memory
 from engine.parallel.sharding import recompute_blocks
-from engine.parallel.world import ALONE, World
+from engine.parallel.world import World
 from engine.settings import TrainSettings
 from engine.training import memory, setup
-from engine.training.memory import (
-    LiveBytes,
-    evaluation_batch,
-    evaluation_bytes,
-    fit_batch_size,
-    loss_of,
-    predict,
-    saved_bytes,
-    state_bytes,
-)
+from engine.training.memory import LiveBytes, TrainingMemory, bytes_of
 from engine.training.optimizer import make_optimizer
 from engine.weights.checkpoint import open_checkpoint
 from model import GPT, GPTConfig
@@ -64,7 +55,7 @@ def bytes_saved_by_autograd(config: GPTConfig, compute: Compute, sequences: int)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        assert loss_of(model, compute, sequences).isfinite()
+        assert TrainingMemory(config, settings(1), compute).loss(model, sequences).isfinite()
     return sum(storage.nbytes() for storage in found.values())
 
 
@@ -83,26 +74,27 @@ def test_what_a_forward_pass_saves_is_counted_to_5_per_cent(
 ) -> None:
     config, compute = replace(SMALL, **change), chosen(dtype=dtype, kernel=kernel)
     expected = bytes_saved_by_autograd(config, compute, 3)
-    assert saved_bytes(config, settings(3), compute, 3) == pytest.approx(expected, rel=0.05)
+    assert TrainingMemory(config, settings(3), compute).saved_bytes(3) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(("recompute", "vocab_size"), [(False, 64), (True, 64), (False, 2**21)])
 def test_the_peak_of_a_pass_is_that_of_a_real_one_to_5_per_cent(recompute: bool, vocab_size: int) -> None:
     """Also where the loss is taken in chunks: 3 × 64 positions times 2²¹ logits."""
     config, compute = replace(SMALL, vocab_size=vocab_size, n_embd=8), chosen()
+    counted = TrainingMemory(config, settings(3, recompute=recompute), compute)
     with LiveBytes() as live:
         model = real_model(config, compute)
         if recompute:
             recompute_blocks(model)
         live.peak = live.now
-        loss_of(model, compute, 3).backward()
-    counted = memory.pass_bytes(config, settings(3, recompute=recompute), compute, ALONE, 3, False)
-    assert counted == pytest.approx(live.peak - memory.bytes_of(model), rel=0.05)
+        counted.loss(model, 3).backward()
+    assert counted.pass_bytes(3, first=True) == pytest.approx(live.peak - bytes_of(model), rel=0.05)
 
 
 def test_counting_leaves_random_numbers_and_default_type_alone() -> None:
     before = torch.get_rng_state()
-    predict(replace(SMALL, dropout=0.1), settings(2, optimizer="muon"), chosen(dtype="float64"), ALONE, 2)
+    given, compute = settings(2, optimizer="muon"), chosen(dtype="float64")
+    TrainingMemory(replace(SMALL, dropout=0.1), given, compute).predict(2)
     assert torch.equal(before, torch.get_rng_state()) and torch.get_default_dtype() == torch.float32
 
 
@@ -118,13 +110,13 @@ def test_weights_gradients_and_optimizer_state_are_exact(optimizer: str, dtype: 
     made.step()
     kept = sum(value.nbytes for state in made.state.values() for value in state.values())
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    assert state_bytes(config, given, compute)[:3] == (weights, gradients, kept)
+    assert TrainingMemory(config, given, compute).state_bytes()[:3] == (weights, gradients, kept)
 
 
 def test_on_a_gpu_attention_keeps_no_scores_with_dropout_either() -> None:
     def bytes_a_token(device: str, block_size: int) -> float:
         config = replace(SMALL, dropout=0.1, block_size=block_size)
-        return saved_bytes(config, settings(1), chosen(device), 1) / block_size
+        return TrainingMemory(config, settings(1), chosen(device)).saved_bytes(1) / block_size
 
     on_gpu, on_cpu = ([bytes_a_token(device, length) for length in (64, 512)] for device in ("cuda", "cpu"))
     assert on_gpu[1] == pytest.approx(on_gpu[0], rel=0.01)
@@ -134,7 +126,8 @@ def test_on_a_gpu_attention_keeps_no_scores_with_dropout_either() -> None:
 def test_sharding_divides_the_state() -> None:
     config, compute = GPTConfig(vocab_size=50304, n_layer=4, bias=False), chosen("cuda", "bfloat16")
     sharded, whole = (
-        predict(config, settings(4, 8, parallel=parallel), compute, EIGHT, 4) for parallel in ("fsdp", "ddp")
+        TrainingMemory(config, settings(4, 8, parallel=parallel), compute, EIGHT).predict(4)
+        for parallel in ("fsdp", "ddp")
     )
     assert sharded.weights == -(-whole.weights // 8) and sharded.optimizer == -(-whole.optimizer // 8)
     assert sharded.total < whole.total
@@ -143,39 +136,42 @@ def test_sharding_divides_the_state() -> None:
 def test_recomputing_keeps_the_inputs_of_the_blocks() -> None:
     """Another block costs its input, (3, 64, 128) in four bytes, and a mean and a factor for each norm."""
     given, compute = settings(3, recompute=True), chosen()
-    two, three = (saved_bytes(replace(SMALL, n_layer=layers), given, compute, 3) for layers in (2, 3))
+    shapes = (replace(SMALL, n_layer=layers) for layers in (2, 3))
+    two, three = (TrainingMemory(shape, given, compute).saved_bytes(3) for shape in shapes)
     assert three - two == pytest.approx(3 * 64 * 128 * 4, rel=0.05)
     kept, recomputed = (
-        predict(SMALL, settings(3, recompute=recompute), compute, ALONE, 3) for recompute in (False, True)
+        TrainingMemory(SMALL, settings(3, recompute=recompute), compute).predict(3)
+        for recompute in (False, True)
     )
     assert recomputed.total < kept.total
 
 
 def test_gradients_of_earlier_micro_batches_are_there_while_the_next_one_computes() -> None:
     config, compute = replace(SMALL, n_embd=512), chosen("cuda")
-    one, several = (predict(config, settings(1, steps), compute, ALONE, 1) for steps in (1, 2))
-    shared = predict(config, settings(1, 8), compute, EIGHT, 1)
+    one, several = (TrainingMemory(config, settings(1, steps), compute).predict(1) for steps in (1, 2))
+    shared = TrainingMemory(config, settings(1, 8), compute, EIGHT).predict(1)
     assert one.total < several.total == shared.total
 
 
 def test_a_batch_is_halved_until_it_fits_and_the_step_keeps_its_sequences() -> None:
     config, given, compute = replace(SMALL, n_embd=64), settings(24, 2), chosen()
-    totals = {size: predict(config, given, compute, ALONE, size).total for size in (24, 12, 6, 3)}
+    counted = TrainingMemory(config, given, compute)
+    totals = {size: counted.predict(size).total for size in (24, 12, 6, 3)}
     for fits, total in totals.items():
-        size, found = fit_batch_size(config, given, compute, ALONE, 24, int(total / memory.FITS) + 1)
+        size, found = counted.fit(24, int(total / memory.FITS) + 1)
         assert (size, found.total) == (fits, total)
-    assert fit_batch_size(config, given, compute, ALONE, 24, 1000)[0] == 1
-    assert fit_batch_size(config, given, compute, ALONE, 24, None)[0] == 24
+    assert counted.fit(24, 1000)[0] == 1
+    assert counted.fit(24, None)[0] == 24
 
 
 @pytest.mark.parametrize(("batch_size", "vocab_size"), [(1, 65), (2, 300), (12, 50304)])
 def test_an_evaluation_takes_no_more_memory_than_a_training_step(batch_size: int, vocab_size: int) -> None:
     config = GPTConfig(vocab_size=vocab_size, block_size=64, n_layer=4, n_head=4, n_embd=32, bias=False)
-    given, compute = settings(batch_size), chosen()
-    step = predict(config, given, compute, ALONE, batch_size)
-    size = evaluation_batch(config, given, compute, batch_size, step)
+    counted = TrainingMemory(config, settings(batch_size), chosen())
+    step = counted.predict(batch_size)
+    size = counted.evaluation_batch(batch_size, step)
     assert size >= batch_size
-    assert evaluation_bytes(config, given, compute, size) <= step.gradients_and_activations
+    assert counted.evaluation_bytes(size) <= step.gradients_and_activations
 
 
 def test_a_run_that_does_not_fit_trains_with_smaller_batches_and_resumes_with_them(
