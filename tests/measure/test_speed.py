@@ -14,7 +14,7 @@ from engine.measure import parallel_speed, sampling_speed, timing, training_spee
 from engine.measure.parallel_speed import hidden_share, measure_network, measure_scaling
 from engine.measure.sampling_speed import measure_sampling
 from engine.measure.training_speed import measure_training
-from engine.measure.training_step import best_choices, step_function, trial_run, trial_settings, trial_shape
+from engine.measure.training_step import best_compute, step_function, trial_run, trial_settings, trial_shape
 from model import GPTConfig
 from train import update
 
@@ -33,7 +33,7 @@ def options(place: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
 def test_the_step_that_is_measured_is_that_of_train_py(options: Namespace) -> None:
     settings = trial_settings(options.config, CPU)
     config = trial_shape(settings, CPU)
-    run = trial_run(settings, config, CPU, best_choices(settings, config, CPU))
+    run = trial_run(settings, config, CPU, best_compute(settings, config, CPU))
     calls = []
 
     def watched(run: Any, forward: Any, micro_batches: Sequence[Any], step: int, stop_asked: bool) -> Any:
