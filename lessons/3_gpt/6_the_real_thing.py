@@ -1,16 +1,20 @@
-"""Lesson 6. It is the real thing: the lessons' model and model.py, given the same weights, agree.
+"""Lesson 3.6. It is the real thing: the lessons' model and model.py, given the same weights, agree.
 
 Put the pieces of the lessons together and you have GPT-2's network. To show it, this file writes the whole
 of it in 40 lines, in the lessons' plain way (one head after the other, a mask, a softmax), and hands it
 the weights of model.py, which computes all heads at once with fused kernels. If one of the two had a
 mistake, the logits would differ.
 
-    python lessons/6_the_real_thing.py
+    python lessons/3_gpt/6_the_real_thing.py
 
 The network is GPT-2's (Radford et al., 2019); the lecture "Let's build GPT" (Karpathy, 2023) ends there too.
 """
 
 import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import finish, panels, run, save
@@ -108,7 +112,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     axes.plot(real.flatten().numpy(), lesson.flatten().numpy(), ".", markersize=1.5, alpha=0.5)
     title = f"the same network (largest difference {figures['float64']:.0e})"
     finish(axes, title=title, xlabel="logits of model.py", ylabel="logits of this lesson")
-    save(figure, "6_the_real_thing")
+    save(figure, __file__)
     return figures | {"weights": count}
 
 
