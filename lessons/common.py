@@ -58,7 +58,7 @@ pyplot.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": 13,
-        "axes.titleweight": "semibold",
+        "axes.titleweight": "bold",
         "font.size": 12,
         "legend.frameon": False,
         "lines.linewidth": 2,
@@ -264,7 +264,7 @@ def panels(count: int, width: float, height: float = 4.6, **options: object) -> 
 def finish(axes: Axes, **words: str) -> None:
     """A title and axis labels, a grid, and a legend where something has a label."""
     axes.set(**words)
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
 
