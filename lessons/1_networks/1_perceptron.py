@@ -67,7 +67,7 @@ def learn(wanted: list[int], passes: int, dice: np.random.Generator) -> tuple[np
     return weights, bias, mistakes
 
 
-def learnable(n: int, passes: int = 200) -> np.ndarray:
+def learnable(n: int, passes: int = 60) -> np.ndarray:
     """The same rule for every function of n bits at once: the tables (…, 2ⁿ) that one neuron has learned."""
     rows = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
     rows = np.concatenate((rows, np.ones_like(rows[:, :1])), axis=1)  # an input that is always 1: the bias

@@ -3,9 +3,12 @@
 Where chance plays a part, SEEDS are used, by which nothing in a lesson was chosen.
 """
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from support.lessons import hold, learn, lesson
 
 SEEDS = (101, 102, 103)
@@ -51,3 +54,73 @@ def test_gradient_descent_climbs_above_twice_the_inverse_of_the_curvature() -> N
 
 def test_answers_about_ways_downhill() -> None:
     assert list(lesson("1_networks/2_downhill").exercises().values()) == pytest.approx([2, 1 / 3, -0.125])
+
+
+def test_micrograd_gives_the_figures_of_its_worked_example_and_of_the_lecture(place: Path) -> None:
+    figures = learn("1_networks/3_micrograd", place, seed=SEEDS[0])
+    example = [figures[name] for name in ("worked example", "its gradient in a", "its gradient in b")]
+    assert example == pytest.approx([24.7041, 138.8338, 645.5773], abs=5e-5)
+    assert figures["neuron"] == pytest.approx(0.7071, abs=5e-5)
+    slopes = [figures[f"its gradient in {name}"] for name in ("x1", "w1", "x2", "w2")]
+    assert slopes == pytest.approx([-1.5, 1.0, 0.5, 0], abs=1e-12)
+    assert figures["parameters"] == 337
+    assert figures["twice"] == 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_micrograd_learns_moons_to_the_last_and_its_gradients_are_those_of_pytorch(seed: int) -> None:
+    micrograd, dice = lesson("1_networks/3_micrograd"), random.Random(seed)
+    examples, layers = micrograd.moons(100, dice), micrograd.network([2, 16, 16, 1], dice)
+    compare_with_pytorch(layers, examples[:5])
+    micrograd.train(layers, examples, 100, dice)
+    compare_with_pytorch(layers, examples[:5])
+    assert all((micrograd.forward(layers, x).data > 0) == (label > 0) for x, label in examples)
+
+
+def compare_with_pytorch(layers: list, examples: list) -> None:
+    """Every gradient of a network of Values against the same network of tensors."""
+    micrograd = lesson("1_networks/3_micrograd")
+    same = micrograd.as_torch(layers)
+    for each in micrograd.parameters(layers):
+        each.grad = 0.0
+    micrograd.hinge_loss(layers, examples).backward()
+    micrograd.hinge_loss(same, examples).backward()
+    mine = [each.grad for each in micrograd.parameters(layers)]
+    assert mine == pytest.approx([each.grad.item() for each in micrograd.parameters(same)], abs=1e-12)
+    assert max(map(abs, mine)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "function",
+    (
+        lambda a, b: a + b * a,
+        lambda a, b: a * b - 3 * a + 1,
+        lambda a, b: (a * 0.3).exp() * b**-2,
+        lambda a, b: (a * b).tanh() + (a - b).relu() + (b - a).relu() * a,
+        lambda a, b: (a + a) * (a + a) * b + a,
+        lambda a, b: lesson("1_networks/3_micrograd").worked_example(a, b),
+    ),
+)
+def test_every_operation_of_a_value_has_the_gradient_of_pytorch(function: Callable) -> None:
+    micrograd = lesson("1_networks/3_micrograd")
+    for a, b in ((-4.0, 2.0), (0.7, -1.3), (2.5, 0.1)):
+        mine = [micrograd.Value(a), micrograd.Value(b)]
+        theirs = [torch.tensor(each, dtype=torch.float64, requires_grad=True) for each in (a, b)]
+        for numbers in (mine, theirs):
+            function(*numbers).backward()
+        assert function(*mine).data == pytest.approx(function(*theirs).item(), rel=1e-12)
+        assert [each.grad for each in mine] == pytest.approx([each.grad.item() for each in theirs], rel=1e-12)
+
+
+def test_gradients_of_given_values_add_up_until_set_to_zero_and_those_of_made_ones_do_not() -> None:
+    micrograd = lesson("1_networks/3_micrograd")
+    a = micrograd.Value(3.0)
+    made = a * a
+    result = made * 2
+    result.backward()
+    result.backward()
+    assert (made.grad, a.grad) == (2, 24)
+
+
+def test_answers_about_micrograd() -> None:
+    assert list(lesson("1_networks/3_micrograd").exercises().values()) == pytest.approx([7, 10, 0.25])
