@@ -122,7 +122,7 @@ def digits() -> Digits:
                 "or name a folder or address that holds them in PLAINGPT_MIRROR"
             ) from error
     found = five_thousand(stand_in.read_bytes())
-    print(f"{found.name} (remove {stand_in.relative_to(ROOT)} to try for all 70,000)")
+    print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for all 70,000)")
     return found
 
 
@@ -285,15 +285,16 @@ def save(figure: Figure, lesson: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
-    print(f"picture: {path.relative_to(ROOT)}")
+    print(f"picture: {os.path.relpath(path)}")
 
 
-def beside(originals: dict[str, float], figures: dict[str, float]) -> None:
-    """Print the figures that an original has too, the original's first."""
+def beside(originals: dict[str, float | None], figures: dict[str, float]) -> None:
+    """Print figures, each with the original's before it where there is one."""
     width = max(map(len, originals)) + 2
     print(f"\n{'':<{width}}{'original':>12}{'here':>12}")
     for name, original in originals.items():
-        print(f"{name:<{width}}{original:>12.6g}{figures[name]:>12.6g}")
+        theirs = "" if original is None else f"{original:.6g}"
+        print(f"{name:<{width}}{theirs:>12}{figures[name]:>12.6g}")
 
 
 def size(quick: bool, few: int, usual: int, full: int | None = None) -> int:
@@ -335,6 +336,9 @@ def run(
             )
             parser.add_argument("--check", nargs="*", type=float, metavar="ANSWER", help=words)
         options = vars(parser.parse_args(arguments))
+        torch.set_num_threads(
+            1
+        )  # enough for networks this small, and figures do not depend on the machine's cores
         given = options.pop("check", None)
         if exercises is not None and given is not None:
             check(exercises(), given)

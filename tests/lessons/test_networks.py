@@ -124,3 +124,54 @@ def test_gradients_of_given_values_add_up_until_set_to_zero_and_those_of_made_on
 
 def test_answers_about_micrograd() -> None:
     assert list(lesson("1_networks/3_micrograd").exercises().values()) == pytest.approx([7, 10, 0.25])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_thirteen_thousand_numbers_read_digits_and_are_certain_of_noise(
+    place: Path, digits: None, seed: int
+) -> None:
+    figures = learn("1_networks/4_digits", place, seed=seed)
+    assert figures["parameters"] == 13002
+    assert figures["batch against one by one"] < 1e-4
+    hold(
+        figures,
+        {
+            "sigmoid, squared error, test accuracy": (0.7, 0.9),
+            "ReLU, cross-entropy, test accuracy": (0.85, 0.93),
+            "784-50-100-10, test accuracy": (0.88, 0.94),
+            "true labels, learned": (0.88, 1),
+            "random labels, learned": (0.1, 0.2),
+            "nudges felt by the loss, sigmoid neurons": (0.99, 1),
+            "nudges felt by the accuracy, sigmoid neurons": (0, 0.05),
+            "nudges felt by the loss, step neurons": (0, 0.05),
+            "certainty about noise": (0.4, 1),
+            "neighbouring weights alike, begun large": (0, 0.3),
+            "neighbouring weights alike, begun small": (0.4, 1),
+        },
+    )
+
+
+def test_the_gradients_of_the_digits_lesson_are_those_of_pytorchs_own_layers(digits: None) -> None:
+    digit_lesson = lesson("1_networks/4_digits")
+    torch.manual_seed(SEEDS[0])
+    layers = [each.detach().double().requires_grad_() for each in digit_lesson.network(784, 16, 16, 10)]
+    images, labels = torch.rand(20, 784, dtype=torch.float64), torch.arange(20) % 10
+    linear = [torch.nn.Linear(n, m).double() for n, m in ((784, 16), (16, 16), (16, 10))]
+    model = torch.nn.Sequential(
+        linear[0], torch.nn.Sigmoid(), linear[1], torch.nn.Sigmoid(), linear[2], torch.nn.Sigmoid()
+    )
+    for each, weights, bias in zip(linear, layers[::2], layers[1::2], strict=True):
+        each.load_state_dict({"weight": weights.detach().T, "bias": bias.detach()})
+    loss = digit_lesson.squared_error(digit_lesson.forward(layers, images, torch.sigmoid), labels)
+    mine = torch.autograd.grad(loss, layers)
+    targets = torch.nn.functional.one_hot(labels, 10).double()
+    theirs = torch.nn.functional.mse_loss(model(images), targets) * 10 / 2
+    theirs.backward()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-12)
+    for each, weights, bias in zip(linear, mine[::2], mine[1::2], strict=True):
+        torch.testing.assert_close(weights, each.weight.grad.T, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(bias, each.bias.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_answers_about_digits() -> None:
+    assert list(lesson("1_networks/4_digits").exercises().values()) == pytest.approx([23860, 2.302585, 1.25])
