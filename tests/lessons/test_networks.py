@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.lessons import hold, learn, lesson
@@ -175,3 +176,38 @@ def test_the_gradients_of_the_digits_lesson_are_those_of_pytorchs_own_layers(dig
 
 def test_answers_about_digits() -> None:
     assert list(lesson("1_networks/4_digits").exercises().values()) == pytest.approx([23860, 2.302585, 1.25])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_gradients_by_hand_are_autograds_and_the_first_layers_learn_slowest(
+    place: Path, digits: None, seed: int
+) -> None:
+    figures = learn("1_networks/5_backpropagation", place, seed=seed)
+    assert figures["gradients"] == 13002
+    for name in (
+        "from autograd",
+        "from autograd, cross-entropy",
+        "broadcasting, from autograd",
+        "softmax in steps, from its short form",
+    ):
+        assert figures[name] < 1e-12, name
+    assert figures["from trying each weight"] < 1e-8
+    assert figures["784-30-10, test accuracy"] > 0.5
+    for hidden, published in ((2, (0.07, 0.31)), (3, (0.012, 0.060, 0.283))):
+        speeds = [figures[f"speed of hidden layer {number} of {hidden}"] for number in range(1, hidden + 1)]
+        assert speeds == sorted(speeds)
+        assert all(0.5 < mine / theirs < 2 for mine, theirs in zip(speeds, published, strict=True))
+
+
+def test_the_short_form_of_softmax_and_cross_entropy_is_pytorchs() -> None:
+    dice = np.random.default_rng(SEEDS[1])
+    logits, labels = dice.standard_normal((9, 5)), dice.integers(5, size=9)
+    tensor = torch.tensor(logits, requires_grad=True)
+    torch.nn.functional.cross_entropy(tensor, torch.tensor(labels)).backward()
+    for mine in lesson("1_networks/5_backpropagation").softmax_backward(logits, labels):
+        assert abs(mine - tensor.grad.numpy()).max() < 1e-15
+
+
+def test_answers_about_backpropagation() -> None:
+    answers = lesson("1_networks/5_backpropagation").exercises()
+    assert list(answers.values()) == pytest.approx([0.25, 16, 0.15])
