@@ -9,17 +9,23 @@ Step s means s completed updates. The sequences of a step, its dropout and the i
 of the seed and the step, so a run that is stopped and resumed ends in the same weights as one that is not.
 """
 
-from engine.command_line import Sources, read_settings, run_script, script_settings
-from engine.settings import TrainSettings
-
-if __name__ == "__main__":  # --help and mistakes are answered before the seconds that importing torch takes
-    command_line = script_settings(TrainSettings, __doc__)
-
 import contextlib
 import dataclasses
 import shlex
 from collections.abc import Sequence
 from typing import Any
+
+from engine.command_line import Sources, read_early, read_settings, run_script
+from engine.settings import TrainSettings
+
+
+def read_options(arguments: Sequence[str]) -> Sources:
+    """The command line and the file that it names, checked. Raises UserError."""
+    return read_settings(TrainSettings, arguments, __doc__)
+
+
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
 import torch
 
@@ -45,12 +51,12 @@ from model import derive_seed
 
 def main(arguments: Sequence[str]) -> int:
     """Train as a command line says; see `train`."""
-    return train(read_settings(TrainSettings, arguments, __doc__))
+    return train(read_options(arguments))
 
 
 def train(sources: Sources) -> int:
     """Set up, then train. Returns the exit status: 0, or 128 + the number of the signal that ended it."""
-    world = join(sources.peek("timeout"), sources.peek("device"))
+    world = join(sources.get("timeout"), sources.get("device"))
     console = Console(world.is_main)
     received = None
     with contextlib.ExitStack() as cleanup:
@@ -236,4 +242,4 @@ def conclude(run: Run, state: RunState, requests: StopRequests) -> None:
 
 
 if __name__ == "__main__":
-    run_script(train, command_line)  # pyright: ignore[reportPossiblyUnboundVariable]
+    run_script(train, OPTIONS)

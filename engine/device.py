@@ -11,9 +11,8 @@ from typing import Any, get_args
 import torch
 
 from engine.errors import UserError
-from engine.kernels import keep_freed_memory
+from engine.kernels import ATTENTION, keep_freed_memory
 from engine.system import available_cores
-from model import ATTENTION_KERNELS
 
 # Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets.
 PEAKS = {
@@ -44,6 +43,7 @@ class Compute:
     matmul_precision: str = "highest"
     attention_kernel: str = "sdpa"
     batch_size: int | None = None  # what fits into the memory, where the setting does not
+    evaluation_batch: int | None = None  # sequences that an evaluation takes at a time
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> "Compute":
@@ -54,11 +54,13 @@ class Compute:
         )
         if (
             not types_fit
-            or values["attention_kernel"] not in ATTENTION_KERNELS
+            or values["attention_kernel"] not in ATTENTION
             or values["matmul_precision"] not in ("highest", "high", "medium")
             or values["dtype"] not in ("float32", "bfloat16", "float16", "float64")
             or values["threads"] < 1
-            or (values["batch_size"] is not None and values["batch_size"] < 1)
+            or any(
+                values[name] is not None and values[name] < 1 for name in ("batch_size", "evaluation_batch")
+            )
         ):
             raise UserError(f"the checkpoint's automatic choices are damaged: {str(recorded)[:200]}")
         return cls(**values)
@@ -94,9 +96,6 @@ class Compute:
     def weights_dtype(self) -> torch.dtype:
         """The type of the weights: float32, whatever the products run in, unless float64 is asked for."""
         return torch.float64 if self.dtype == "float64" else torch.float32
-
-
-Choices = Compute  # the name of before
 
 
 def find_device(wanted: str) -> torch.device:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.parallel.world import World
 from engine.settings import TrainSettings
+from engine.shape import empty_model
 from model import GPT, GPTConfig
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def sharded_model(
 
     mesh = init_device_mesh(device.type, (world.size,))
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=dtype, cast_forward_inputs=False)
-    model = GPT.empty(config, "meta", dtype)
+    model = empty_model(config, "meta", dtype)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh)  # the embeddings, the last norm and the head, in full precision

@@ -12,6 +12,7 @@ from engine.training.batches import Batch, Batches
 from engine.training.report import Update
 from engine.training.run import Run, RunState
 from engine.weights import checkpoint as checkpoints
+from engine.weights.training_state import restore_optimizer
 
 UpdateFunction = Callable[[Run, Any, Batch, int], Update]  # train.py's update
 
@@ -26,7 +27,7 @@ def explain_divergence(run: Run, forward: Any, update: UpdateFunction, step: int
     checkpoint, _ = checkpoints.open_newest(run.folder)
     state = RunState.from_meta(checkpoint.meta)
     checkpoints.load_weights(run.model, checkpoint.tensors("model"), str(checkpoint.folder))
-    checkpoints.restore_optimizer(run.model, run.optimizer, checkpoint.tensors("optimizer"))
+    restore_optimizer(run.model, run.optimizer, checkpoint.tensors("optimizer"))
     run.scaler.load_state_dict(checkpoint.meta["scaler"])
     run.optimizer.zero_grad(set_to_none=True)
     eager = torch.compiler.set_stance("force_eager") if run.compute.compile else contextlib.nullcontext()

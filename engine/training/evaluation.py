@@ -10,13 +10,12 @@ from torch import nn
 
 from engine.data.dataset import Split
 from engine.data.order import evaluation_batches, evaluation_windows
+from engine.generation import Sampling, generate
 from engine.parallel.sharding import is_sharded
 from engine.parallel.world import World
 from engine.settings import TrainSettings
 from engine.text.tokenizer import encode_prompt
 from engine.training.run import Run
-
-EVALUATION_TOKENS = 4096  # about as many are evaluated at a time, or a micro-batch if that is more
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,10 @@ def evaluate(run: Run, windows: int | None) -> Evaluation:
 def mean_loss(run: Run, split: Split, windows: int) -> float:
     """Mean loss in nats over the targets of so many fixed windows, shared out over the processes."""
     world, settings = run.world, run.settings
-    at_once = run.compute.batch_size or max(settings.batch_size, EVALUATION_TOKENS // settings.block_size)
+    at_once = run.compute.evaluation_batch or settings.batch_size
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
     total = torch.zeros(2, dtype=torch.float64)  # loss sum, targets
-    for inputs, targets in evaluation_batches(split, settings.block_size, first, last, at_once):
+    for inputs, targets in evaluation_batches(split, settings.block_size, windows, first, last, at_once):
         some_have_work(run.model, world, own=True)
         ids, wanted = (torch.from_numpy(array).to(run.device) for array in (inputs, targets))
         with run.compute.autocast():
@@ -106,8 +105,9 @@ def print_sample(run: Run, tokens: int) -> None:
     prompt = encode_prompt(tokenizer, None)
     ids = torch.from_numpy(prompt)[None].to(run.device)
     with inference_mode_of(run.model), run.compute.autocast():
-        written = run.model.generate(
-            ids, tokens, temperature=0.8, top_k=200, seed=run.settings.seed, n_tokens=tokenizer.vocab_size
+        sampling = Sampling(temperature=0.8, top_k=200)
+        written = generate(
+            run.model, ids, tokens, sampling, seed=run.settings.seed, n_tokens=tokenizer.vocab_size
         )
     text = tokenizer.decode(written[0, len(prompt) :].tolist())
     run.console.say("\n".join(f"    {line}" for line in text.strip("\n").split("\n")))

@@ -14,10 +14,13 @@ from engine.parallel.sharding import is_sharded
 from engine.parallel.world import ALONE
 from engine.system import write_whole
 from engine.training.metrics import MetricsLog, WandbLog
-from engine.training.run import Run, RunState, versions
+from engine.training.run import Run, RunState
 from engine.training.start import run_name
+from engine.versions import versions
 from engine.weights import checkpoint as checkpoints
+from engine.weights import saving
 from engine.weights.checkpoint import Checkpoint
+from engine.weights.training_state import optimizer_tensors
 
 
 def refuse_taken_folder(folder: Path) -> None:
@@ -57,9 +60,9 @@ def claim_folder(
     run.folder = Path(chosen)
     if not run.world.is_main:
         return
-    checkpoints.clean_leftovers(run.folder)
+    saving.clean_leftovers(run.folder)
     if checkpoint is not None and state.best_step is not None:
-        checkpoints.mark_best(run.folder, state.best_step)
+        saving.mark_best(run.folder, state.best_step)
     content = {
         "settings": dataclasses.asdict(settings),
         "choices": run.compute.to_dict(),
@@ -122,10 +125,10 @@ def save(run: Run, state: RunState) -> None:
     }
     parts = {
         "model": dict(run.model.named_parameters()),
-        "optimizer": checkpoints.optimizer_tensors(run.model, run.optimizer),
+        "optimizer": optimizer_tensors(run.model, run.optimizer),
     }
     try:
-        checkpoints.save_checkpoint(run.folder, meta | dataclasses.asdict(state), parts, writers)
+        saving.save_checkpoint(run.folder, meta | dataclasses.asdict(state), parts, writers)
     except UserError as error:
         if run.settings.save_errors == "stop":
             raise
@@ -133,5 +136,5 @@ def save(run: Run, state: RunState) -> None:
         return
     if run.world.is_main:
         if state.best_step == state.step:
-            checkpoints.mark_best(run.folder, state.step)
-        checkpoints.prune(run.folder, run.settings.keep_checkpoints)
+            saving.mark_best(run.folder, state.step)
+        saving.prune(run.folder, run.settings.keep_checkpoints)

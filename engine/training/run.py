@@ -1,12 +1,10 @@
 """A training run: what stays the same while it goes on, and how far it is."""
 
 import dataclasses
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine.data.dataset import Dataset
@@ -14,9 +12,10 @@ from engine.device import Compute, peak_flops
 from engine.errors import UserError
 from engine.parallel.world import World
 from engine.settings import TrainSettings
+from engine.shape import flops_per_token
 from engine.training.memory import Memory
 from engine.training.metrics import Console, MetricsLog, WandbLog
-from model import GPT, flops_per_token
+from model import GPT
 
 
 @dataclass
@@ -101,13 +100,3 @@ class Run:
         for log in (self.metrics, self.wandb):
             if log is not None:
                 log.record(line | values)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-    }

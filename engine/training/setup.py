@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from engine import kernels
 from engine.command_line import Sources, check_value
 from engine.data.dataset import DATA_FOLDER, Dataset, open_dataset, read_meta
 from engine.device import (
@@ -20,15 +21,14 @@ from engine.device import (
     make_current,
 )
 from engine.errors import UserError
-from engine.kernels import probe_kernels
 from engine.parallel.sharding import copy_into, is_sharded, recompute_blocks, sharded_model, uses_fsdp
 from engine.parallel.world import World, describe_ranks, share_of_step
 from engine.preparation.recipes import prepare_recipe
 from engine.settings import STARTS, TrainSettings
-from engine.shape import model_config, shape_settings
-from engine.training.evaluation import EVALUATION_TOKENS, windows_of
+from engine.shape import count_parameters, empty_model, model_config, shape_settings
+from engine.training.evaluation import windows_of
 from engine.training.folder import claim_folder, refuse_taken_folder
-from engine.training.memory import Memory, Setup, available_bytes, fitting_batch_size, gigabytes, predict
+from engine.training.memory import Memory, TrainingMemory, available_bytes, gigabytes
 from engine.training.metrics import Console
 from engine.training.optimizer import make_optimizer
 from engine.training.run import Run, RunState
@@ -45,7 +45,8 @@ from engine.training.suggest import suggest
 from engine.weights import checkpoint as checkpoints
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.pretrained import Pretrained
-from model import GPT, GPTConfig, count_parameters
+from engine.weights.training_state import restore_optimizer, restore_scaler
+from model import GPT, GPTConfig
 
 
 def set_up(
@@ -83,8 +84,8 @@ def set_up(
     optimizer = make_optimizer(model, settings, world)
     scaler = torch.amp.GradScaler(device.type, enabled=compute.dtype == "float16")
     if checkpoint is not None:
-        checkpoints.restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
-        checkpoints.restore_scaler(scaler, checkpoint.meta["scaler"])
+        restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
+        restore_scaler(scaler, checkpoint.meta["scaler"])
     own = {"rank": world.rank, "host": socket.gethostname(), "device": str(device), "seed": settings.seed}
     run = Run(
         settings=settings, world=world, console=console, compute=compute, used_cpu_part=on_cpu, device=device,
@@ -99,11 +100,11 @@ def set_up(
 
 def suggest_settings(sources: Sources, world: World, console: Console) -> None:
     """Put settings that suit the data's size in the place of a configuration file, and say which."""
-    name = sources.peek("dataset")
+    name = sources.get("dataset")
     ensure_prepared(name, world, console)
-    on_cpu = find_device(sources.peek("device")).type == "cpu"
+    on_cpu = find_device(sources.get("device")).type == "cpu"
     found = suggest(read_meta(DATA_FOLDER / name / "meta.json"), on_cpu, sources.command_line)
-    if sources.peek("init_from") not in STARTS:  # weights bring their shape
+    if sources.get("init_from") not in STARTS:  # weights bring their shape
         found = {name: value for name, value in found.items() if name not in GPTConfig.__dataclass_fields__}
     sources.file = found
     chosen = ", ".join(f"{setting}={value}" for setting, value in sources.file.items())
@@ -123,7 +124,7 @@ def choose_device(sources: Sources, checkpoint: Checkpoint | None, world: World)
 
     Raises UserError for a device that is not there, or cannot be shared by several processes.
     """
-    wanted = sources.peek("device")
+    wanted = sources.get("device")
     if wanted == "auto" and checkpoint is not None:
         recorded = Compute.from_dict(checkpoint.meta["choices"])
         with contextlib.suppress(UserError):  # the device of then is not here: choose again
@@ -185,6 +186,7 @@ def choose_compute(
             "compile": settings.compile == "auto",
             "threads": settings.threads is None and same_processes,
             "batch_size": same_processes and same_batch,
+            "evaluation_batch": same_processes and same_batch,
             "matmul_precision": True,
             "attention_kernel": True,
         }
@@ -216,14 +218,14 @@ def probe(
     compute: Compute, settings: TrainSettings, micro_batch: int, world: World, console: Console
 ) -> None:
     """Let rank 0 find the fastest exact kernels for this machine; all use them."""
-    if world.is_main:
-        remarks = probe_kernels(
-            compute, micro_batch, settings.block_size, settings.n_head, settings.n_embd, settings.dropout
-        )
-        if remarks:
-            console.say(f"kernels: {'; '.join(remarks)}")
-    found = Compute.from_dict(world.broadcast(compute.to_dict()))
-    compute.matmul_precision, compute.attention_kernel = found.matmul_precision, found.attention_kernel
+    if world.is_main and compute.device == "cpu":
+        shape = (micro_batch, settings.block_size, settings.n_head, settings.n_embd)
+        found = kernels.probe(compute.dtype, *shape, settings.dropout)
+        compute.matmul_precision, compute.attention_kernel = found.matmul_precision, found.attention
+        if found.remarks:
+            console.say(f"kernels: {'; '.join(found.remarks)}")
+    agreed = Compute.from_dict(world.broadcast(compute.to_dict()))
+    compute.matmul_precision, compute.attention_kernel = agreed.matmul_precision, agreed.attention_kernel
 
 
 def fit_memory(
@@ -240,26 +242,15 @@ def fit_memory(
     The sequences of a step stay the same. A resumed run begins with the size that its checkpoint recorded.
     """
     wanted, sequences = compute.batch_size or settings.batch_size, settings.sequences_per_step()
-    setup = Setup(
-        micro_batch=1,
-        optimizer=settings.optimizer,
-        dtype=compute.dtype,
-        attention_kernel=compute.attention_kernel,
-        device=device.type,
-        processes=world.size,
-        parallel=(settings.parallel or "ddp") if world.size > 1 else None,
-        recompute=settings.recompute,
-        evaluated=compute.batch_size or max(wanted, EVALUATION_TOKENS // settings.block_size),
-    )
     free = [own for own in world.all_gather(available_bytes(device, world.local_size)) if own is not None]
     available = min(free, default=None)
-    size = fitting_batch_size(shape, setup, sequences, wanted, world, available)
+    counted = TrainingMemory(shape, settings, compute, world)
+    size, memory = counted.fit(wanted, available)
     if size < settings.batch_size:
         compute.batch_size = size
+    if size < wanted or compute.evaluation_batch is None:
+        compute.evaluation_batch = counted.evaluation_batch(size, memory)
     micro_batch, micro_steps = share_of_step(sequences, size, world)
-    evaluated = setup.evaluated if size == wanted else size
-    setup = dataclasses.replace(setup, micro_batch=micro_batch, micro_steps=micro_steps, evaluated=evaluated)
-    memory = predict(shape, setup)
     if available is not None and size < wanted:
         exact = "; it is no longer bit for bit the run that it was" if resumed else ""
         console.say(
@@ -286,7 +277,7 @@ def make_model(
 ) -> GPT:
     """The model with the weights that the run starts from, whole or this process's shards of it."""
     sharded = functools.partial(sharded_model, compute.gathered_dtype(), world)
-    empty = sharded if uses_fsdp(settings, world) else GPT.empty
+    empty = sharded if uses_fsdp(settings, world) else empty_model
     dtype = compute.weights_dtype()
     if checkpoint is not None:
         model = checkpoints.model_from(checkpoint, device, dtype, settings.dropout, empty)
@@ -295,7 +286,7 @@ def make_model(
     else:
         model = empty(shape, device, dtype)
         model.init_weights(settings.seed, copy_into)
-    model.use_attention_kernel(compute.attention_kernel)
+    kernels.install(model, compute.attention_kernel)
     if settings.recompute:
         recompute_blocks(model)
     return model

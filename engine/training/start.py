@@ -18,7 +18,9 @@ from engine.training.optimizer import learning_rate_factor
 from engine.training.run import RunState
 from engine.weights import checkpoint as checkpoints
 from engine.weights.checkpoint import Checkpoint
-from engine.weights.pretrained import NANOGPT_FILE, Pretrained, read_pretrained
+from engine.weights.nanogpt import NANOGPT_FILE
+from engine.weights.pretrained import Pretrained, read_pretrained
+from engine.weights.training_state import require_resumable
 
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
 NEVER_CHANGED = (
@@ -68,7 +70,7 @@ def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) ->
 
 def find_start(sources: Sources, world: World, console: Console) -> tuple[Path | None, Checkpoint | None]:
     """The folder and checkpoint to go on from; (None, None) for a new run. Rank 0 looks, all read."""
-    init_from, out_dir, which = (sources.peek(name) for name in ("init_from", "out_dir", "checkpoint"))
+    init_from, out_dir, which = (sources.get(name) for name in ("init_from", "out_dir", "checkpoint"))
     found: list[str] | None = None
     if world.is_main and init_from in ("resume", "auto"):
         found = _find_checkpoint(sources, init_from, out_dir, which, console)
@@ -81,7 +83,7 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
             f"{found[0]} holds weights and no training state; start from them: "
             f"--init_from={shlex.quote(found[0])}"
         )
-    checkpoints.require_resumable(checkpoint)
+    require_resumable(checkpoint)
     return Path(found[0]), checkpoint
 
 

@@ -16,7 +16,6 @@ import torch
 from support.commands import HANG, ROOT, command
 from support.runs import tensors, train, wait_for
 
-from engine.measure.parallel_speed import common, overlap, union
 from engine.parallel.watchdog import Watchdog, report
 from engine.parallel.world import World, describe_ranks
 from engine.training.run import RunState
@@ -172,24 +171,6 @@ def test_the_lowest_process_alive_reports() -> None:
     assert "all 4 processes are alive and at the same place" in report(same, 0, 1.0)
 
 
-def test_hidden_communication_is_what_lies_beside_arithmetic() -> None:
-    def event(name: str, begin: float, end: float, kind: str = "cpu_op") -> dict:
-        return {"ph": "X", "name": name, "ts": begin, "dur": end - begin, "cat": kind}
-
-    backward = event("autograd::engine::evaluate_function: MmBackward0", 0, 10)
-    cpu = [backward, event("aten::mm", 1, 3), event("aten::mm", 12, 20), event("gloo:all_reduce", 2, 6)]
-    assert overlap(cpu) == pytest.approx(1 / 4)
-    gpu = [
-        event("ncclDevKernel_AllReduce", 0, 8, "kernel"),
-        event("gemm", 2, 4, "kernel"),
-        event("gemm", 3, 6, "kernel"),
-    ]
-    assert overlap([*cpu, *gpu]) == pytest.approx(1 / 2)
-    assert overlap([backward]) == 0
-    assert union([(2, 4), (1, 3), (6, 7)]) == [(1, 4), (6, 7)]
-    assert common([(1, 4)], [(0, 2), (3, 5)]) == [(1, 2), (3, 4)]
-
-
 def test_the_network_check_prints_both_bandwidths(tmp_path: Path) -> None:
     """From 1 to 256 MiB, for two processes: a ring sends the tensor once, so both bandwidths are equal."""
     finished = command(tmp_path, "bench.py", "network", "--processes=2", "--largest=4")
@@ -203,7 +184,9 @@ def test_the_network_check_prints_both_bandwidths(tmp_path: Path) -> None:
 
 def test_a_profile_is_a_trace_with_gradients_on_their_way(tmp_path: Path) -> None:
     finished = command(tmp_path, "bench.py", "profile", "--processes=2", "--trace=steps.json")
-    assert finished.returncode == 0 and "of the time of its communication" in finished.stdout, finished.stderr
+    assert finished.returncode == 0, finished.stderr
+    said = r"A step takes ([\d.e+]+) ms, and ([\d.e+]+) ms where nothing is sent; .* (\d+)% of it hidden"
+    assert re.search(said, finished.stdout), finished.stdout
     events = json.loads((tmp_path / "steps.json").read_text())["traceEvents"]
     assert sum(event["name"].startswith("gloo:all_reduce") for event in events if event.get("ph") == "X") >= 3
     assert any("evaluate_function" in event["name"] for event in events if event.get("ph") == "X")

@@ -20,10 +20,12 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 import train
+from engine import kernels
 from engine.errors import UserError
 from engine.parallel.sharding import copy_into, full_tensor, local_tensor, sharded_model
 from engine.parallel.world import join
-from model import GPT, GPTConfig
+from engine.shape import empty_model
+from model import GPTConfig
 from support.masking import without_targets
 
 EVENTS = {"ddp": "gloo:all_reduce", "fsdp": "c10d::_reduce_scatter_base_"}
@@ -118,11 +120,11 @@ def rounded() -> None:
     ids = torch.arange(48).view(3, 16)
     gradients = []
     for model in (
-        GPT.empty(config, "cpu"),
+        empty_model(config, "cpu"),
         sharded_model(torch.bfloat16, world, config, torch.device("cpu"), torch.float32),
     ):
         model.init_weights(5, copy_into)
-        model.use_attention_kernel("matmul")
+        kernels.install(model, "matmul")
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(ids, ids)
         loss.backward()

@@ -17,7 +17,7 @@ from engine.data.order import training_starts
 from engine.text.characters import ByteTokenizer
 from engine.training import batches
 from engine.training.metrics import read_metrics
-from engine.weights.checkpoint import _hash_of_meta, load, open_checkpoint, read_checkpoint
+from engine.weights.checkpoint import hash_of_meta, load, open_checkpoint, read_checkpoint
 
 REFERENCE = Path(__file__).parents[1] / "reference/format-1"
 
@@ -86,7 +86,7 @@ def test_automatic_choices_come_from_the_checkpoint(place: Path) -> None:
     meta = json.loads(path.read_text())
     for kernel in ("sdpa", "matmul"):
         meta["choices"] |= {"attention_kernel": kernel, "threads": 1}
-        path.write_text(json.dumps(meta | {"sha256": _hash_of_meta(meta)}))
+        path.write_text(json.dumps(meta | {"sha256": hash_of_meta(meta)}))
         shutil.copytree(place / "r", place / kernel)
         run_here(f"--out_dir={kernel}", "--init_from=resume")
         assert open_checkpoint(place / kernel, "last").meta["choices"]["attention_kernel"] == kernel
@@ -230,7 +230,7 @@ def test_changed_data_is_announced_before_the_run_goes_on(
     path = place / "r/checkpoints/step-00000010/meta.json"
     meta = json.loads(path.read_text())
     meta["data"]["fingerprint"] = "of other data"
-    path.write_text(json.dumps(meta | {"sha256": _hash_of_meta(meta)}))
+    path.write_text(json.dumps(meta | {"sha256": hash_of_meta(meta)}))
     run_here("--out_dir=r", "--init_from=resume")
     output = capsys.readouterr().out
     assert output.index("warning: data/topics has changed") < output.index("step 11:")
@@ -283,7 +283,8 @@ def make_reference() -> None:
     """Write tests/reference/format-1: python -c "import tests.test_resume as t; t.make_reference()"."""
     from engine.settings import TrainSettings
     from engine.training.optimizer import make_optimizer
-    from engine.weights import checkpoint as checkpoints
+    from engine.weights.saving import save_checkpoint
+    from engine.weights.training_state import optimizer_tensors
     from model import GPT, GPTConfig
 
     config = GPTConfig(vocab_size=256, block_size=8, n_layer=1, n_head=2, n_embd=4)
@@ -297,9 +298,9 @@ def make_reference() -> None:
     meta = {"model": dataclasses.asdict(config), "step": 3, "tokenizer": ByteTokenizer().to_dict()}
     parts = {
         "model": dict(model.named_parameters()),
-        "optimizer": checkpoints.optimizer_tensors(model, optimizer),
+        "optimizer": optimizer_tensors(model, optimizer),
     }
-    checkpoints.save_checkpoint(REFERENCE, meta, parts)
+    save_checkpoint(REFERENCE, meta, parts)
     expected = {"logits": model(ids)[0, -1, :8].tolist()}
     (REFERENCE / "expected.json").write_text(json.dumps(expected) + "\n")
 

@@ -15,6 +15,7 @@ from support.commands import HANG, ROOT, command, torchrun
 from support.runs import losses, same, tensors, train
 
 from engine.errors import UserError
+from engine.generation import generate
 from engine.parallel.world import ALONE
 from engine.settings import TrainSettings
 from engine.training.metrics import read_metrics
@@ -59,7 +60,7 @@ def test_the_three_lines_of_a_notebook(place: Path) -> None:
     train(place, "--max_iters=1", "--eval_interval=1")
     model, tokenizer = load("out/tiny")
     ids = torch.from_numpy(tokenizer.encode("The "))[None]
-    text = tokenizer.decode(model.generate(ids, max_new_tokens=20)[0].tolist())
+    text = tokenizer.decode(generate(model, ids, 20)[0].tolist())
     assert text.startswith("The ") and len(text) == 24
 
 
