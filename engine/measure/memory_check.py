@@ -70,7 +70,8 @@ def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings
         [torch.nn.Parameter(torch.ones(2))], fused=True
     ).step()  # loads what the first one loads
     before = resident("VmRSS") if choices.device == "cpu" else 0
-    step = step_function(update, trial_run(settings, config, torch.device(choices.device), choices))
+    run = trial_run(settings, config, torch.device(choices.device), choices)
+    step = step_function(update, run, run.forward)
     for _ in range(STEPS):
         step()
     if choices.device == "cpu":

@@ -70,7 +70,7 @@ def start_worker(update: Update, kind: str, options: Namespace) -> None:
         run = trial_run(settings, config, device, plain_choices(settings, device))
         for group in run.optimizer.param_groups:
             group["fused"] = False
-    _step = step_function(update, run)
+    _step = step_function(update, run, run.forward)
 
 
 def step_seconds() -> float:

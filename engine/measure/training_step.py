@@ -36,6 +36,7 @@ class TrialRun:
     device: torch.device
     choices: Choices
     model: GPT
+    forward: Any  # the model, compiled where that was chosen
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     micro_batch: int
@@ -80,16 +81,15 @@ def trial_run(
     model.init_weights(settings.seed)
     model.use_attention_kernel(choices.attention_kernel)
     model.recompute_blocks(settings.recompute)
+    forward = torch.compile(model) if choices.compile else model
     scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
     shares = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     optimizer = make_optimizer(model, settings)
-    return TrialRun(settings, world, device, choices, model, optimizer, scaler, *shares)
+    return TrialRun(settings, world, device, choices, model, forward, optimizer, scaler, *shares)
 
 
-def step_function(update: Update, run: TrialRun, forward: Any = None) -> Callable[[], None]:
-    """A function that makes one training step; `forward` is the model under DDP, None: alone."""
-    if forward is None:
-        forward = torch.compile(run.model) if run.choices.compile else run.model
+def step_function(update: Update, run: TrialRun, forward: Any) -> Callable[[], None]:
+    """A function that makes one training step; `forward` is `run.forward`, perhaps under DDP."""
     config = run.model.config
     rows = torch.randint(config.vocab_size, (run.micro_batch, config.block_size + 1), device=run.device)
     micro_batches = [(rows[:, :-1], rows[:, 1:], 1 / run.micro_steps)] * run.micro_steps

@@ -167,11 +167,9 @@ class TrainingMemory:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             gradients = live.now - weights
-            optimizer.step()  # the first one makes the state
-            state = live.now - gradients - weights
             live.peak = live.now
-            optimizer.step()
-            return weights, gradients, state, live.peak - live.now
+            optimizer.step()  # the first one makes the state
+            return weights, gradients, live.now - gradients - weights, live.peak - live.now
 
     def saved_bytes(self, sequences: int) -> int:
         """What a forward pass keeps for its backward pass, copies of weights in half precision included."""

@@ -41,7 +41,7 @@ def test_the_step_that_is_measured_is_that_of_train_py(options: Namespace) -> No
         return update(run, forward, micro_batches, step, stop_asked)
 
     before = {name: value.clone() for name, value in run.model.named_parameters()}
-    step = step_function(watched, run)
+    step = step_function(watched, run, run.forward)
     step(), step()
     assert calls == [(number, [(4, 32), (4, 32)]) for number in (0, 1)]  # two micro-batches of four sequences
     assert all(not torch.equal(value, before[name]) for name, value in run.model.named_parameters())
