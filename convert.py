@@ -9,12 +9,17 @@ The source can be a run, gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMM
 folder in its GPT-2 layout, or a nanoGPT checkpoint, and any of them can go to any target.
 """
 
+import shlex
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.command_line import Parser, run_script
 from engine.errors import UserError
+
+if TYPE_CHECKING:
+    from engine.weights.pretrained import Pretrained
 
 TARGETS = ("hf", "gguf", "run")
 
@@ -47,12 +52,19 @@ def main(arguments: Sequence[str]) -> None:
     if options.block_size is not None:
         found = found.with_block_size(options.block_size)
     {"hf": write_hugging_face, "gguf": write_gguf, "run": write_run}[kind](found, Path(place))
+    report(found, kind, place)
+
+
+def report(found: "Pretrained", kind: str, place: str) -> None:
+    """Print what was written, what is not in it, and the command that loads it."""
     config = found.config
     print(
-        f"{options.source} → {place}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
+        f"{found.source} → {place}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
         f"block {config.block_size}, vocabulary {config.vocab_size:,}"
     )
-    if found.tokenizer is None:
+    if found.tokenizer_problem is not None:
+        print(f"note: no tokenizer was written: {found.tokenizer_problem}")
+    elif found.tokenizer is None:
         print("note: no tokenizer came with these weights, so none was written")
     elif kind == "hf" and found.tokenizer.to_dict()["kind"] == "numbers":
         print("note: the vocabulary of these ids is unknown, so no tokenizer was written; add its files")
@@ -61,6 +73,14 @@ def main(arguments: Sequence[str]) -> None:
             "note: llama.cpp computes the tanh form of GELU, this model the exact one: "
             "its logits differ slightly"
         )
+    load = f"from transformers import AutoModelForCausalLM as M; print(M.from_pretrained({place!r}))"
+    next_step = {
+        "hf": ("to load it", ["python", "-c", load]),
+        "gguf": ("to sample from it", ["llama-cli", "-m", place]),
+        "run": ("to sample from it", ["python", "sample.py", f"--out_dir={place}"]),
+    }
+    words, command = next_step[kind]
+    print(f"{words}: {shlex.join(command)}")
 
 
 if __name__ == "__main__":

@@ -140,12 +140,12 @@ def activation_bytes(config: "GPTConfig", dtype: str) -> tuple[int, int]:
 
     Counted for one layer and for two, since every further one adds the same.
     """
-    from engine.device import Choices
+    from engine.device import Compute
     from engine.training.memory import TrainingMemory
 
-    choices, settings = Choices("cuda", dtype, False, 1), TrainSettings()
+    compute, settings = Compute("cuda", dtype, False, 1), TrainSettings()
     shapes = (dataclasses.replace(config, n_layer=layers) for layers in (1, 2))
-    one, two = (TrainingMemory(shape, settings, choices) for shape in shapes)
+    one, two = (TrainingMemory(shape, settings, compute) for shape in shapes)
     copies, both = (
         one.saved_bytes(number) + (config.n_layer - 1) * (two.saved_bytes(number) - one.saved_bytes(number))
         for number in (0, 1)

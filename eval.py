@@ -68,7 +68,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 
 def score(options: Namespace) -> None:
     """Load the model, run the tasks, print a line for each figure."""
-    from engine.device import Choices, choose_threads, find_device
+    from engine.device import Compute, choose_threads, find_device
     from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
     from engine.system import write_whole
     from engine.weights.checkpoint import find_runs
@@ -83,13 +83,13 @@ def score(options: Namespace) -> None:
         options.model = str(runs[0])
         print(f"the newest run: {options.model}")
     device = find_device(options.device)
-    choices = Choices(device.type, options.dtype, False, choose_threads(options.threads, 1))
-    choices.apply()
+    compute = Compute(device.type, options.dtype, False, choose_threads(options.threads, 1))
+    compute.apply()
     found = read_pretrained(options.model, options.checkpoint)
-    model = found.model(device, choices.weights_dtype()).eval()
+    model = found.model(device, compute.weights_dtype()).eval()
     results: dict[str, Any] = {"model": options.model, "dtype": options.dtype}
     results["block_size"] = model.config.block_size
-    with choices.autocast():
+    with compute.autocast():
         for task in options.tasks:
             if task == "loss":
                 scores = score_data(options, found, model)

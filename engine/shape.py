@@ -1,4 +1,4 @@
-"""A model's shape: its parameters by role, its arithmetic, and the settings that determine it."""
+"""The shape of a model: built empty, counted, and what its settings say."""
 
 import dataclasses
 import functools
@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from engine.settings import TrainSettings
+from engine.errors import UserError
+from engine.settings import FROM_DATA, TrainSettings
 from model import GPT, GPTConfig
 
 MATRICES = ("embedding", "query", "key", "value", "output", "up", "down", "unembedding")
@@ -40,7 +41,7 @@ def _count(config: GPTConfig) -> tuple[tuple[str, int], ...]:
         model = GPT(config)
     counts: dict[str, int] = dict.fromkeys((*MATRICES, *APART), 0)
     for name, parameter in model.named_parameters():
-        if name.endswith("attention.qkv.weight"):
+        if name.endswith("attention.qkv.weight") and parameter.shape[0] == 3 * parameter.shape[1]:
             for role, part in zip(("query", "key", "value"), parameter.chunk(3), strict=True):
                 counts[role] += part.numel()
         else:
@@ -69,22 +70,26 @@ def shape_settings(config: GPTConfig) -> dict[str, Any]:
 
 
 def model_config(settings: TrainSettings, vocab_size: int, separator: int | None = None) -> GPTConfig:
-    """The model's shape. A large vocabulary is padded to a multiple of 64, which GPUs multiply faster."""
+    """The model's shape. A large vocabulary is padded to a multiple of 64, which GPUs multiply faster.
+
+    Raises UserError for settings that do not fit together.
+    """
     if vocab_size > 1024:
         vocab_size = -(-vocab_size // 64) * 64
-    return GPTConfig(
-        vocab_size=vocab_size,
-        block_size=settings.block_size,
-        n_layer=settings.n_layer,
-        n_head=settings.n_head,
-        n_embd=settings.n_embd,
-        dropout=settings.dropout,
-        bias=settings.bias,
-        activation=settings.activation,
-        tied_head=settings.tied_head,
-        position=settings.position,
-        qk_norm=settings.qk_norm,
-        zero_init=settings.zero_init,
-        token_shift=settings.token_shift,
-        separator=separator,
-    )
+    shape = {
+        name: getattr(settings, name) for name in GPTConfig.__dataclass_fields__ if name not in FROM_DATA
+    }
+    try:
+        return GPTConfig(vocab_size=vocab_size, separator=separator, **shape)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def empty_model(config: GPTConfig, device: torch.device | str, dtype: torch.dtype = torch.float32) -> GPT:
+    """A GPT on a device, with memory for its weights and nothing meaningful in it."""
+    with torch.device("meta"):
+        model = GPT(config).to(dtype)
+    model.to_empty(device=device)
+    if config.tied_head:
+        model.head.weight = model.token_embedding.weight
+    return model

@@ -87,7 +87,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     taught = [pair for pair in pairs if pair not in set(kept_aside)][:300]
     model = GPT(GPTConfig(len(CHARACTERS), LENGTH, n_layer=2, n_head=4, n_embd=64))
     model.init_weights(seed)
-    model.use_attention_kernel("matmul")  # the faster one for texts this short
+    kernels.install(model)
     figures = {}
 
     def judge(stage: str, after: str) -> None:

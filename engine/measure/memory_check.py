@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from engine.device import Choices, find_device
-from engine.measure.training_step import Update, plain_choices, step_function, trial_run
+from engine.device import Compute, find_device
+from engine.measure.training_step import Update, plain_compute, step_function, trial_run
 from engine.settings import TrainSettings
 from engine.training.memory import Memory, TrainingMemory, gigabytes
 from model import GPTConfig
@@ -42,12 +42,12 @@ def measure_memory(update: Update, options: Namespace) -> None:
     """Predicted and measured memory of three steps, for shapes that take a gigabyte and more."""
     for config, kernel, changes in CASES:
         settings = TrainSettings(**{"gradient_accumulation_steps": 1, **changes})
-        choices = replace(plain_choices(settings, find_device(options.device)), attention_kernel=kernel)
-        predicted, measured = check_memory(update, config, settings, choices)
+        compute = replace(plain_compute(settings, find_device(options.device)), attention_kernel=kernel)
+        predicted, measured = check_memory(update, config, settings, compute)
         print(
             f"{config.n_layer} × {config.n_embd}, block {config.block_size}, vocabulary {config.vocab_size}, "
             f"{settings.gradient_accumulation_steps} × {settings.batch_size} sequences, "
-            f"{settings.optimizer}, {choices.dtype}, attention {kernel}, dropout {config.dropout}, "
+            f"{settings.optimizer}, {compute.dtype}, attention {kernel}, dropout {config.dropout}, "
             f"{config.position}: predicted {gigabytes(predicted.total)}, measured {gigabytes(measured)}, "
             f"ratio {predicted.total / measured:.2f}",
             flush=True,
@@ -55,26 +55,24 @@ def measure_memory(update: Update, options: Namespace) -> None:
 
 
 def check_memory(
-    update: Update, config: GPTConfig, settings: TrainSettings, choices: Choices
+    update: Update, config: GPTConfig, settings: TrainSettings, compute: Compute
 ) -> tuple[Memory, int]:
     """(the prediction, the bytes measured) for three steps of training in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        measured = pool.submit(train_and_measure, update, config, settings, choices).result()
-    return TrainingMemory(config, settings, choices).predict(settings.batch_size), measured
+        measured = pool.submit(train_and_measure, update, config, settings, compute).result()
+    return TrainingMemory(config, settings, compute).predict(settings.batch_size), measured
 
 
-def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings, choices: Choices) -> int:
+def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings, compute: Compute) -> int:
     """Train for three steps, in a process that has done nothing yet; the bytes that they took."""
-    choices.apply()
-    torch.optim.AdamW(
-        [torch.nn.Parameter(torch.ones(2))], fused=True
-    ).step()  # loads what the first one loads
-    before = resident("VmRSS") if choices.device == "cpu" else 0
-    run = trial_run(settings, config, torch.device(choices.device), choices)
+    compute.apply()
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True).step()  # loads what the first does
+    before = resident("VmRSS") if compute.device == "cpu" else 0
+    run = trial_run(settings, config, torch.device(compute.device), compute)
     step = step_function(update, run, run.forward)
     for _ in range(STEPS):
         step()
-    if choices.device == "cpu":
+    if compute.device == "cpu":
         return resident("VmHWM") - before
     return torch.accelerator.max_memory_allocated()
 

@@ -24,13 +24,13 @@ from engine.measure.training_step import (
     ROOT,
     TrialRun,
     Update,
-    best_choices,
+    best_compute,
     step_function,
     trial_run,
     trial_settings,
     trial_shape,
 )
-from engine.parallel.world import World, start
+from engine.parallel.world import World, join
 from engine.system import available_cores
 
 # ------------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def torchrun(options: Namespace, processes: int | None, *arguments: str) -> list
 @contextlib.contextmanager
 def joined(options: Namespace) -> Iterator[tuple[World, torch.device]]:
     """This process among its peers, and its device, until the measurement is over."""
-    world = start()
+    world = join(device=options.device)
     try:
         device = find_device(options.device)
         if device.type == "cuda":
@@ -72,15 +72,15 @@ def joined(options: Namespace) -> Iterator[tuple[World, torch.device]]:
         else:
             torch.set_num_threads(max(1, available_cores() // world.local_size))
         yield world, device
-        world.wait()
+        world.barrier()
     finally:
-        world.stop()
+        world.leave()
 
 
 def finish(world: World, device: torch.device) -> None:
     """Return when all processes and their devices are done."""
     synchronize(device)
-    world.wait()
+    world.barrier()
 
 
 def median_seconds(
@@ -106,9 +106,9 @@ def shared_run(options: Namespace, world: World, device: torch.device) -> tuple[
     """A run of which this process makes its share, and its model under DDP, or as it is for one process."""
     settings = trial_settings(options.config, device)
     config = trial_shape(settings, device)
-    choices = best_choices(settings, config, device, world)
-    choices.apply()
-    run = trial_run(settings, config, device, choices, world)
+    compute = best_compute(settings, config, device, world)
+    compute.apply()
+    run = trial_run(settings, config, device, compute, world)
     if world.size == 1:
         return run, run.forward
     ids = [device.index] if device.type == "cuda" else None

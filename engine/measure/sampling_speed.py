@@ -8,10 +8,11 @@ from argparse import Namespace
 import torch
 from torch import Tensor
 
+from engine import kernels
 from engine.device import find_device
-from engine.kernels import keep_freed_memory, pack_for_generation
+from engine.generation import Sampling, stream
 from engine.measure.timing import machine_limits, summary, synchronize
-from engine.shape import count_parameters
+from engine.shape import count_parameters, empty_model
 from model import GPT, GPTConfig
 
 SMALL = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False)
@@ -29,12 +30,10 @@ def measure_sampling(options: Namespace) -> None:
     """Tokens per second with and without the cache, in turns."""
     device = find_device(options.device)
     limits = machine_limits(device)
-    if device.type == "cpu":
-        keep_freed_memory()
     for name, config, dtype, prompt, new, batch in CASES:
-        plain = GPT.empty(config, device, dtype).eval()
+        plain = empty_model(config, device, dtype).eval()
         plain.init_weights(0)
-        fast = pack_for_generation(copy.deepcopy(plain))
+        fast = kernels.install(copy.deepcopy(plain), inference=True)
         ids = torch.randint(config.vocab_size, (batch, prompt), device=device)
         rates, naive = [], []
         for _ in range(max(3, options.rounds // 3)):
@@ -53,7 +52,7 @@ def measure_sampling(options: Namespace) -> None:
 
 def seconds_per_token(model: GPT, ids: Tensor, new: int) -> float:
     """Seconds of one decoding step after the prompt has been read."""
-    tokens = model.stream(ids, new, temperature=0.8)
+    tokens = stream(model, ids, new, Sampling(temperature=0.8))
     next(tokens)
     synchronize(ids.device)
     began = time.perf_counter()

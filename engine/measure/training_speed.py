@@ -11,8 +11,8 @@ from engine.device import find_device
 from engine.measure.timing import machine_limits, summary
 from engine.measure.training_step import (
     Update,
-    best_choices,
-    plain_choices,
+    best_compute,
+    plain_compute,
     step_function,
     trial_run,
     trial_settings,
@@ -44,7 +44,7 @@ def measure_training(update: Update, options: Namespace) -> None:
         worker.shutdown()
     tokens = settings.sequences_per_step() * settings.block_size
     flops = tokens * flops_per_token(trial_shape(settings, device))
-    peak = "fp32" if plain_choices(settings, device).dtype == "float32" else "bf16"
+    peak = "fp32" if plain_compute(settings, device).dtype == "float32" else "bf16"
     for kind, found in times.items():
         rate = flops / statistics.median(found)
         print(
@@ -63,13 +63,11 @@ def start_worker(update: Update, kind: str, options: Namespace) -> None:
     settings = trial_settings(options.config, device)
     config = trial_shape(settings, device)
     if kind == "ours":
-        choices = best_choices(settings, config, device)
-        choices.apply()
-        run = trial_run(settings, config, device, choices)
+        compute = best_compute(settings, config, device)
+        compute.apply()
+        run = trial_run(settings, config, device, compute)
     else:
-        run = trial_run(settings, config, device, plain_choices(settings, device))
-        for group in run.optimizer.param_groups:
-            group["fused"] = False
+        run = trial_run(settings, config, device, plain_compute(settings, device), plain=True)
     _step = step_function(update, run, run.forward)
 
 

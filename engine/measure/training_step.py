@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from engine import kernels
 from engine.command_line import read_settings
-from engine.device import Choices, choose_compile, choose_dtype, choose_threads
-from engine.kernels import probe_kernels
+from engine.device import Compute, choose_compile, choose_dtype, choose_threads
 from engine.measure.timing import synchronize
+from engine.parallel.sharding import recompute_blocks
 from engine.parallel.world import ALONE, World, share_of_step
 from engine.settings import TrainSettings
-from engine.shape import model_config
+from engine.shape import empty_model, model_config
+from engine.training.batches import Batch
 from engine.training.optimizer import make_optimizer
 from model import GPT, GPTConfig
 
@@ -34,7 +36,7 @@ class TrialRun:
     settings: TrainSettings
     world: World
     device: torch.device
-    choices: Choices
+    compute: Compute
     model: GPT
     forward: Any  # the model, compiled where that was chosen
     optimizer: torch.optim.Optimizer
@@ -55,48 +57,61 @@ def trial_shape(settings: TrainSettings, device: torch.device) -> GPTConfig:
     return model_config(settings, 65 if device.type == "cpu" else 50257)
 
 
-def plain_choices(settings: TrainSettings, device: torch.device) -> Choices:
+def plain_compute(settings: TrainSettings, device: torch.device) -> Compute:
     """The precision of the device, and otherwise what PyTorch does without being asked."""
-    return Choices(device.type, choose_dtype(settings.dtype, device), False, torch.get_num_threads())
+    return Compute(device.type, choose_dtype(settings.dtype, device), False, torch.get_num_threads())
 
 
-def best_choices(
+def best_compute(
     settings: TrainSettings, config: GPTConfig, device: torch.device, world: World = ALONE
-) -> Choices:
+) -> Compute:
     """What train.py chooses on this machine."""
     compiled, _ = choose_compile(settings.compile, device)
     threads = choose_threads(settings.threads, world.local_size)
-    choices = Choices(device.type, choose_dtype(settings.dtype, device), compiled, threads)
+    compute = Compute(device.type, choose_dtype(settings.dtype, device), compiled, threads)
     if world.is_main:
         micro_batch, _ = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
-        probe_kernels(choices, micro_batch, config.block_size, config.n_head, config.n_embd, config.dropout)
-    return Choices.from_dict(world.broadcast(choices.to_dict()))
+        if device.type == "cpu":
+            shape = (micro_batch, config.block_size, config.n_head, config.n_embd)
+            found = kernels.probe(compute.dtype, *shape, config.dropout)
+            compute.matmul_precision, compute.attention_kernel = found.matmul_precision, found.attention
+    return Compute.from_dict(world.broadcast(compute.to_dict()))
 
 
 def trial_run(
-    settings: TrainSettings, config: GPTConfig, device: torch.device, choices: Choices, world: World = ALONE
+    settings: TrainSettings,
+    config: GPTConfig,
+    device: torch.device,
+    compute: Compute,
+    world: World = ALONE,
+    plain: bool = False,
 ) -> TrialRun:
-    """A run with its initial weights."""
-    model = GPT.empty(config, device, choices.weights_dtype())
+    """A run with its initial weights; `plain`: the model as model.py has it, and AdamW unfused."""
+    model = empty_model(config, device, compute.weights_dtype())
     model.init_weights(settings.seed)
-    model.use_attention_kernel(choices.attention_kernel)
-    model.recompute_blocks(settings.recompute)
-    forward = torch.compile(model) if choices.compile else model
-    scaler = torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16")
+    if not plain:
+        kernels.install(model, compute.attention_kernel)
+    if settings.recompute:
+        recompute_blocks(model)
+    forward = torch.compile(model, dynamic=False) if compute.compile else model
+    scaler = torch.amp.GradScaler(device.type, enabled=compute.dtype == "float16")
     shares = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     optimizer = make_optimizer(model, settings)
-    return TrialRun(settings, world, device, choices, model, forward, optimizer, scaler, *shares)
+    for group in optimizer.param_groups if plain else ():
+        group["fused"] = False
+    return TrialRun(settings, world, device, compute, model, forward, optimizer, scaler, *shares)
 
 
 def step_function(update: Update, run: TrialRun, forward: Any) -> Callable[[], None]:
     """A function that makes one training step; `forward` is `run.forward`, perhaps under DDP."""
     config = run.model.config
     rows = torch.randint(config.vocab_size, (run.micro_batch, config.block_size + 1), device=run.device)
-    micro_batches = [(rows[:, :-1], rows[:, 1:], 1 / run.micro_steps)] * run.micro_steps
+    micro_batches = [(rows[:, :-1], rows[:, 1:])] * run.micro_steps
+    targets = run.settings.sequences_per_step() * run.settings.block_size
     numbers = itertools.count()
 
     def step() -> None:
-        update(run, forward, micro_batches, next(numbers), False)
+        update(run, forward, Batch(iter(micro_batches), targets), next(numbers))
         synchronize(run.device)
 
     return step

@@ -17,7 +17,7 @@ torch.compile saves less than this, so under it the figure is a bound.
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from engine.device import Choices
-from engine.errors import UserError
-from engine.parallel.sharding import shards
+from engine import kernels
+from engine.device import Compute
+from engine.parallel.sharding import recompute_blocks, uses_fsdp
 from engine.parallel.world import ALONE, World, share_of_step
 from engine.settings import TrainSettings
 from engine.training.optimizer import make_optimizer
@@ -117,11 +117,11 @@ def bytes_of(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Counts what a process takes that trains a model of this shape, with these settings and choices."""
+    """Counts what a process takes that trains a model of this shape, with these settings and compute."""
 
     config: GPTConfig
     settings: TrainSettings
-    choices: Choices
+    compute: Compute
     world: World = ALONE
 
     def fit(self, wanted: int, available: int | None) -> tuple[int, Memory]:
@@ -139,13 +139,13 @@ class TrainingMemory:
         weights, gradients, optimizer, update = self.state_bytes()
         update //= self.world.size  # Muon's work is shared out
         at_work = self.pass_bytes(micro_batch, first=micro_steps == 1)
-        if shards(self.settings, self.world):
+        if uses_fsdp(self.settings, self.world):
             size, whole = self.world.size, gradients
             weights, gradients, optimizer = -(-weights // size), -(-gradients // size), -(-optimizer // size)
             at_work += self.gathered_bytes()
             at_work += whole if micro_steps > 1 else gradients  # they are summed and sliced once a step
         at_peak = max(at_work, gradients + update)
-        heap = HEAP_UNUSED * (weights + optimizer + at_peak) if self.choices.device == "cpu" else 0
+        heap = HEAP_UNUSED * (weights + optimizer + at_peak) if self.compute.device == "cpu" else 0
         return Memory(weights, optimizer, at_peak, int(heap))
 
     def evaluation_batch(self, batch_size: int, memory: Memory) -> int:
@@ -186,7 +186,7 @@ class TrainingMemory:
         """
         with self.fake_model() as (model, live):
             for parameter in model.parameters():
-                if shards(self.settings, self.world):
+                if uses_fsdp(self.settings, self.world):
                     parameter.register_post_accumulate_grad_hook(_drop_gradient)
                 elif self.world.size > 1 or not first:
                     parameter.grad = torch.zeros_like(parameter)
@@ -208,29 +208,33 @@ class TrainingMemory:
         with self.fake_model() as (model, _):
             blocks, one = bytes_of(model.blocks), bytes_of(model.blocks[0])
             outside = bytes_of(model) - blocks
-        if self.choices.gathered_dtype() is None:
+        if self.compute.gathered_dtype() is None:
             return outside + 2 * one + 2 * one
         return outside + one + 2 * one - blocks // 2
 
     def loss(self, model: GPT, sequences: int) -> Tensor:
         """The loss of so many sequences, in the precision that training has."""
         ids = torch.zeros(sequences, self.config.block_size, dtype=torch.int64)
-        with replace(self.choices, device="cpu").autocast():
-            return model(ids, ids)[1]
+        with replace(self.compute, device="cpu").autocast():
+            return model(ids, ids)
 
     @contextlib.contextmanager
     def fake_model(self) -> Iterator[tuple[GPT, LiveBytes]]:
         """A model of fake tensors as training makes it, all on the CPU, and the count of what is alive."""
-        attention = contextlib.nullcontext() if self.choices.device == "cpu" else AttentionWithoutDropout()
+        attention = contextlib.nullcontext() if self.compute.device == "cpu" else AttentionWithoutDropout()
         with FakeTensorMode(), LiveBytes() as live, attention:
             usual = torch.get_default_dtype()
-            torch.set_default_dtype(self.choices.weights_dtype())  # fake parameters cannot be converted
+            torch.set_default_dtype(self.compute.weights_dtype())  # fake parameters cannot be converted
             try:
                 model = GPT(self.config)
             finally:
                 torch.set_default_dtype(usual)
-            model.use_attention_kernel(self.choices.attention_kernel)
-            model.recompute_blocks(self.settings.recompute)
+            if self.compute.device == "cpu":
+                kernels.install(model, self.compute.attention_kernel)
+            else:  # what `install` does there, where neither attention nor dropout is replaced
+                model.loss = kernels.chunked_sum_of_losses
+            if self.settings.recompute:
+                recompute_blocks(model)
             yield model, live
 
 
@@ -240,24 +244,6 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 # ------------------------------------------------------------------------------------------------------------
 # what a machine has
-
-
-def largest_micro_batch(try_step: Callable[[int], object], wanted: int) -> int:
-    """`wanted`, or the first of its halves with which `try_step(size)` does not run out of a GPU's memory.
-
-    `try_step` frees what it made, gradients too, also when it fails. Raises UserError where 1 does not fit.
-    """
-    size = wanted
-    while size > 0:
-        with contextlib.suppress(torch.OutOfMemoryError):
-            try_step(size)
-            return size
-        torch.cuda.empty_cache()  # does nothing where there is no GPU
-        size //= 2
-    raise UserError(
-        "not even one sequence fits into the GPU's memory; a smaller n_layer, n_embd or block_size takes "
-        "less, and so does --recompute=True"
-    )
 
 
 def available_bytes(device: torch.device, processes_here: int = 1) -> int | None:

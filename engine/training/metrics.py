@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,16 +15,24 @@ from engine.errors import UserError
 
 
 class Console:
-    """Lines on the standard output; on a terminal a progress bar below them. Silent unless `is_main`."""
+    """Lines on the standard output; on a terminal a progress bar below them. Silent unless `is_main`.
+
+    Nothing that is said ends a run: characters that the terminal cannot show are escaped, and when nobody
+    reads any more (a closed pipe, a terminal that is gone) the run goes on in silence.
+    """
 
     def __init__(self, is_main: bool) -> None:
-        self.is_main = is_main
+        self.speaks = is_main
         self.bar: tqdm | None = None
         self.on_terminal = is_main and sys.stdout.isatty()
 
     def say(self, text: str = "") -> None:
         """Print a line, above the bar if there is one."""
-        if self.is_main:
+        if not self.speaks:
+            return
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        with self._silence_when_closed():
             if self.bar is not None:
                 self.bar.write(text)
             else:
@@ -32,21 +41,39 @@ class Console:
     def start_bar(self, done: int, total: int) -> None:
         """Show the bar, on a terminal."""
         if self.on_terminal and done < total:
-            self.bar = tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, leave=False)
+            with self._silence_when_closed():
+                self.bar = tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, leave=False)
 
     def progress(self, step: int, line: str, due: bool) -> None:
         """Step `step` is done: move the bar, or print the line where one is due."""
         if self.bar is not None:
-            self.bar.set_postfix_str(line, refresh=False)
-            self.bar.update(step - self.bar.n)
+            with self._silence_when_closed():
+                self.bar.set_postfix_str(line, refresh=False)
+                self.bar.update(step - self.bar.n)
         elif due:
             self.say(f"step {step}: {line}")
 
     def stop_bar(self) -> None:
         """Take the bar away."""
         if self.bar is not None:
-            self.bar.close()
+            with self._silence_when_closed():
+                self.bar.close()
             self.bar = None
+
+    @contextlib.contextmanager
+    def _silence_when_closed(self) -> Iterator[None]:
+        """Say no more after an OSError of the output, also what Python still holds of it at its end."""
+        try:
+            yield
+        except OSError:
+            self.speaks = False
+            if self.bar is not None:
+                self.bar.disable = True
+                self.bar = None
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())
+                os.close(nowhere)
 
 
 class MetricsLog:
@@ -81,7 +108,6 @@ class MetricsLog:
             ) from error
 
     def close(self) -> None:
-        """Close the file."""
         if self._file is not None:
             file, self._file = self._file, None
             with contextlib.suppress(OSError):  # a full disk, of which `record` has told

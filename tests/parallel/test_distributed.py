@@ -122,13 +122,14 @@ def test_an_error_in_one_process_is_shown_and_ends_all(place: Path) -> None:
     script = place / "fails.py"
     script.write_text(
         f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'train.py'\n"
-        "import train\nfrom engine import training\nfrom engine.errors import run_script\n"
-        "read = training.Batches._read\n"
+        "import train\nfrom engine.command_line import run_script\n"
+        "from engine.training.batches import Batches\n"
+        "read = Batches._read\n"
         "def fail(self, consumed):\n"
         "    if os.environ['RANK'] == '1' and consumed > 40:\n"
         "        raise OSError('the disk of this machine is gone')\n"
         "    return read(self, consumed)\n"
-        "training.Batches._read = fail\nrun_script(train.main)\n"
+        "Batches._read = fail\nrun_script(train.main)\n"
     )
     line = [
         argument if not argument.endswith("train.py") else str(script)

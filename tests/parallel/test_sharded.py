@@ -12,8 +12,9 @@ from support.runs import losses, same, start, tensors
 
 import train as train_script
 from engine.errors import UserError
-from engine.weights import checkpoint as checkpoints
-from engine.weights.checkpoint import _hash_of_meta, open_checkpoint
+from engine.parallel.sharding import recompute_blocks
+from engine.weights import saving
+from engine.weights.checkpoint import hash_of_meta, open_checkpoint
 from model import GPT, GPTConfig
 
 # Three layers of 30 channels: neither rows nor matrices divide by 4. Micro-batches that 1, 2 and 4 processes
@@ -93,7 +94,7 @@ def half_precision(folder: Path) -> list[list[str]]:
         path = folder / begun / "checkpoints/step-00000001/meta.json"
         meta = json.loads(path.read_text())
         meta["scaler"]["scale"] = 2.0**28
-        path.write_text(json.dumps(meta | {"sha256": _hash_of_meta(meta)}))
+        path.write_text(json.dumps(meta | {"sha256": hash_of_meta(meta)}))
         for how in ("ddp", "fsdp"):
             shutil.copytree(folder / begun, folder / f"half-{how}-{optimizer}")
             rest = [f"--out_dir=half-{how}-{optimizer}", "--init_from=resume", "--max_iters=20"]
@@ -184,13 +185,14 @@ def test_recomputing_changes_nothing(runs: tuple[Path, dict]) -> None:
     ids = torch.randint(50, (3, 16))
     found = []
     for recompute in (False, True):
-        model.recompute_blocks(recompute)
+        if recompute:
+            recompute_blocks(model)
         kept: list[int] = []
         torch.manual_seed(1)
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
         ):
-            loss = model(ids, ids)[1]
+            loss = model(ids, ids)
         loss.backward()
         found.append(([p.grad.clone() for p in model.parameters()], sum(kept)))
         model.zero_grad()
@@ -232,17 +234,15 @@ def test_a_disk_that_one_process_cannot_write_to_leaves_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of two files fails; nothing of the first stays."""
-    write = checkpoints._write_synced
+    write = saving._write_synced
 
     def full(path: Path, content: bytes) -> None:
         if "00002" in path.name:
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(checkpoints, "_write_synced", full)
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 100)
+    monkeypatch.setattr(saving, "_write_synced", full)
+    monkeypatch.setattr(saving, "SHARD_BYTES", 100)
     with pytest.raises(UserError, match="No space left"):
-        checkpoints.save_checkpoint(
-            tmp_path, {"step": 1}, {"model": {"a": torch.ones(20), "b": torch.ones(20)}}
-        )
+        saving.save_checkpoint(tmp_path, {"step": 1}, {"model": {"a": torch.ones(20), "b": torch.ones(20)}})
     assert list((tmp_path / "checkpoints").iterdir()) == [] and not (tmp_path / "last").exists()

@@ -17,6 +17,7 @@ HANG = 300  # seconds after which a command must have hung
 
 # Small enough that a step takes milliseconds, with everything switched on that has a state to get wrong.
 TINY = """
+device = "cpu"
 dataset = "topics"
 gradient_accumulation_steps = 2
 batch_size = 4

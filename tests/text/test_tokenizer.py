@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.gpt2 import needs_gpt2_vocabulary
 
 from engine.errors import UserError
 from engine.generation import TextStream
 from engine.text.characters import ByteTokenizer, CharTokenizer
-from engine.text.gpt2_vocabulary import _tiktoken_cache
 from engine.text.tokenizer import encode_prompt, tokenizer_from_dict
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
@@ -79,9 +79,7 @@ def test_a_stream_ends_before_the_stop_text(before: str, stop: str, after: str) 
     assert shown == text[: text.index(stop)] and stream.stopped
 
 
-@pytest.mark.skipif(
-    not any(_tiktoken_cache().glob("*")), reason="GPT-2's vocabulary has not been downloaded on this machine"
-)
+@needs_gpt2_vocabulary
 def test_gpt2_encodes_as_tiktoken_does() -> None:
     import tiktoken
 

@@ -21,6 +21,7 @@ from engine.data.dataset import open_dataset
 from engine.errors import UserError
 from engine.training.metrics import read_metrics
 from engine.weights import checkpoint as checkpoints
+from engine.weights import saving
 
 full = pytest.mark.torture
 
@@ -36,8 +37,8 @@ def test_a_kill_while_saving_never_costs_more_than_the_save(tmp_path: Path, kill
         if child == 0:
             for step in range(saved + 1, saved + 1000):
                 os.write(writer, step.to_bytes(4, "little"))
-                checkpoints.save_checkpoint(tmp_path, {"step": step, "model": MODEL}, {"model": weights})
-                checkpoints.prune(tmp_path, 2)
+                saving.save_checkpoint(tmp_path, {"step": step, "model": MODEL}, {"model": weights})
+                saving.prune(tmp_path, 2)
         os.close(writer)
         starting = int.from_bytes(os.read(reader, 4), "little")
         time.sleep(random.random() * 0.25)
@@ -47,7 +48,7 @@ def test_a_kill_while_saving_never_costs_more_than_the_save(tmp_path: Path, kill
             starting = int.from_bytes(more, "little")
         os.close(reader)
         leftovers += len(list((tmp_path / "checkpoints").glob(".step-*")))
-        checkpoints.clean_leftovers(tmp_path)
+        saving.clean_leftovers(tmp_path)
         assert not list(tmp_path.rglob(".*"))
         if starting == 1 and not checkpoints.checkpoint_folders(tmp_path):
             continue  # killed in the very first save: there is nothing to lose yet
@@ -288,11 +289,9 @@ def test_the_oldest_checkpoint_is_deleted_after_the_new_one_is_safe(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    save, prune = checkpoints.save_checkpoint, checkpoints.prune
-    monkeypatch.setattr(
-        checkpoints, "save_checkpoint", lambda *given: (save(*given), order.append("saved"))[0]
-    )
-    monkeypatch.setattr(checkpoints, "prune", lambda *given: (order.append("prune"), prune(*given))[1])
+    save, prune = saving.save_checkpoint, saving.prune
+    monkeypatch.setattr(saving, "save_checkpoint", lambda *given: (save(*given), order.append("saved"))[0])
+    monkeypatch.setattr(saving, "prune", lambda *given: (order.append("prune"), prune(*given))[1])
     train_script.main(
         ["tiny.py", "--out_dir=r", "--keep_checkpoints=1", "--eval_interval=5", "--sample_tokens=0"]
     )

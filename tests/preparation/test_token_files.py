@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.commands import command
+from support.gpt2 import needs_gpt2_vocabulary
 from support.random_models import save_run
 
 import convert
@@ -15,14 +16,13 @@ import sample
 from engine.data.dataset import open_dataset
 from engine.errors import UserError
 from engine.preparation.recipes import prepare_recipe
-from engine.preparation.token_files import adopt, largest_id
+from engine.preparation.token_files import describe_token_files, largest_id
 from engine.text.byte_pairs import OwnBytePairTokenizer, ranks_text
 from engine.text.characters import NumberTokenizer
-from engine.text.gpt2_vocabulary import _tiktoken_cache
 from engine.weights.pretrained import read_pretrained
 from model import GPTConfig
 
-STREAM = np.random.default_rng()
+GOOD = (np.arange(600) * 37 % 200).astype("<u2")
 
 
 def quiet(_: str) -> None:
@@ -47,11 +47,11 @@ def numbers(tmp_path: Path, name: str) -> tuple[list[int], list[int]]:
     ("magic", "dtype", "largest"), [(20240520, "<u2", 50257), (20240801, "<u4", 128_256)]
 )
 def test_shards_with_a_header_are_read_in_place(tmp_path: Path, magic: int, dtype: str, largest: int) -> None:
-    parts = [STREAM.integers(0, largest, 300 + number).astype(dtype) for number in range(4)]
+    parts = [np.random.randint(0, largest, 300 + number).astype(dtype) for number in range(4)]
     for number, part in enumerate(parts):
         name = f"fineweb_{'val' if number == 0 else 'train'}_{number:06}.bin"
         shard(tmp_path / "shards" / name, part, magic, 7 if magic == 20240801 else 1)
-    adopt("web", [str(tmp_path / "shards")], "numbers", quiet, tmp_path / "data")
+    describe_token_files("web", [str(tmp_path / "shards")], "numbers", quiet, tmp_path / "data")
     assert numbers(tmp_path, "web") == (np.concatenate(parts[1:]).tolist(), parts[0].tolist())
     data = open_dataset("web", 16, tmp_path / "data")
     text = data.tokenizer.decode(parts[0])
@@ -62,7 +62,7 @@ def test_shards_with_a_header_are_read_in_place(tmp_path: Path, magic: int, dtyp
 
 
 def test_bare_ids_in_the_data_folder_are_described_by_the_command_and_by_training(tmp_path: Path) -> None:
-    train, val = (STREAM.integers(0, 256, count).astype("<u2") for count in (5000, 700))
+    train, val = (np.random.randint(0, 256, count).astype("<u2") for count in (5000, 700))
     (tmp_path / "data" / "one").mkdir(parents=True)
     train.tofile(tmp_path / "data/one/train.bin")
     val.tofile(tmp_path / "data/one/val.bin")
@@ -85,9 +85,7 @@ def test_bare_ids_in_the_data_folder_are_described_by_the_command_and_by_trainin
     assert numbers(tmp_path, "two") == (train.tolist(), val.tolist())
 
 
-@pytest.mark.skipif(
-    not any(_tiktoken_cache().glob("*")), reason="GPT-2's vocabulary has not been downloaded on this machine"
-)
+@needs_gpt2_vocabulary
 def test_ids_without_a_word_about_their_vocabulary_are_those_of_gpt2(tmp_path: Path) -> None:
     shard(tmp_path / "data/a/x_train_000000.bin", GOOD, 20240520)
     (tmp_path / "data/b").mkdir()
@@ -112,20 +110,17 @@ def test_a_larger_vocabulary_comes_from_a_file(tmp_path: Path) -> None:
     for split in ("train", "val"):
         shard(tmp_path / f"{split}.bin", ids, 20240801)
     paths = [str(tmp_path / f"{split}.bin") for split in ("train", "val")]
-    adopt("own", paths, str(tmp_path / "own.tiktoken"), quiet, tmp_path / "data")
+    describe_token_files("own", paths, str(tmp_path / "own.tiktoken"), quiet, tmp_path / "data")
     data = open_dataset("own", 2, tmp_path / "data")
     assert data.tokenizer.decode(data.train.read(0, data.train.tokens)) == "abcab and abc<|endoftext|>"
 
 
 def test_the_largest_id_is_found_in_any_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.preparation.token_files.AT_ONCE", 7)
+    monkeypatch.setattr("engine.preparation.token_files.READ_AT_ONCE", 7)
     for _ in range(20):
-        ids = STREAM.integers(0, 60_000, int(STREAM.integers(1, 40))).astype("<u2")
+        ids = np.random.randint(0, 60_000, np.random.randint(1, 40)).astype("<u2")
         ids.tofile(tmp_path / "a.bin")
         assert largest_id(tmp_path / "a.bin", np.dtype("<u2"), 0, len(ids)) == ids.max()
-
-
-GOOD = STREAM.integers(0, 200, 600).astype("<u2")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +191,7 @@ def test_a_model_of_numbers_writes_numbers_and_goes_elsewhere_without_a_tokenize
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tokenizer = NumberTokenizer(300)
-    ids = STREAM.integers(0, 300, 40).tolist()
+    ids = np.random.randint(0, 300, 40).tolist()
     assert "".join(tokenizer.decode([index]) for index in ids) == tokenizer.decode(ids)
     assert tokenizer.encode(tokenizer.decode(ids)).tolist() == ids
     config = GPTConfig(vocab_size=300, block_size=16, n_layer=1, n_head=1, n_embd=8)
@@ -213,8 +208,21 @@ def test_a_model_of_numbers_writes_numbers_and_goes_elsewhere_without_a_tokenize
     assert read_pretrained("as_hf").tokenizer is None
 
 
+@pytest.mark.parametrize("how", ["data/a", "data/a/", "--input"])
+def test_files_in_their_place_stay_themselves_however_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        shard(Path(f"data/a/{split}.bin"), GOOD.astype("<u4"), 20240801)
+    files = ["data/a/train.bin", "data/a/val.bin"]
+    script.main(["a", "--input", *files] if how == "--input" else [how])
+    assert numbers(tmp_path, "a") == (GOOD.tolist(), GOOD.tolist())
+    assert not any(Path(file).is_symlink() for file in files)
+
+
 def test_files_of_one_name_are_refused(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         shard(tmp_path / folder / "train.bin", GOOD, 20240520)
     with pytest.raises(UserError, match="same name"):
-        adopt("x", [str(tmp_path / "a"), str(tmp_path / "b")], None, quiet, tmp_path / "data")
+        describe_token_files("x", [str(tmp_path / "a"), str(tmp_path / "b")], None, quiet, tmp_path / "data")

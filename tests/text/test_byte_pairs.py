@@ -3,6 +3,8 @@
 import base64
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.commands import command
+from support.commands import HANG, ROOT, command
+from support.gpt2 import needs_gpt2_vocabulary
 
 from engine.errors import UserError
+from engine.text import byte_pairs
 from engine.text.byte_pairs import (
     END_OF_TEXT,
     SPLIT_PATTERN,
@@ -81,7 +85,7 @@ def test_it_cuts_texts_as_the_library_that_learned_it() -> None:
         merges.append(tuple("".join(character[byte] for byte in part) for part in parts))
     reference = Tokenizer(BPE(vocab=ranks, merges=merges))
     reference.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    stream = random.Random()
+    stream = random.Random(random.random())
     for _ in range(200):
         text = "".join(stream.choices([*"etaoin shrdlu\n.,'s  1", "the ", "语", "é", "\t"], k=60))
         assert reference.encode(text).ids == LEARNED.encode(text).tolist(), text
@@ -97,6 +101,51 @@ def test_learning_twice_gives_the_same_and_other_text_another() -> None:
 def test_a_short_text_gives_a_smaller_vocabulary() -> None:
     assert learn_vocabulary(["abab"], 5000).vocab_size < 300
     assert learn_vocabulary([], 257).sequences == [bytes([byte]) for byte in range(256)]
+
+
+ENDLESS_WORDS = """
+import random, sys
+from engine.text.byte_pairs import LONGEST_WORD, learn_vocabulary
+from engine.text.tokenizer_files import byte_pairs_of
+draw = random.Random(1)
+for letters in ("ACGT", "a", " ", "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"):
+    text = "".join(draw.choices(letters, k=2**20))
+    learned = learn_vocabulary([text], 1_000)
+    assert max(map(len, learned.sequences)) <= LONGEST_WORD, letters
+    ids = learned.encode(text)
+    assert len(ids) < len(text) and learned.decode(ids) == text, letters
+    assert (byte_pairs_of(learned).encode(text) == ids).all(), letters
+"""
+
+
+def test_one_endless_word_is_learned_from_and_encoded() -> None:
+    """A mebibyte of each: of what grows with its square, each would take many times what may be waited."""
+    finished = subprocess.run(
+        [sys.executable, "-c", ENDLESS_WORDS], cwd=ROOT, capture_output=True, text=True, timeout=HANG
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+@needs_gpt2_vocabulary
+def test_gpt2_encodes_one_endless_word() -> None:
+    script = """
+from engine.text.byte_pairs import GPT2Tokenizer
+tokenizer = GPT2Tokenizer()
+for text in ("a" * 2**20, "GATTACA" * 2**17, " " * 2**20):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=HANG
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_words_of_usual_length_are_learned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{'ab' * 200} {'xyz' * 9} x" for _ in range(3)]
+    uncut = learn_vocabulary(texts, 600)
+    assert b"ab" * 64 in uncut.sequences
+    monkeypatch.setattr(byte_pairs, "LONGEST_WORD", 10**6)
+    assert learn_vocabulary(TEXTS, 700).to_dict() == LEARNED.to_dict()
 
 
 def test_byte_characters_are_those_of_the_library() -> None:
@@ -158,7 +207,7 @@ def test_it_travels_with_the_model_to_other_programs_and_back(tmp_path: Path) ->
         assert read_pretrained(str(tmp_path / folder)).tokenizer.to_dict() == own.to_dict()
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs.eos_token_id == own.end_of_text == 499
-    stream = random.Random()
+    stream = random.Random(random.random())
     for _ in range(300):
         text = "".join(stream.choices([*"etaoin shrdlu\n\r.,'s  1²语🙂", "the ", END_OF_TEXT], k=60))
         ids = own.encode(text).tolist()
@@ -204,7 +253,7 @@ def test_a_file_that_is_no_vocabulary_is_named(
 
 
 def test_any_order_of_the_bytes_will_do() -> None:
-    stream = random.Random()
+    stream = random.Random(random.random())
     order = [bytes([byte]) for byte in range(256)]
     stream.shuffle(order)
     shuffled = OwnBytePairTokenizer([*order, b"ab"])

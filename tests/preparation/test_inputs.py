@@ -6,6 +6,9 @@ import gzip
 import json
 import lzma
 import random
+import re
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,7 +21,8 @@ from hypothesis import strategies as st
 
 from engine.errors import UserError
 from engine.preparation import inputs as readers
-from engine.preparation.encoding import Job, start_worker, texts_of
+from engine.preparation.compression import UNPACK, zstd
+from engine.preparation.encoding import Job, start_worker, survey, texts_of
 from engine.preparation.inputs import character_cut, find_inputs, format_of, pieces, safe_cut
 from engine.text.byte_pairs import OwnBytePairTokenizer
 
@@ -63,18 +67,16 @@ def written(folder: Path, name: str) -> Path:
 def compressed(suffix: str, content: bytes) -> bytes:
     """In two members or frames, as parallel compressors write them."""
     if suffix == ".zst":
-        zstandard = pytest.importorskip("zstandard", reason="the optional package zstandard is not installed")
-        compress = zstandard.ZstdCompressor(write_checksum=True).compress  # as the command zstd does
-    else:
-        compress = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix]
+        options = {zstd.CompressionParameter.checksum_flag: 1}  # as the command zstd does
+        return b"".join(zstd.compress(part, options=options) for part in (content[:5000], content[5000:]))
+    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[suffix]
     return compress(content[:5000]) + compress(content[5000:])
 
 
 def read(inputs: list[readers.Input], **options) -> list[str]:
     """All texts of the inputs."""
-    return [
-        text for piece in pieces(inputs, "text", False, **options) for text, _ in texts_of(piece, Counter())
-    ]
+    found = pieces(inputs, "text", False, **options)
+    return [text.text for piece in found for text in texts_of(piece, Counter())]
 
 
 def bare(found: Iterable[readers.Piece]) -> list[readers.Piece]:
@@ -183,6 +185,14 @@ def test_a_compressed_file_that_was_cut_short_or_damaged_is_named(tmp_path: Path
             assert found == DOCUMENTS[: len(found)]
 
 
+def test_zstd_files_that_refer_far_back_are_read(tmp_path: Path) -> None:
+    options = {zstd.CompressionParameter.window_log: 28}  # zstd --long=28; the library's own limit is 27
+    compressor = zstd.ZstdCompressor(options=options)
+    content = compressor.compress(b"a word\n" * 1000) + compressor.flush()
+    (tmp_path / "a.txt.zst").write_bytes(content)
+    assert read(find_inputs([str(tmp_path / "a.txt.zst")])) == ["a word\n" * 1000]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -190,13 +200,14 @@ def test_a_compressed_file_that_was_cut_short_or_damaged_is_named(tmp_path: Path
         (
             "a.jsonl",
             b'{"text": "x"}\n{"text": "\xe4"}\n',
-            r"a.jsonl, line 2 is not UTF-8 \(byte 10, line 1\)",
+            r"a.jsonl, line 2 is not UTF-8 \(byte 10\)",
         ),
         ("a.jsonl", b'{"text": "x"}\n{"text"\n', r"a.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "y", "n": 1}\n', r"line 2 has no field 'text'.*'body'"),
         ("a.jsonl", b'{"text": ["x"]}\n', "line 1: its field 'text' holds no text"),
         ("a.jsonl", b"[1]\n", "line 1 is neither an object nor a text"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1 is not UTF-8"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', r"line 1 holds \\ud83d \(byte 0\): half of a pair"),
+        ("a.csv", b"text\n\xed\xa0\xbd\n", r"record 1 holds \\ud83d \(byte 0\): half of a pair"),
         ("a.json", b'[{"text": "x"}', "a.json is not JSON"),
         ("a.json", b'[{"text": "x"}, 3]', "record 2 is neither"),
         ("a.csv", b"id,body\n1,x\n", r"no column 'text'.*'body'"),
@@ -233,8 +244,121 @@ def test_errors_replace_goes_on_and_drop_leaves_out(tmp_path: Path) -> None:
     assert read(inputs) == ["good", "b\ufffd", "\ufffd" * 3]
     start_worker(Job(errors="drop"))
     dropped: Counter[str] = Counter()
-    texts = [text for piece in pieces(inputs, "text", False) for text, _ in texts_of(piece, dropped)]
+    texts = [text.text for piece in pieces(inputs, "text", False) for text in texts_of(piece, dropped)]
     assert texts == ["good"] and dropped == {"not UTF-8": 2, "empty": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'[{"text": "x"}]', "line 1 is neither an object nor a text, but an array"),
+        ("a.jsonl", b'[\n {"text": "x"}\n]\n', "line 1 is neither an object nor a text, but an array"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "y"} {"text": "z"}\n', "line 2 holds more than one object"),
+        ("a.jsonl", b'{\n "text": "x"\n}\n', "line 1 ends within an object"),
+        ("a.jsonl", b'{"n": 1,\n "text": "x"}\n', "line 1 ends within an object"),
+        ("a.json", b'{"text": "x"}{"text": "y"}', r"one object after the other \(line 1\)"),
+        ("a.json", b'{\n "text": "x"\n}\n{\n "text": "y"\n}\n', r"one object after the other \(line 4\)"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}\n', "line 1 is a conversation .*'messages'"),
+        ("a.json", b'[{"conversations": []}]', "record 1 is a conversation .*'conversations'"),
+        (
+            "a.csv",
+            b"A sentence that is long enough to be no name.,3\n",
+            "has no column 'text': its first line",
+        ),
+        ("a.csv", b"one;two\n1;2\n", r"no column 'text'.*'one', 'two'"),
+        ("a.csv", "text\nx\n".encode("utf-16"), "a.csv is not UTF-8, but UTF-16"),
+        ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "a.jsonl is not UTF-8, but UTF-16"),
+        ("a.txt", "Élan".encode("utf-16"), "a.txt is not UTF-8, but UTF-16"),
+        ("a.txt", "plain".encode("utf-16-le"), "a.txt is not UTF-8, but UTF-16LE"),
+        ("a.txt", "plain".encode("utf-16-be"), "a.txt is not UTF-8, but UTF-16BE"),
+        ("a.txt", "plain".encode("utf-32"), "a.txt is not UTF-8, but UTF-32"),
+        ("a.txt", "Ein Café".encode("cp1252"), r"\(byte 7, line 1\), and seems to be CP1252"),
+        ("a.txt", "Привет, мир".encode("cp1251"), r"\(byte 0, line 1\); convert it: iconv -f ENCODING"),
+        ("a.txt", "Café ".encode() + b"caf\xe9", r"\(byte 9, line 1\), though the text before is"),
+    ],
+)
+def test_what_people_have_instead_is_named_with_the_next_step(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said) as raised:
+        read(find_inputs([str(tmp_path / name)]))
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+WRONG = [
+    ("a b.txt", "Ein Café\n".encode("cp1252"), ["Ein Café\n"]),
+    ("a.txt.gz", "Ein Café\n".encode("cp1252"), ["Ein Café\n"]),
+    ("a.txt", "Élan 語\n".encode("utf-16"), ["Élan 語\n"]),
+    ("a.csv", "text\nÉlan\n".encode("utf-16"), ["Élan"]),
+    ("it's.jsonl", b'[{"text": "x"}, {"text": "y"}]', ["x", "y"]),
+    ("a.jsonl.xz", b'[\n {"text": "x"}]', ["x"]),
+    ("a b.csv", b"1,A sentence that is long enough to be no name.\n2,y\n", ["A sentence that", "y"]),
+    (
+        "a.csv.bz2",
+        b"The first sentence has more than 40 characters.\nshort\n",
+        ["The first", "short"],
+    ),
+    ("a.jsonl", b'{"text": "x"}{\n"text": "y"\n}', ["x", "y"]),
+    ("a.json", b'{"text": "x"}{\n"text": "y"\n}', ["x", "y"]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "wanted"), WRONG, ids=[name for name, _, _ in WRONG])
+def test_the_command_that_a_message_gives_makes_a_file_that_can_be_read(
+    tmp_path: Path, name: str, content: bytes, wanted: list[str]
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(compressed(path.suffix, content) if path.suffix in UNPACK else content)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UserError) as raised:
+        read(find_inputs([str(path)]))
+    line = re.search(r": ((?:\(echo|iconv|jq|mv|gzip|xz) .*?)(?:; or go on|$)", str(raised.value))
+    if line is None or shutil.which("bash") is None or ("jq" in line[1] and shutil.which("jq") is None):
+        assert line is not None, raised.value
+        pytest.skip("this machine has no bash, or no jq")
+    subprocess.run(["bash", "-c", line[1]], check=True)
+    (made,) = set(tmp_path.iterdir()) - before
+    found = read(find_inputs([str(made)]))
+    assert len(found) == len(wanted) and all(map(str.startswith, found, wanted))
+
+
+def test_a_byte_order_mark_is_left_out_and_positions_count_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for number, text in enumerate(("one", "\ufefftwo", "three\ufeff", "\ufefffour")):
+        (tmp_path / "a" / f"{number}.txt").write_text(text, encoding="utf-8")
+    (piece,) = pieces(find_inputs([str(tmp_path / "a")]), "text", False)
+    assert [Path(file).name for file in piece.marked] == ["1.txt", "3.txt"]
+    assert read(find_inputs([str(tmp_path / "a")])) == ["one", "two", "three\ufeff", "four"]
+    for name in ("b.txt", "c.txt.gz", "b.jsonl", "b.json", "b.csv"):
+        text = {"b.jsonl": '{"text": "x"}\n', "b.json": '{"text": "x"}', "b.csv": "text\nx\n"}.get(name, "x")
+        content = text.encode("utf-8-sig")
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        assert read(find_inputs([str(tmp_path / name)])) == ["x"]
+    bad = b"\xef\xbb\xbfone\nb\xff"
+    (tmp_path / "a/1.txt").write_bytes(bad)
+    for one_text, file in ((True, tmp_path / "a/1.txt"), (False, tmp_path / "a")):
+        with pytest.raises(UserError, match=r"1\.txt is not UTF-8 \(byte 8, line 2\)"):
+            list(map(survey, pieces(find_inputs([str(file)]), "text", one_text)))
+
+
+def test_lines_and_bytes_are_exact_in_the_later_parts_of_a_long_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 3000)
+    content = b"some words\n" * 1000 + b"caf\xe9"
+    (tmp_path / "a.txt").write_bytes(content)
+    for one_text in (True, False):
+        with pytest.raises(UserError, match=r"\(byte 11003, line 1001\)"):
+            list(map(survey, pieces(find_inputs([str(tmp_path / "a.txt")]), "text", one_text)))
+
+
+@pytest.mark.parametrize("separator", ",;\t")
+def test_the_head_of_a_table_tells_what_separates_its_columns(tmp_path: Path, separator: str) -> None:
+    rows = [["n", "text", "a,b;c"], ["1", 'one, "two"; three', "x"], ["2", "four", ""]]
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=separator).writerows(rows)
+    assert read(find_inputs([str(tmp_path / "a.csv")])) == ['one, "two"; three', "four"]
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
@@ -253,7 +377,7 @@ def test_a_data_set_of_the_hub_is_streamed_from_every_record_on(tmp_path: Path) 
     (item,) = find_inputs([f"hf:{tmp_path / 'corpus'}"])
     assert item.format == "hub" and read([item]) == DOCUMENTS
     second = list(pieces([item], "text", False))[1]
-    assert next(pieces([item], "text", False, second.start)).content == second.content
+    assert next(pieces([item], "text", False, second.start)).contents == second.contents
     with pytest.raises(UserError, match="cannot be read from the Hugging Face hub"):
         read([replace(item, path=str(tmp_path / "nothing"))])
 

