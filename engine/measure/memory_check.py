@@ -66,11 +66,10 @@ def check_memory(
 def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings, compute: Compute) -> int:
     """Train for three steps, in a process that has done nothing yet; the bytes that they took."""
     compute.apply()
-    torch.optim.AdamW(
-        [torch.nn.Parameter(torch.ones(2))], fused=True
-    ).step()  # loads what the first one loads
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True).step()  # loads what the first does
     before = resident("VmRSS") if compute.device == "cpu" else 0
-    step = step_function(update, trial_run(settings, config, torch.device(compute.device), compute))
+    run = trial_run(settings, config, torch.device(compute.device), compute)
+    step = step_function(update, run, run.forward)
     for _ in range(STEPS):
         step()
     if compute.device == "cpu":

@@ -110,10 +110,10 @@ def shared_run(options: Namespace, world: World, device: torch.device) -> tuple[
     compute.apply()
     run = trial_run(settings, config, device, compute, world)
     if world.size == 1:
-        return run, run.model
+        return run, run.forward
     ids = [device.index] if device.type == "cuda" else None
     wrapped = torch.nn.parallel.DistributedDataParallel(
-        run.model, device_ids=ids, gradient_as_bucket_view=True
+        run.forward, device_ids=ids, gradient_as_bucket_view=True
     )
     return run, wrapped
 
@@ -180,7 +180,7 @@ def measure_profile(update: Update, options: Namespace) -> None:
         return
     with joined(options) as (world, device):
         run, wrapped = shared_run(options, world, device)
-        step, silent = step_function(update, run, wrapped), step_function(update, run)
+        step, silent = step_function(update, run, wrapped), step_function(update, run, run.forward)
         step()
         write_trace(step, path, world, device)
         said = f"{options.trace}: three steps of rank 0 of {world.size}"

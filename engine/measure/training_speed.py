@@ -67,10 +67,8 @@ def start_worker(update: Update, kind: str, options: Namespace) -> None:
         compute.apply()
         run = trial_run(settings, config, device, compute)
     else:
-        run = trial_run(settings, config, device, plain_compute(settings, device))
-        for group in run.optimizer.param_groups:
-            group["fused"] = False
-    _step = step_function(update, run)
+        run = trial_run(settings, config, device, plain_compute(settings, device), plain=True)
+    _step = step_function(update, run, run.forward)
 
 
 def step_seconds() -> float:

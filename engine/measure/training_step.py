@@ -38,6 +38,7 @@ class TrialRun:
     device: torch.device
     compute: Compute
     model: GPT
+    forward: Any  # the model, compiled where that was chosen
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     micro_batch: int
@@ -78,24 +79,31 @@ def best_compute(
 
 
 def trial_run(
-    settings: TrainSettings, config: GPTConfig, device: torch.device, compute: Compute, world: World = ALONE
+    settings: TrainSettings,
+    config: GPTConfig,
+    device: torch.device,
+    compute: Compute,
+    world: World = ALONE,
+    plain: bool = False,
 ) -> TrialRun:
-    """A run with its initial weights."""
+    """A run with its initial weights; `plain`: the model as model.py has it, and AdamW unfused."""
     model = empty_model(config, device, compute.weights_dtype())
     model.init_weights(settings.seed)
-    kernels.install(model, compute.attention_kernel)
+    if not plain:
+        kernels.install(model, compute.attention_kernel)
     if settings.recompute:
         recompute_blocks(model)
+    forward = torch.compile(model, dynamic=False) if compute.compile else model
     scaler = torch.amp.GradScaler(device.type, enabled=compute.dtype == "float16")
     shares = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     optimizer = make_optimizer(model, settings)
-    return TrialRun(settings, world, device, compute, model, optimizer, scaler, *shares)
+    for group in optimizer.param_groups if plain else ():
+        group["fused"] = False
+    return TrialRun(settings, world, device, compute, model, forward, optimizer, scaler, *shares)
 
 
-def step_function(update: Update, run: TrialRun, forward: Any = None) -> Callable[[], None]:
-    """A function that makes one training step; `forward` is the model under DDP, None: alone."""
-    if forward is None:
-        forward = torch.compile(run.model) if run.compute.compile else run.model
+def step_function(update: Update, run: TrialRun, forward: Any) -> Callable[[], None]:
+    """A function that makes one training step; `forward` is `run.forward`, perhaps under DDP."""
     config = run.model.config
     rows = torch.randint(config.vocab_size, (run.micro_batch, config.block_size + 1), device=run.device)
     micro_batches = [(rows[:, :-1], rows[:, 1:])] * run.micro_steps

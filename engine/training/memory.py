@@ -167,11 +167,9 @@ class TrainingMemory:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             gradients = live.now - weights
-            optimizer.step()  # the first one makes the state
-            state = live.now - gradients - weights
             live.peak = live.now
-            optimizer.step()
-            return weights, gradients, state, live.peak - live.now
+            optimizer.step()  # the first one makes the state
+            return weights, gradients, live.now - gradients - weights, live.peak - live.now
 
     def saved_bytes(self, sequences: int) -> int:
         """What a forward pass keeps for its backward pass, copies of weights in half precision included."""
@@ -233,6 +231,8 @@ class TrainingMemory:
                 torch.set_default_dtype(usual)
             if self.compute.device == "cpu":
                 kernels.install(model, self.compute.attention_kernel)
+            else:  # what `install` does there, where neither attention nor dropout is replaced
+                model.loss = kernels.chunked_sum_of_losses
             if self.settings.recompute:
                 recompute_blocks(model)
             yield model, live

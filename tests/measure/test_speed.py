@@ -2,7 +2,6 @@
 
 import re
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from engine.measure.parallel_speed import hidden_share, measure_network, measure
 from engine.measure.sampling_speed import measure_sampling
 from engine.measure.training_speed import measure_training
 from engine.measure.training_step import best_compute, step_function, trial_run, trial_settings, trial_shape
+from engine.training.batches import Batch
 from model import GPTConfig
 from train import update
 
@@ -36,14 +36,15 @@ def test_the_step_that_is_measured_is_that_of_train_py(options: Namespace) -> No
     run = trial_run(settings, config, CPU, best_compute(settings, config, CPU))
     calls = []
 
-    def watched(run: Any, forward: Any, micro_batches: Sequence[Any], step: int, stop_asked: bool) -> Any:
-        calls.append((step, [ids.shape for ids, _, _ in micro_batches]))
-        return update(run, forward, micro_batches, step, stop_asked)
+    def watched(run: Any, forward: Any, batch: Batch, step: int) -> Any:
+        micro_batches = list(batch.micro_batches)
+        calls.append((step, batch.targets, [ids.shape for ids, _ in micro_batches]))
+        return update(run, forward, Batch(iter(micro_batches), batch.targets), step)
 
     before = {name: value.clone() for name, value in run.model.named_parameters()}
-    step = step_function(watched, run)
+    step = step_function(watched, run, run.forward)
     step(), step()
-    assert calls == [(number, [(4, 32), (4, 32)]) for number in (0, 1)]  # two micro-batches of four sequences
+    assert calls == [(number, 256, [(4, 32), (4, 32)]) for number in (0, 1)]
     assert all(not torch.equal(value, before[name]) for name, value in run.model.named_parameters())
 
 
