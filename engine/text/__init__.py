@@ -1,1 +1,1 @@
-"""Text to token ids and back; to be read in this order: characters, byte_pairs, tokenizer, tokenizer_files."""
+"""Text to ids and back: characters, bytes, byte pairs of GPT-2 or your own, and the files they live in."""

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.explore.inspection import inspect, layer_guesses, neighbours, watch_attention
@@ -38,7 +38,7 @@ def by_loops(model: GPT, ids: torch.Tensor) -> torch.Tensor:
             for i in range(T):
                 scores = torch.stack([(query[i, part] * key[j, part]).sum() / D**0.5 for j in range(i + 1)])
                 weights[layer, head, i, : i + 1] = scores.exp() / scores.exp().sum()
-        x = block(x[None])[0]
+        x = block(x[None], None, None, None)[0]
     return weights
 
 
@@ -56,12 +56,18 @@ def test_attention_is_that_of_the_model_written_out_in_loops(length: int) -> Non
 @pytest.mark.parametrize("mask", [None, "of each head"])
 @pytest.mark.parametrize("scale", [None, 0.2])
 def test_the_weights_times_the_values_are_what_the_kernel_returns(mask: str | None, scale: float) -> None:
-    """Whatever a changed model hands to the kernel: its own scale, or scores for distances, as ALiBi has."""
+    """Whatever a changed model computes: a scale of its own, or scores for distances, as ALiBi has."""
     model = random_model()
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+        causal = mask is None
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scale)
+
+    model.blocks[0].attention.attend = attend
     query, key, value = torch.randn(3, 1, 4, 11, 8, dtype=torch.float64)
     added = None if mask is None else torch.randn(1, 4, 11, 11, dtype=torch.float64).tril() - triangle(11)
     with watch_attention(model) as weights:
-        mixed = F.scaled_dot_product_attention(query, key, value, added, is_causal=added is None, scale=scale)
+        mixed = model.blocks[0].attention.attend(query, key, value, added, 0.0)
     assert len(weights) == 1
     torch.testing.assert_close(weights[0] @ value, mixed)
     scores = query @ key.mT * (8**-0.5 if scale is None else scale)
@@ -126,7 +132,7 @@ def test_the_last_layers_guess_is_the_models_own() -> None:
     ids = torch.randint(37, (12,))
     guesses = layer_guesses(model, inspect(model, ids), 11, 5, 37)
     assert len(guesses) == model.config.n_layer + 1
-    best = model(ids[None])[0][0, -1].softmax(dim=-1).topk(5)
+    best = model(ids[None])[0, -1].softmax(dim=-1).topk(5)
     assert [index for index, _ in guesses[-1]] == best.indices.tolist()
     assert [value for _, value in guesses[-1]] == pytest.approx(best.values.tolist())
 
