@@ -1,6 +1,5 @@
 """Weights of GPT-2's kind compute here what they compute in `transformers`."""
 
-import json
 import random
 import subprocess
 from pathlib import Path
