@@ -1,1 +1,1 @@
-"""Text to ids and back: characters, bytes, byte pairs of GPT-2 or your own, and the files they live in."""
+"""Text to token ids and back; in order of reading: characters, byte_pairs, tokenizer, tokenizer_files."""

@@ -46,7 +46,8 @@ class Tokenizer(Protocol):
 
 def tokenizer_from_dict(description: Any) -> Tokenizer:
     """The tokenizer that `to_dict` described. Raises UserError for anything else."""
-    if isinstance(description, dict) and description.get("kind") == "gpt2":
+    kind = description.get("kind") if isinstance(description, dict) else None
+    if kind == "gpt2":
         return GPT2Tokenizer()
     try:
         match description:
@@ -61,7 +62,8 @@ def tokenizer_from_dict(description: Any) -> Tokenizer:
             case {"kind": "merges"}:
                 return MergesTokenizer.from_dict(description)
     except (ValueError, TypeError) as error:
-        raise UserError(f"the tokenizer's vocabulary is damaged: {error}") from error
+        what = "table" if kind == "char" else "vocabulary"
+        raise UserError(f"the tokenizer's {what} is damaged: {error}") from error
     raise UserError(
         f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes, gpt2, merges, bpe and numbers"
     )

@@ -68,8 +68,8 @@ def test_a_character_outside_the_table_is_named(text: str, known: str) -> None:
         ({"kind": "char"}, "unknown tokenizer"),
         ({"kind": "x"}, "unknown tokenizer"),
         ({"kind": ["gpt2"]}, "unknown tokenizer"),
-        ({"kind": "char", "characters": "ba"}, "vocabulary is damaged"),
-        ({"kind": "char", "characters": "a\ud800"}, "vocabulary is damaged"),
+        ({"kind": "char", "characters": "ba"}, "table is damaged"),
+        ({"kind": "char", "characters": "a\ud800"}, "table is damaged"),
         ({"kind": "numbers", "vocab_size": 0}, "vocabulary is damaged"),
     ],
 )
