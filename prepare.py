@@ -91,8 +91,8 @@ def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
         return prepare_large(dataclasses.replace(usual, **chosen), print)
     if (DATA_FOLDER / name / "meta.json").exists():
         raise UserError(
-            f"{DATA_FOLDER / name} is there, and nothing says what to make it of: add --input FILE to make it "
-            "anew; --show in place of it tells what it holds"
+            f"{DATA_FOLDER / name} is there, and nothing says what to make it of: add --input FILE to make "
+            "it anew; --show in place of it tells what it holds"
         )
     return prepare_recipe(name, print)  # says which there are
 

@@ -3,7 +3,7 @@
 A stroke is a stroke wherever it lies, so a small filter is slid over the picture and looks at every place
 with the same few weights. Cut the picture into its patches and lay them out as the rows of a matrix (im2col),
 and the sliding is one product; backward, the patches' gradients are added to where they were cut from. Two
-such layers and a plain one, by hand, do better than lesson 1.4's network, and the more so on shifted pictures.
+such layers and a plain one, by hand, do better than lesson 1.4's network, more so on shifted pictures.
 
     python lessons/1_networks/6_convolution.py
 
@@ -172,7 +172,7 @@ def against_pytorch(dice: np.random.Generator) -> float:
 
 
 def by_loops(x: np.ndarray, weights: np.ndarray, width: int) -> np.ndarray:
-    """A convolution as it is drawn: the filter at one place after the other. (N, H, W, C) to (N, H', W', F)."""
+    """A convolution as it is drawn: the filter at one place after the other; to (N, H', W', outputs)."""
     N, H, W, _ = x.shape
     out = np.zeros((N, H - width + 1, W - width + 1, weights.shape[1]))
     for n in range(N):
