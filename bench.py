@@ -17,7 +17,7 @@ first: products by the default library, scaled_dot_product_attention, AdamW unfu
 as the C library handles it; for sampling, no cache.
 """
 
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -46,7 +46,7 @@ MEASUREMENTS: dict[str, Callable[[Namespace], None]] = {
 
 def main(arguments: Sequence[str]) -> None:
     """Run the measurement that the command line names."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("what", choices=tuple(MEASUREMENTS), help="what to measure")
     add("--config", help="train, scaling, profile: a configuration file (default: the plain CPU setting)")

@@ -10,23 +10,19 @@ folder in its GPT-2 layout, or a nanoGPT checkpoint, and any of them can go to a
 """
 
 import shlex
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from engine.command_line import Parser, run_script
+from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
-
-if TYPE_CHECKING:
-    from engine.weights.pretrained import Pretrained
 
 TARGETS = ("hf", "gguf", "run")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Read what the command line names, write what it asks for."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """The command line, checked. Raises UserError."""
+    parser = Parser(description=__doc__)
     parser.add_argument("source", help="a run, the name of a GPT-2, a folder, or a nanoGPT ckpt.pt")
     parser.add_argument(
         "--to", nargs=2, required=True, metavar=("KIND", "PLACE"), help="hf FOLDER, gguf FILE, or run FOLDER"
@@ -39,15 +35,30 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--block_size", type=int, help="keep so many positions (default: all)")
     options = parser.parse_args(arguments)
-    kind, place = options.to
-    if kind not in TARGETS:
-        raise UserError(f"--to {kind}: it can be {', '.join(TARGETS)}, and then the place to write to")
+    if options.to[0] not in TARGETS:
+        raise UserError(
+            f"--to {options.to[0]}: it can be {', '.join(TARGETS)}, and then the place to write to"
+        )
     if options.block_size is not None and options.block_size < 1:
         raise UserError(f"--block_size is {options.block_size}; it must be at least 1")
+    return options
 
-    from engine.weights.export import write_gguf, write_hugging_face, write_run
-    from engine.weights.pretrained import read_pretrained
 
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+from engine.weights.export import write_gguf, write_hugging_face, write_run
+from engine.weights.pretrained import Pretrained, read_pretrained
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Convert as a command line says."""
+    convert(read_options(arguments))
+
+
+def convert(options: Namespace) -> None:
+    """Read the weights, write them in the layout that is asked for."""
+    kind, place = options.to
     found = read_pretrained(options.source, options.checkpoint, options.text)
     if options.block_size is not None:
         found = found.with_block_size(options.block_size)
@@ -55,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
     report(found, kind, place)
 
 
-def report(found: "Pretrained", kind: str, place: str) -> None:
+def report(found: Pretrained, kind: str, place: str) -> None:
     """Print what was written, what is not in it, and the command that loads it."""
     config = found.config
     print(
@@ -84,4 +95,4 @@ def report(found: "Pretrained", kind: str, place: str) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(convert, OPTIONS)

@@ -14,17 +14,13 @@ the weights for the products), and for each sequence what the backward pass need
 """
 
 import dataclasses
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from engine.command_line import Parser, read_settings, run_script
+from engine.command_line import Parser, read_early, read_settings, run_script
 from engine.errors import UserError
 from engine.settings import TrainSettings
-
-if TYPE_CHECKING:  # torch comes with these; --help does without
-    from model import GPTConfig
 
 # n_layer, n_head, n_embd, block_size, tied_head. GPT-2: Radford et al. (2019) and the published weights.
 PRESETS = {
@@ -38,9 +34,9 @@ BYTES = {"float32": 4, "bfloat16": 2}
 TOKENS_PER_PARAMETER = 20  # about the best use of a fixed amount of arithmetic (Hoffmann et al., 2022)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Count what the command line names and print it."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """The command line, checked. Raises UserError."""
+    parser = Parser(description=__doc__)
     parser.add_argument("what", help="a preset, a configuration file, or a run's folder")
     parser.add_argument("--cpu", action="store_true", help="apply the configuration file's part for CPUs")
     parser.add_argument(
@@ -58,9 +54,25 @@ def main(arguments: Sequence[str]) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} is {value}; it must be a number above 0")
+    return options
 
-    from engine.shape import count_parameters
 
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+from engine.device import Compute
+from engine.shape import MATRICES, count_parameters, flops_per_token
+from engine.training.memory import TrainingMemory
+from model import GPTConfig
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Count as a command line says."""
+    count(read_options(arguments))
+
+
+def count(options: Namespace) -> None:
+    """Print the tables of a model's parameters and costs."""
     config = find_config(options.what, options.cpu, options.vocab_size)
     parameters = sum(count_parameters(config).values())
     tokens = options.tokens or float(TOKENS_PER_PARAMETER * parameters)
@@ -68,13 +80,19 @@ def main(arguments: Sequence[str]) -> None:
     print("\n".join(costs(config, parameters, tokens, options.flops)))
 
 
-def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> "GPTConfig":
+def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> GPTConfig:
     """The shape that a preset, a configuration file or a run's folder stands for. Raises UserError."""
-    from model import GPTConfig
-
     if what in PRESETS:
         n_layer, n_head, n_embd, block_size, tied = PRESETS[what]
-        return GPTConfig(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd, tied_head=tied)
+        return GPTConfig(
+            block_size=block_size,
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_embd,
+            bias=True,
+            activation="gelu_tanh",
+            tied_head=tied,
+        )
     if Path(what).is_dir():
         from engine.weights.checkpoint import open_checkpoint
 
@@ -94,10 +112,8 @@ def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> 
     raise UserError(f"{what} is no preset ({', '.join(PRESETS)}), no configuration file and no run's folder")
 
 
-def table(name: str, config: "GPTConfig") -> list[str]:
+def table(name: str, config: GPTConfig) -> list[str]:
     """The shape, and the parameters by role."""
-    from engine.shape import MATRICES, count_parameters
-
     counts = count_parameters(config)
     matrices = sum(counts[role] for role in MATRICES)
     names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
@@ -112,10 +128,8 @@ def table(name: str, config: "GPTConfig") -> list[str]:
     return [*lines, f"{'everything':<14}{sum(counts.values()):>20,}", ""]
 
 
-def costs(config: "GPTConfig", parameters: int, tokens: float, flops: float) -> list[str]:
+def costs(config: GPTConfig, parameters: int, tokens: float, flops: float) -> list[str]:
     """Arithmetic, memory and time, in lines."""
-    from engine.shape import flops_per_token
-
     training = flops_per_token(config)
     lines = [
         f"FLOPs per token at {config.block_size} positions: {training:,} to train, {training // 3:,} to read",
@@ -135,14 +149,11 @@ def costs(config: "GPTConfig", parameters: int, tokens: float, flops: float) -> 
     ]
 
 
-def activation_bytes(config: "GPTConfig", dtype: str) -> tuple[int, int]:
+def activation_bytes(config: GPTConfig, dtype: str) -> tuple[int, int]:
     """What autograd saves on a GPU: bytes of copies of the weights, and of a sequence.
 
     Counted for one layer and for two, since every further one adds the same.
     """
-    from engine.device import Compute
-    from engine.training.memory import TrainingMemory
-
     compute, settings = Compute("cuda", dtype, False, 1), TrainSettings()
     shapes = (dataclasses.replace(config, n_layer=layers) for layers in (1, 2))
     one, two = (TrainingMemory(shape, settings, compute) for shape in shapes)
@@ -171,4 +182,4 @@ def in_time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(count, OPTIONS)

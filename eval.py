@@ -14,30 +14,21 @@ docs/evaluation.md says more.
 
 import dataclasses
 import json
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engine.command_line import Parser, run_script
+from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
-
-if TYPE_CHECKING:
-    from engine.weights.pretrained import Pretrained
-    from model import GPT
 
 TASKS = ("loss", "hellaswag", "lambada")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Score as a command line says."""
-    score(read_options(arguments))
-
-
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add(
         "model",
@@ -66,14 +57,28 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     return options
 
 
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+import torch
+
+from engine.data.dataset import open_dataset
+from engine.device import Compute, choose_threads, find_device
+from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
+from engine.measure.scoring import score_text
+from engine.system import write_whole
+from engine.weights.checkpoint import find_runs
+from engine.weights.pretrained import Pretrained, read_pretrained
+from model import GPT
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Score as a command line says."""
+    score(read_options(arguments))
+
+
 def score(options: Namespace) -> None:
     """Load the model, run the tasks, print a line for each figure."""
-    from engine.device import Compute, choose_threads, find_device
-    from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
-    from engine.system import write_whole
-    from engine.weights.checkpoint import find_runs
-    from engine.weights.pretrained import read_pretrained
-
     if options.model is None:
         runs = find_runs()
         if not runs:
@@ -105,12 +110,8 @@ def score(options: Namespace) -> None:
         write_whole(options.output, json.dumps(results, indent=1).encode())
 
 
-def score_data(options: Namespace, found: "Pretrained", model: "GPT") -> Any:
+def score_data(options: Namespace, found: Pretrained, model: GPT) -> Any:
     """The scores of a text file, or of a data set's split. Raises UserError."""
-    import torch
-
-    from engine.measure.scoring import score_text
-
     block_size = model.config.block_size
     stride = options.stride or block_size
     if stride > block_size:
@@ -125,10 +126,8 @@ def score_data(options: Namespace, found: "Pretrained", model: "GPT") -> Any:
     return score_text(model, torch.from_numpy(ids), bytes_per_token, stride, options.batch_size)
 
 
-def read_ids(options: Namespace, found: "Pretrained") -> tuple[Any, float | None]:
+def read_ids(options: Namespace, found: Pretrained) -> tuple[Any, float | None]:
     """The token ids to score, (tokens,) int64, and the bytes of text for each, where known. UserError."""
-    from engine.data.dataset import open_dataset
-
     if options.text is not None:
         tokenizer = found.known_tokenizer()
         try:
@@ -165,4 +164,4 @@ def report(task: str, scores: Any) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(score, OPTIONS)

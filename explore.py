@@ -11,36 +11,22 @@ typing another prompt does not.
 """
 
 import webbrowser
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from http.server import HTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
-from engine.command_line import Parser, run_script
+from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
 from engine.settings import AUTO
 
 PROMPT = "To be, or not to be"
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Load a model; serve the page, or write it."""
-    options = read_options(arguments)
-
-    from engine.explore import pages  # brings torch; --help and mistakes do not wait for it
-
-    explorer = pages.open_explorer(options.source, options.checkpoint, options.device)
-    if options.html is not None:
-        write_page(pages.page_with_answers(explorer, options.prompt), options.html)
-    else:
-        server = pages.explorer_server(explorer, options.port)
-        serve(server, explorer.name, options.prompt, not options.no_open)
-
-
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "source", nargs="?", help="a run, gpt2 … gpt2-xl, or a folder (default: the newest run in out/)"
     )
@@ -60,6 +46,27 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     except UnicodeEncodeError as error:
         raise UserError("--prompt is not UTF-8; check the encoding of the terminal or script") from error
     return options
+
+
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+from engine.explore import pages
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Explore as a command line says."""
+    explore(read_options(arguments))
+
+
+def explore(options: Namespace) -> None:
+    """Load a model; serve the page, or write it."""
+    explorer = pages.open_explorer(options.source, options.checkpoint, options.device)
+    if options.html is not None:
+        write_page(pages.page_with_answers(explorer, options.prompt), options.html)
+    else:
+        server = pages.explorer_server(explorer, options.port)
+        serve(server, explorer.name, options.prompt, not options.no_open)
 
 
 def write_page(page: str, path: Path) -> None:
@@ -86,4 +93,4 @@ def serve(server: HTTPServer, name: str, prompt: str, open_browser: bool) -> Non
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(explore, OPTIONS)

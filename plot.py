@@ -8,22 +8,14 @@ Thick, with points: validation loss. Dashed: training loss, evaluated in the sam
 single steps. Dotted: the best validation loss.
 """
 
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
-from engine.command_line import Parser, run_script
+from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
-from engine.training.metrics import read_metrics
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 AXES = {"step": "step", "tokens": "tokens", "seconds": "training time in seconds"}
 # The curves of a run: how the legend calls them, kind and key in metrics.jsonl, and how they are drawn.
@@ -37,25 +29,9 @@ MAX_TOKENS = 256  # of a text whose attention is drawn
 LEGIBLE = 24  # tokens that can be written along an axis; longer texts get numbers
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Read runs or a model, and draw them."""
-    options = read_options(arguments)
-    runs = options.runs or [newest_run()]
-    if options.attention is None:
-        output = options.output or runs[0] / "loss.png"
-        save(draw_losses({str(run): read_run(run) for run in runs}, options.x), output)
-        print(f"drew {', '.join(map(str, runs))} to {output}")
-    else:
-        output = options.output or (runs[0] if runs[0].is_dir() else Path()) / "attention.png"
-        tokens, attention = read_attention(runs[0], options.attention)
-        title = f"{runs[0]} reads “{shorten(options.attention, 40, placeholder=' …')}”"
-        save(draw_attention(tokens, attention, title), output)
-        print(f"drew the attention of {runs[0]} to {output}")
-
-
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "runs", nargs="*", type=Path, help="folders of runs (default: the newest run in out/)"
     )
@@ -77,6 +53,36 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     if options.attention == "":
         raise UserError("--attention needs a text for the model to read")
     return options
+
+
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from engine.training.metrics import read_metrics
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Draw as a command line says."""
+    plot(read_options(arguments))
+
+
+def plot(options: Namespace) -> None:
+    """Read runs or a model, and draw them."""
+    runs = options.runs or [newest_run()]
+    if options.attention is None:
+        output = options.output or runs[0] / "loss.png"
+        save(draw_losses({str(run): read_run(run) for run in runs}, options.x), output)
+        print(f"drew {', '.join(map(str, runs))} to {output}")
+    else:
+        output = options.output or (runs[0] if runs[0].is_dir() else Path()) / "attention.png"
+        tokens, attention = read_attention(runs[0], options.attention)
+        title = f"{runs[0]} reads “{shorten(options.attention, 40, placeholder=' …')}”"
+        save(draw_attention(tokens, attention, title), output)
+        print(f"drew the attention of {runs[0]} to {output}")
 
 
 def newest_run() -> Path:
@@ -151,12 +157,13 @@ def points(lines: list[dict[str, Any]], kind: str, x: str, y: str) -> list[tuple
 # Attention
 
 
-def read_attention(source: Path, text: str) -> tuple[list[str], "Tensor"]:
+def read_attention(source: Path, text: str) -> tuple[list[str], Any]:
     """A text's T tokens, and the weights (L, H, T, T) as the model reads it. Raises UserError.
 
     A text longer than the model or MAX_TOKENS allow is cut behind that.
     """
-    import torch  # with all that follows; loss curves do without
+    # These bring torch, which loss curves do without.
+    import torch
 
     from engine.explore.inspection import inspect
     from engine.text.tokenizer import encode_prompt
@@ -171,7 +178,7 @@ def read_attention(source: Path, text: str) -> tuple[list[str], "Tensor"]:
     return [tokenizer.decode([index]) for index in ids], attention
 
 
-def draw_attention(tokens: Sequence[str], attention: "Tensor", title: str) -> Figure:
+def draw_attention(tokens: Sequence[str], attention: Any, title: str) -> Figure:
     """One heat map for each layer and head: a row for each position that looks, a column for what it sees."""
     layers, heads, T, _ = attention.shape
     size = 2.4 if T > LEGIBLE else 0.8 + 0.12 * T  # inches of one map
@@ -205,4 +212,4 @@ def save(figure: Figure, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(plot, OPTIONS)

@@ -20,7 +20,7 @@ are taken as they are.
 
 import dataclasses
 import shlex
-from argparse import SUPPRESS, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,7 @@ def training_command(name: str) -> str:
 
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Options not given are absent, but for name, input, show and verify."""
-    parser = Parser(
-        description=__doc__, formatter_class=RawDescriptionHelpFormatter, argument_default=SUPPRESS
-    )
+    parser = Parser(description=__doc__, argument_default=SUPPRESS)
     add = parser.add_argument
     add(
         "name",

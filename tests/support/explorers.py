@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from engine.explore.explorer import Explorer
 from engine.text.characters import CharTokenizer
-from engine.weights.checkpoint import save_checkpoint
+from engine.weights.saving import save_checkpoint
 from model import GPT, MLP, GPTConfig
 
 CHARACTERS = "\n !&',-.:;<>?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz/\"="

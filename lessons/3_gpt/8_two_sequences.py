@@ -1,4 +1,4 @@
-"""Lesson 8. Attention between two sequences: an encoder, a decoder, and the bridge between them.
+"""Lesson 3.8. Attention between two sequences: an encoder, a decoder, and the bridge between them.
 
 A GPT continues one text. To turn one text into another (a translation), two are needed: an encoder reads the
 source with attention that has no mask, since all of it is known; a decoder writes the target with a mask and,
@@ -6,12 +6,16 @@ in each block, asks the encoder's positions as well: its queries, their keys and
 cross-attention, and its weights show which source position each output was taken from. Here the task is to
 write a string backwards.
 
-    python lessons/8_two_sequences.py
+    python lessons/3_gpt/8_two_sequences.py
 
 "Attention is all you need" (Vaswani et al., 2017, section 3.2.3); alignment: Bahdanau et al. (2015).
 """
 
 import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import descend, heat_map, panels, run, save
@@ -113,7 +117,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     heat_map(middle, model.decoder.itself.weights[0].mean(dim=0), "decoder: the past only", wrote[:-1])
     heat_map(bridge, weights[0], "cross-attention: the alignment", wrote[1:], read)
     bridge.set_ylabel("writes")
-    save(figure, "8_two_sequences")
+    save(figure, __file__)
     return {"right": right, "aligned": aligned}
 
 

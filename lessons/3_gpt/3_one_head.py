@@ -1,16 +1,20 @@
-"""Lesson 3. One head of self-attention: query, key, value, and why the scores are divided by √D.
+"""Lesson 3.3. One head of self-attention: query, key, value, and why the scores are divided by √D.
 
 Each position asks a question (its query), offers a label (its key) and a content (its value), all three by
 matrices that are learned. Where a query and a key point the same way, their product is large, and the softmax
 gives that position's value a large weight. The product of two random vectors of D numbers has variance D, so
 without the division by √D the softmax of a wide head starts out nearly one-hot, and little gradient flows.
 
-    python lessons/3_one_head.py
+    python lessons/3_gpt/3_one_head.py
 
 After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswani et al., 2017, 3.2.1).
 """
 
 import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import finish, heat_map, panels, run, save, shakespeare, train, validation_loss
@@ -92,7 +96,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     left.set_yscale("log", base=2)
     middle.axhline(math.log(32), color="grey", linestyle=":")
     heat_map(right, weights, "the trained head", "hear me ")
-    save(figure, "3_one_head")
+    save(figure, __file__)
     figures = {"loss": loss, "variance_scaled": scaled[-1][0], "variance_without": unscaled[-1][0]}
     figures |= {"entropy_scaled": scaled[-1][1], "entropy_without": unscaled[-1][1]}
     row_error = (weights.sum(dim=1) - 1).abs().max().item()

@@ -1,19 +1,23 @@
-"""Lesson 5. The ladder to a GPT: add one idea at a time and see what each is worth.
+"""Lesson 3.5. The ladder to a GPT: add one idea at a time and see what each is worth.
 
 Attention moves information between positions; an MLP then works on it at each position. Adding to the input
 instead of replacing it (residuals) gives the gradient a straight way through all layers, and normalising each
 position (LayerNorm) keeps the numbers in a range where that works. Then come size and dropout.
 
-    python lessons/5_ladder.py              (two minutes)
-    python lessons/5_ladder.py --seeds 3    (the table of the reading guide)
+    python lessons/3_gpt/5_ladder.py              (two minutes)
+    python lessons/3_gpt/5_ladder.py --seeds 3    (the table of the reading guide)
 
 After "Let's build GPT" (Karpathy, 2023), whose figures stand beside ours. Residuals: He et al. (2016);
 LayerNorm: Ba et al. (2016), Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (2015); dropout:
 Srivastava et al. (2014).
 """
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import Embeddings, finish, panels, run, save, shakespeare, train, validation_loss
@@ -153,7 +157,7 @@ def main(quick: bool = False, seed: int = 1, seeds: int = 1) -> dict[str, float]
     finish(middle, xlabel="block", title="size of the gradient by depth,\nrelative to the last block")
     right.bar(("LayerNorm", "BatchNorm"), (layer, batch), color=("C0", "C3"))
     right.set(title="how far a sequence's\nlogits move with its batch")
-    save(figure, "5_ladder")
+    save(figure, __file__)
     return losses
 
 

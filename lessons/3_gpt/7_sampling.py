@@ -1,21 +1,26 @@
-"""Lesson 7. Temperature, top-k, top-p: three ways to draw from the same distribution.
+"""Lesson 3.7. Temperature, top-k, top-p: three ways to draw from the same distribution.
 
 A model gives probabilities; what it writes depends on how one draws. A temperature T divides the logits:
 below 1 the likely becomes likelier, above 1 the distribution flattens, and T = 0 means always the most
 probable. Top-k and top-p cut off the tail, where a thousand characters that are each improbable would
 together be drawn too often.
 
-    python lessons/7_sampling.py
+    python lessons/3_gpt/7_sampling.py
 
 Temperature: Ackley, Hinton and Sejnowski (1985); top-k: Fan et al. (2018); top-p: Holtzman et al. (2020).
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import Counts, run, save, shakespeare
 from matplotlib import pyplot
 from torch import Tensor
 
-from model import next_token_probabilities
+from engine.generation import Sampling
 
 
 def with_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -87,10 +92,10 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
     differences = []
     for way in ((0.5, None, None), (2.0, None, None), (1.0, 5, None), (1.0, None, 0.8), (0.7, 20, 0.9)):
-        theirs = next_token_probabilities(logits[None], *way)[0]
+        theirs = Sampling(*way).probabilities(logits[None])[0]
         differences.append((distribution(logits, *way) - theirs).abs().max().item())
-    print(f"largest difference from model.py's next_token_probabilities: {max(differences):.1e}")
-    save(figure, "7_sampling")
+    print(f"largest difference from engine/generation.py: {max(differences):.1e}")
+    save(figure, __file__)
     kept = float((distribution(logits, 1, 5) > 0).sum())
     return figures | {"difference": max(differences), "kept": kept}
 

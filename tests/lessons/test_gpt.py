@@ -1,65 +1,36 @@
-"""The lessons: what each one claims holds, with few steps, and with all of them where asked.
+"""Part 3, from a table to GPT: what each lesson claims holds, with few steps, and with all where asked.
 
-    LESSONS=full python -m pytest tests/test_lessons.py      every lesson whole, against its figures (minutes)
+    LESSONS=full python -m pytest tests/lessons      every lesson whole, against its figures (minutes)
 
 The quick tests learn from English text that every Python carries; the figures are those of tiny Shakespeare.
 """
 
-import importlib
 import math
-import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from support.commands import ROOT, TEXT
+from support.lessons import hold, learn, lesson, only_in_full
 
-from engine.preparation.recipes import TINY_SHAKESPEARE, write_dataset
-
-sys.path.insert(0, str(ROOT / "lessons"))
-LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("[0-9]_*.py"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def place(tmp_path_factory: pytest.TempPathFactory):
-    """A folder with a data set under the name that the lessons ask for; pictures go there too."""
-    folder = tmp_path_factory.mktemp("lessons")
-    write_dataset("shakespeare_char", TEXT, "char", 0.1, [], print, folder / "data")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        common = importlib.import_module("common")
-        patch.setattr(common, "PICTURES", folder)
-        patch.setattr(common, "ROOT", folder)
-        yield folder
-    torch.set_num_threads(threads)
-
-
-def learn(lesson: str, place: Path, **options: int) -> dict[str, float]:
-    """Run a lesson with few steps; its figures. Its picture must be there."""
-    torch.set_num_threads(1)
-    figures = importlib.import_module(lesson).main(**{"quick": True, "seed": 1} | options)
-    assert (place / f"{lesson}.png").stat().st_size > 5_000
-    return figures
+from engine.preparation.recipes import TINY_SHAKESPEARE
 
 
 def test_the_bigram_begins_at_ln_v_and_ends_at_the_counted_table(place: Path) -> None:
-    figures = learn("1_bigram", place)
+    figures = learn("3_gpt/1_bigram", place)
     assert figures["at_start"] == pytest.approx(math.log(len(set(TEXT))), abs=0.02)
     assert figures["counted"] <= figures["learned"] < figures["counted"] + 0.05
     assert figures["apart"] < 0.1
 
 
 def test_three_ways_to_average_are_equal_and_see_no_future(place: Path) -> None:
-    figures = learn("2_averaging", place)
+    figures = learn("3_gpt/2_averaging", place)
     assert max(figures["matrix_error"], figures["softmax_error"]) < 1e-6
     assert figures["leak"] == 0
 
 
 def test_scores_divided_by_the_root_keep_their_variance_and_the_weights_their_entropy(place: Path) -> None:
-    figures = learn("3_one_head", place)
+    figures = learn("3_gpt/3_one_head", place)
     assert figures["variance_scaled"] == pytest.approx(1, rel=0.1)
     assert figures["variance_without"] == pytest.approx(256, rel=0.1)
     assert figures["entropy_scaled"] > 2.8 and figures["entropy_without"] < 0.5
@@ -68,13 +39,13 @@ def test_scores_divided_by_the_root_keep_their_variance_and_the_weights_their_en
 
 
 def test_heads_side_by_side_are_the_batched_form(place: Path) -> None:
-    figures = learn("4_many_heads", place)
+    figures = learn("3_gpt/4_many_heads", place)
     assert figures["difference"] < 1e-14
     assert figures["loss"] < 3.3
 
 
 def test_residuals_carry_the_gradient_and_layer_norm_knows_no_neighbours(place: Path) -> None:
-    ladder = importlib.import_module("5_ladder")
+    ladder = lesson("3_gpt/5_ladder")
     torch.manual_seed(1)
     assert ladder.gradient_by_depth(True)[0] > 0.5
     assert ladder.gradient_by_depth(False)[0] < 1e-4
@@ -83,20 +54,20 @@ def test_residuals_carry_the_gradient_and_layer_norm_knows_no_neighbours(place: 
 
 
 def test_every_rung_of_the_ladder_learns(place: Path) -> None:
-    ladder = importlib.import_module("5_ladder")
-    figures = learn("5_ladder", place)
+    ladder = lesson("3_gpt/5_ladder")
+    figures = learn("3_gpt/5_ladder", place)
     losses = [figures[rung.name] for rung in ladder.LADDER]
     assert max(losses) < math.log(len(set(TEXT))) - 1
     assert losses[5] < losses[1]  # blocks with residuals and norms learn faster than one head
 
 
 def test_the_lessons_network_is_model_py(place: Path) -> None:
-    figures = learn("6_the_real_thing", place)
+    figures = learn("3_gpt/6_the_real_thing", place)
     assert figures["float64"] < 1e-13 and figures["float32"] < 1e-4
 
 
 def test_sampling_is_that_of_model_py_and_temperature_orders_the_entropies(place: Path) -> None:
-    figures = learn("7_sampling", place)
+    figures = learn("3_gpt/7_sampling", place)
     assert figures["difference"] < 1e-12
     assert figures["T = 0"] == 0
     assert figures["T = 0"] < figures["T = 0.5"] < figures["T = 1"] < figures["T = 2"]
@@ -104,27 +75,16 @@ def test_sampling_is_that_of_model_py_and_temperature_orders_the_entropies(place
 
 
 def test_cross_attention_shows_the_alignment(place: Path) -> None:
-    figures = learn("8_two_sequences", place)
+    figures = learn("3_gpt/8_two_sequences", place)
     assert figures["aligned"] > 0.9
     assert figures["right"] > 0.8
 
 
 def test_tuning_and_then_reward_raise_the_share_of_right_answers(place: Path, monkeypatch) -> None:
-    monkeypatch.setattr(importlib.import_module("9_assistant"), "LARGEST", 4)  # fewer sums are learned sooner
-    figures = learn("9_assistant", place, seed=5)
+    monkeypatch.setattr(lesson("3_gpt/9_assistant"), "LARGEST", 4)  # fewer sums are learned sooner
+    figures = learn("3_gpt/9_assistant", place, seed=5)
     assert figures["completer"] < figures["tuned"]
     assert figures["completer"] + 0.1 < figures["rewarded"]
-
-
-def test_each_lesson_stands_alone() -> None:
-    assert len(LESSONS) == 9
-    for lesson in LESSONS:
-        source = (ROOT / "lessons" / f"{lesson}.py").read_text()
-        assert not any(
-            f"import_module({other!r})" in source or f"import {other}" in source for other in LESSONS
-        )
-        guide = (ROOT / "lessons" / "README.md").read_text()
-        assert f"python lessons/{lesson}.py" in source and f"python lessons/{lesson}.py" in guide
 
 
 # Lowest and highest that a figure may have on tiny Shakespeare: three seeds, and some room.
@@ -151,13 +111,11 @@ FIGURES = {
 }
 
 
-@pytest.mark.skipif(os.environ.get("LESSONS") != "full", reason="takes minutes; ask for it with LESSONS=full")
-@pytest.mark.parametrize("lesson", FIGURES)
-def test_the_figures_of_the_reading_guide(lesson: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@only_in_full
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_figures_of_the_guide(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = ROOT / "data" / "shakespeare_char" / TINY_SHAKESPEARE.name
-    if lesson in ("1_bigram", "3_one_head", "4_many_heads", "5_ladder") and not text.is_file():
+    if name in ("1_bigram", "3_one_head", "4_many_heads", "5_ladder") and not text.is_file():
         pytest.skip("the figures are tiny Shakespeare's; get it with: python prepare.py shakespeare_char")
     monkeypatch.chdir(ROOT)
-    figures = importlib.import_module(lesson).main()
-    for name, (lowest, highest) in FIGURES[lesson].items():
-        assert lowest <= figures[name] <= highest, (name, figures[name])
+    hold(lesson(f"3_gpt/{name}").main(), FIGURES[name])

@@ -1,15 +1,19 @@
-"""Lesson 1. The bigram table: guess the next character from the last one alone.
+"""Lesson 3.1. The bigram table: guess the next character from the last one alone.
 
 A language model gives a probability to every character that may come next. The smallest one is a table with a
 row for each character and, in that row, a score for each character that may follow. Nothing else will change
 from here to GPT: better scores, the same softmax, the same loss, the same way to learn and to write.
 
-    python lessons/1_bigram.py
+    python lessons/3_gpt/1_bigram.py
 
 After Andrej Karpathy's lecture "Let's build GPT: from scratch, in code, spelled out" (2023).
 """
 
 import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import finish, heat_map, panels, run, save, shakespeare, train, validation_loss, write
@@ -78,7 +82,7 @@ def draw(losses: list[float], counted: Tensor, learned: Tensor, characters: str,
         heat_map(axes, table[shown][:, shown].sqrt(), title, names)
         axes.tick_params(labelsize=8)
         axes.set(xlabel="next character", ylabel="this character")
-    save(figure, "1_bigram")
+    save(figure, __file__)
 
 
 if __name__ == "__main__":

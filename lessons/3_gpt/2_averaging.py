@@ -1,18 +1,22 @@
-"""Lesson 2. Averaging the past, three ways: a loop, a matrix product, a softmax.
+"""Lesson 3.2. Averaging the past, three ways: a loop, a matrix product, a softmax.
 
 To use more than the last character, a position has to gather what came before it. The simplest way to gather
 is the mean, and the mean over the past is a product with a triangular matrix. Written as a softmax over
 masked scores it is attention that has not yet made up its mind: put other scores in, and each position
 chooses what it takes from where.
 
-    python lessons/2_averaging.py
+    python lessons/3_gpt/2_averaging.py
 
 After "Let's build GPT" (Karpathy, 2023).
 """
 
 import math
+import sys
 import timeit
 from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import finish, panels, run, save
@@ -90,7 +94,7 @@ def draw(lengths: list[int], milliseconds: dict[str, list[float]]) -> None:
     for name, times in milliseconds.items():
         right.loglog(lengths, times, marker="o", label=name)
     finish(right, title="time for 8 sequences of 32 channels", xlabel="positions T", ylabel="milliseconds")
-    save(figure, "2_averaging")
+    save(figure, __file__)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
-"""Lesson 6. It is the real thing: the lessons' model and model.py, given the same weights, agree.
+"""Lesson 3.6. It is the real thing: the lessons' model and model.py, given the same weights, agree.
 
 Put the pieces of the lessons together and you have GPT-2's network. To show it, this file writes the whole
 of it in 40 lines, in the lessons' plain way (one head after the other, a mask, a softmax), and hands it
 the weights of model.py, which computes all heads at once with fused kernels. If one of the two had a
 mistake, the logits would differ.
 
-    python lessons/6_the_real_thing.py
+    python lessons/3_gpt/6_the_real_thing.py
 
 The network is GPT-2's (Radford et al., 2019); the lecture "Let's build GPT" (Karpathy, 2023) ends there too.
 """
 
 import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import finish, panels, run, save
@@ -89,7 +93,8 @@ def copy_weights(real: GPT, lesson: LessonGPT) -> None:
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Logits of both for the same random weights and ids, in float32 and float64; returns the figures."""
     torch.manual_seed(seed)
-    config = GPTConfig(vocab_size=65, block_size=32, n_layer=2 if quick else 4, n_head=4, n_embd=64)
+    shape = dict(vocab_size=65, block_size=32, n_layer=2 if quick else 4, n_head=4, n_embd=64)
+    config = GPTConfig(**shape, bias=True, activation="gelu_tanh")  # as GPT-2 is
     ids = torch.randint(65, (8, 32), generator=torch.Generator().manual_seed(seed))
     figures = {}
     for dtype in (torch.float32, torch.float64):
@@ -97,7 +102,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.2)  # large, biases and norms too: nothing hides in a zero
         copy_weights(network, copy)
-        real, lesson = network(ids)[0], copy(ids)
+        real, lesson = network(ids), copy(ids)
         name = str(dtype).removeprefix("torch.")
         figures[name] = ((real - lesson).abs().max() / real.abs().max()).item()
         print(f"{name}: largest difference {figures[name]:.1e} of the largest logit")
@@ -108,7 +113,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     axes.plot(real.flatten().numpy(), lesson.flatten().numpy(), ".", markersize=1.5, alpha=0.5)
     title = f"the same network (largest difference {figures['float64']:.0e})"
     finish(axes, title=title, xlabel="logits of model.py", ylabel="logits of this lesson")
-    save(figure, "6_the_real_thing")
+    save(figure, __file__)
     return figures | {"weights": count}
 
 

@@ -1,15 +1,19 @@
-"""Lesson 4. Many heads: several small conversations at once, and how to compute them as one.
+"""Lesson 3.4. Many heads: several small conversations at once, and how to compute them as one.
 
 One head can look in one way at a time. H heads of width D = C / H cost no more than one of width C and can
 look for H things: the last vowel, the start of the word, the speaker's name. Side by side they are easy to
 read; GPUs like them better as one product with an extra dimension, and the two are the same numbers.
 
-    python lessons/4_many_heads.py
+    python lessons/3_gpt/4_many_heads.py
 
 After "Let's build GPT" (Karpathy, 2023) and "Attention is all you need" (Vaswani et al., 2017, 3.2.2).
 """
 
 import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
 from common import Embeddings, heat_map, panels, run, save, shakespeare, train, validation_loss
@@ -87,7 +91,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     figure, drawings = panels(HEADS, 14, 4)
     for number, (axes, weights) in enumerate(zip(drawings, model[1].weights[0], strict=True), 1):
         heat_map(axes, weights, f"head {number}", "hear me ")
-    save(figure, "4_many_heads")
+    save(figure, __file__)
     return {"difference": difference, "loss": loss}
 
 
