@@ -71,8 +71,8 @@ def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str]
     if not path.is_dir():
         raise UserError(f"there is no file or folder {name}")
     folder = DATA_FOLDER / path.resolve().name
-    lies_in_place = path.resolve() == folder.resolve() and holds_token_files(folder)
-    return folder.name, None if lies_in_place else [name]
+    is_dataset = (folder / "meta.json").exists() or holds_token_files(folder)
+    return folder.name, None if is_dataset and path.resolve() == folder.resolve() else [name]
 
 
 def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
@@ -89,6 +89,11 @@ def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
     if name in LARGE:
         usual = Request(name, [], tokenizer="gpt2", val=LARGE_VALIDATION_FRACTION)
         return prepare_large(dataclasses.replace(usual, **chosen), print)
+    if (DATA_FOLDER / name / "meta.json").exists():
+        raise UserError(
+            f"{DATA_FOLDER / name} is there, and nothing says what to make it of: add --input FILE to make it "
+            "anew; --show in place of it tells what it holds"
+        )
     return prepare_recipe(name, print)  # says which there are
 
 

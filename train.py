@@ -11,6 +11,7 @@ of the seed and the step, so a run that is stopped and resumed ends in the same 
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,6 +117,11 @@ def train_until_done(run: Run, state: RunState, requests: StopRequests) -> None:
         except Diverged as error:
             run.console.say(f"step {error.step} went wrong; looking for the cause")
             raise UserError(f"{error}; {explain_divergence(run, forward, update, error.step)}") from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"step {state.step + 1} does not fit into the GPU's memory; resume with half the "
+                f"--batch_size and twice the --gradient_accumulation_steps, or with --recompute=True"
+            ) from error
         finally:
             run.console.stop_bar()
     conclude(run, state, requests)
@@ -212,27 +218,27 @@ def out_of_patience(settings: TrainSettings, state: RunState) -> bool:
 
 def conclude(run: Run, state: RunState, requests: StopRequests) -> None:
     """Say how the run ended, and what to type next."""
-    say, settings = run.console.say, run.settings
+    say, settings, folder = run.console.say, run.settings, shlex.quote(str(run.folder))
     if run.metrics is not None:
         run.metrics.close()
     if run.wandb is not None:
         run.wandb.finish()
     complete = state.step >= settings.max_iters or out_of_patience(settings, state)
     if any(run.world.all_gather(requests.received is not None)) or not complete:
-        say(f"stopped at step {state.step}; to go on, add --init_from=resume --out_dir={run.folder}")
+        say(f"stopped at step {state.step}; to go on, add --init_from=resume --out_dir={folder}")
         return
     print_sample(run, 5 * settings.sample_tokens)
     if run.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(run.device)
         say(f"peak memory of GPU {run.device.index}: {gigabytes(peak)}")
     if state.steps_without_targets:
-        say(f"{state.steps_without_targets} steps had no targets and made no update")
+        say(f"steps without targets, and so without an update: {state.steps_without_targets}")
     minutes, seconds = divmod(round(state.seconds), 60)
-    say(
-        f"done: {state.step} steps in {minutes} min {seconds:02d} s of training. "
-        f"Best validation loss {state.best_loss:.4f}, at step {state.best_step}."
-    )
-    say(f"The run is in {run.folder}. To sample from it: python sample.py --out_dir={run.folder}")
+    done = f"done: {state.step} steps in {minutes} min {seconds:02d} s of training."
+    if state.best_loss is not None:
+        done += f" Best validation loss {state.best_loss:.4f}, at step {state.best_step}."
+    say(done)
+    say(f"The run is in {run.folder}. To sample from it: python sample.py --out_dir={folder}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Under FSDP (Zhao et al., 2023; the idea is ZeRO's, Rajbhandari et al., 2020) par
 optimizer state are DTensors, cut along their first dimension: rank r holds the r-th of N chunks of rows. A
 block's parameters are gathered just before they are used and freed after, its gradients summed into shards.
 Everything here takes plain tensors too, so the rest of the program does not ask which it has. DTensor, whose
-from engine.shape import empty_model
 import takes half a second, is imported only where it is needed.
 """
 

@@ -118,7 +118,7 @@ class Preparation:
             if self._fills_empty_split(state):
                 tokenizer, state = self._plan_and_encode(workers)
         self._check(state)
-        self._tell_what_was_noticed(state)
+        self._say_notes(state)
         if isinstance(tokenizer, OwnBytePairTokenizer):
             write_whole(self.staging / RANK_FILE, ranks_text(tokenizer))
         return self._meta(state, tokenizer)
@@ -368,7 +368,7 @@ class Preparation:
         why = left_out and f" ({left_out} left out)"
         return f"the text is empty; there is nothing to learn from in {names}{why}"
 
-    def _tell_what_was_noticed(self, state: State) -> None:
+    def _say_notes(self, state: State) -> None:
         marks, returns = state.byte_order_marks, state.carriage_returns
         if marks.number:
             others = f" and of {marks.number - 1:,} more" if marks.number > 1 else ""

@@ -17,7 +17,7 @@ from typing import Any
 from engine.download import Unreachable, reach_hub
 from engine.errors import UserError
 from engine.preparation.compression import UNPACK, filter_command, open_decompressed, without_suffix
-from engine.preparation.utf8 import LOOKED_AT, check_not_utf16
+from engine.preparation.utf8 import LOOKED_AT, check_not_utf16, conversion, likely_encoding
 
 WHOLE_FILE = 2**30  # bytes: .json files, which are read whole, may have so many
 LONGEST_CELL = 2**26  # bytes
@@ -111,6 +111,9 @@ def json_records(path: str, field: str, skip: int) -> Records:
         raise UserError(f"{path} is larger than {WHOLE_FILE:,} bytes; write it one object a line, as .jsonl")
     try:
         values = json.loads(content)
+    except UnicodeDecodeError as error:
+        encoding = likely_encoding(content, error.start)
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); {conversion(path, encoding)}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             raise UserError(

@@ -49,16 +49,15 @@ class Plan:
 
 
 @dataclass
-class Noticed:
-    """Something about the input that the user is told in the end: how often, and in which file first."""
+class Tally:
+    """How often something was met in the input, and in which file first."""
 
     number: int = 0
     file: str = ""
 
     def add(self, number: int, file: str) -> None:
-        """Count more of it."""
-        if number:
-            self.number, self.file = self.number + number, self.file or file
+        self.number += number
+        self.file = self.file or file
 
 
 @dataclass
@@ -74,8 +73,9 @@ class State:
     text_bytes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     dropped: dict[str, int] = field(default_factory=dict)
     split_hashes: list[int] = field(default_factory=list)  # the lowest and the highest of a document
-    byte_order_marks: Noticed = field(default_factory=Noticed)
-    carriage_returns: Noticed = field(default_factory=Noticed)
+    # What the user is told in the end.
+    byte_order_marks: Tally = field(default_factory=Tally)
+    carriage_returns: Tally = field(default_factory=Tally)
 
     @property
     def tokens(self) -> int:
@@ -87,8 +87,8 @@ class State:
         """The state that `dataclasses.asdict` made a dictionary of."""
         nested: dict[str, Any] = {
             "place": Place(**saved["place"]),
-            "byte_order_marks": Noticed(**saved["byte_order_marks"]),
-            "carriage_returns": Noticed(**saved["carriage_returns"]),
+            "byte_order_marks": Tally(**saved["byte_order_marks"]),
+            "carriage_returns": Tally(**saved["carriage_returns"]),
         }
         return cls(**(saved | nested))
 

@@ -17,8 +17,8 @@ MARKS = {
 }
 LOOKED_AT = 1000  # bytes from which an encoding is guessed
 HALF_OF_A_PAIR = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # a surrogate, as UTF-8 would write it
-# Of the visible bytes of Western text at most so many are beyond ASCII; of Cyrillic or Chinese most are.
-WESTERN_SHARE = 0.25
+BEYOND_ASCII = re.compile(rb"[\x80-\xff]+")
+WESTERN = "CP1252"
 
 
 def check_not_utf16(beginning: bytes, file: str) -> None:
@@ -49,20 +49,20 @@ def not_utf8(where: str, position: str, error: UnicodeDecodeError, file: str) ->
             f"{reason}, though the text before is; it is damaged there, or comes from files of different "
             "encodings; go on with --errors replace"
         )
-    if _may_be_western(content):
+    encoding = likely_encoding(content, start)
+    if encoding == WESTERN:
         reason += ", and seems to be CP1252 (Windows, Western European)"
-        return UserError(f"{reason}; {conversion(file, 'CP1252')}; or go on with --errors replace")
-    return UserError(f"{reason}; {conversion(file, 'ENCODING')}; or go on with --errors replace")
+    return UserError(f"{reason}; {conversion(file, encoding)}; or go on with --errors replace")
 
 
-def _may_be_western(content: bytes) -> bool:
-    """Whether bytes are text in CP1252, as far as the share of its characters beyond ASCII tells."""
+def likely_encoding(content: bytes, start: int) -> str:
+    """CP1252, where bytes beyond ASCII stand alone or in twos, as in Western words; else "ENCODING"."""
     try:
-        content.decode("cp1252")
+        content.decode(WESTERN)
     except UnicodeDecodeError:
-        return False
-    visible = [byte for byte in content[:LOOKED_AT] if byte > 0x20]
-    return sum(byte >= 0x80 for byte in visible) <= WESTERN_SHARE * len(visible)
+        return "ENCODING"
+    stretches = BEYOND_ASCII.findall(content, start, start + LOOKED_AT)
+    return WESTERN if len(b"".join(stretches)) <= 2 * len(stretches) else "ENCODING"
 
 
 def conversion(file: str, encoding: str) -> str:

@@ -21,15 +21,8 @@ BYTE_ORDER_MARK = "\ufeff"
 class Tokenizer(Protocol):
     """What every tokenizer offers."""
 
-    @property
-    def vocab_size(self) -> int:
-        """The largest id and 1."""
-        ...
-
-    @property
-    def end_of_text(self) -> int | None:
-        """The id of the token that ends a document; None where the vocabulary has none."""
-        ...
+    vocab_size: int
+    end_of_text: int | None  # the id of the token that ends a document, where there is one
 
     def encode(self, text: str) -> np.ndarray:
         """Ids (int64) of a text. Raises UserError where the vocabulary cannot express it."""

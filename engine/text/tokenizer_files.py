@@ -165,13 +165,7 @@ def openai_files(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) 
 
 # What is known of GPT-2's own pipeline. Any other option must be off.
 GPT2_PIPELINE = {"model": "BPE", "normalizer": None, "pre_tokenizer": "ByteLevel", "use_regex": True}
-MODEL_OPTIONS = (
-    "dropout",
-    "continuing_subword_prefix",
-    "end_of_word_suffix",
-    "byte_fallback",
-    "ignore_merges",
-)
+BPE_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 # Names of special tokens, in the order in which AutoTokenizer gives ids to those that have none.
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ADDED_TOKEN_OPTIONS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -241,10 +235,10 @@ def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> l
         "model": model.get("type") or ("BPE" if "merges" in model else "unnamed"),  # old files do not say
         "normalizer": (content.get("normalizer") or {}).get("type"),
         "pre_tokenizer": cut.get("type"),
-        "use_regex": cut.get("use_regex", True),
+        "use_regex": bool(cut.get("use_regex", True) or not model.get("merges")),
         "add_prefix_space": bool(cut.get("add_prefix_space") or config.get("add_prefix_space")),
     }
-    found |= {option: bool(model.get(option)) for option in MODEL_OPTIONS}
+    found |= {option: bool(model.get(option)) for option in BPE_OPTIONS}
     return [f"{name} {value}" for name, value in found.items() if value != GPT2_PIPELINE.get(name, False)]
 
 

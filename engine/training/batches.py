@@ -31,6 +31,7 @@ class Batches:
         self.sequences, self.consumed = settings.sequences_per_step(), consumed
         self.micro_batch, self.world, self.device = run.micro_batch, run.world, run.device
         self.separator = run.model.config.separator if settings.documents == "aligned" else None
+        self.all_count = self.separator is None  # every position is a target
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._next: Future[tuple[Tensor, Tensor]] = self._reader.submit(self._read, consumed)
 
@@ -40,7 +41,7 @@ class Batches:
         self.consumed += self.sequences
         self._next = self._reader.submit(self._read, self.consumed)
         number = self.sequences * self.block_size
-        if self.separator is not None:
+        if not self.all_count:
             number = int(self.world.all_reduce((targets != NO_TARGET).sum()))
         return Batch(self._on_device(ids, targets), number)
 

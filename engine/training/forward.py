@@ -95,6 +95,7 @@ def halve_micro_batch(run: Run) -> None:
     before, sequences = run.micro_batch, run.settings.sequences_per_step()
     run.compute.batch_size = before // 2
     run.micro_batch, run.micro_steps = share_of_step(sequences, run.compute.batch_size, run.world)
+    run.compute.evaluation_batch = run.micro_batch
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
     exact = "; it is no longer bit for bit the run that it was" if run.resumed else ""

@@ -11,14 +11,14 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from engine.console import silence
 from engine.errors import UserError
 
 
 class Console:
     """Lines on the standard output; on a terminal a progress bar below them. Silent unless `is_main`.
 
-    Nothing that is said ends a run: characters that the terminal cannot show are escaped, and when nobody
-    reads any more (a closed pipe, a terminal that is gone) the run goes on in silence.
+    When nobody reads any more (a closed pipe, a terminal that is gone) the run goes on in silence.
     """
 
     def __init__(self, is_main: bool) -> None:
@@ -30,8 +30,6 @@ class Console:
         """Print a line, above the bar if there is one."""
         if not self.speaks:
             return
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        text = text.encode(encoding, "backslashreplace").decode(encoding)
         with self._silence_when_closed():
             if self.bar is not None:
                 self.bar.write(text)
@@ -62,7 +60,7 @@ class Console:
 
     @contextlib.contextmanager
     def _silence_when_closed(self) -> Iterator[None]:
-        """Say no more after an OSError of the output, also what Python still holds of it at its end."""
+        """Say no more after an OSError of the output, not even what Python still holds of it at its end."""
         try:
             yield
         except OSError:
@@ -70,10 +68,7 @@ class Console:
             if self.bar is not None:
                 self.bar.disable = True
                 self.bar = None
-            with contextlib.suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, sys.stdout.fileno())
-                os.close(nowhere)
+            silence(sys.stdout)
 
 
 class MetricsLog:

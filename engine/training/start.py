@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
     checkpoint = checkpoints.read_checkpoint(Path(found[1]))
     if "choices" not in checkpoint.meta:  # made by convert.py
         raise UserError(
-            f"{found[0]} holds weights and no training state; start from them: --init_from={found[0]}"
+            f"{found[0]} holds weights and no training state; start from them: "
+            f"--init_from={shlex.quote(found[0])}"
         )
     require_resumable(checkpoint)
     return Path(found[0]), checkpoint
@@ -96,9 +98,10 @@ def _find_checkpoint(
         if init_from == "auto":
             return None
         if out_dir is not None and (Path(out_dir) / NANOGPT_FILE).is_file():
+            weights = shlex.quote(str(Path(out_dir) / NANOGPT_FILE))
             raise UserError(
                 f"{out_dir} holds a nanoGPT checkpoint, whose optimizer state has no place here; "
-                f"start from its weights: --init_from={Path(out_dir) / NANOGPT_FILE}"
+                f"start from its weights: --init_from={weights}"
             )
         where = out_dir or (f"{checkpoints.RUNS_FOLDER}/{name}" if name else str(checkpoints.RUNS_FOLDER))
         raise UserError(f"there is no run to resume in {where}; start one without --init_from=resume")
@@ -152,7 +155,7 @@ def describe_resume(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
 def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: int) -> str | None:
     """What to say where update `step` has another learning rate than with the settings of `before`.
 
-    E.g. "the learning rate goes from 3.2e-04 to 1.8e-03; --lr_decay_iters=20 keeps it where it was". None
+    E.g. "the learning rate goes from 0.00033 to 0.00195; --lr_decay_iters=20 keeps it where it was". None
     where it is the same, or no update is to come.
     """
     names = {field.name for field in dataclasses.fields(TrainSettings)}
@@ -167,7 +170,7 @@ def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: in
             for at, given in ((max(0, step - 1), old), (step, old), (step, settings))
         )
         if not math.isclose(expected, coming, rel_tol=1e-9):
-            jumps.append(f"the {name.replace('_', ' ')} goes from {last:.2g} to {coming:.2g}")
+            jumps.append(f"the {name.replace('_', ' ')} goes from {last:.3g} to {coming:.3g}")
     if not jumps:
         return None
     then, now = _schedule_of(old, settings), _schedule_of(settings, old)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.lessons import hold, learn, lesson
+from support.lessons import hold, learn, lesson, only_in_full
 
 SEEDS = (101, 102, 103)
 
@@ -211,3 +211,77 @@ def test_the_short_form_of_softmax_and_cross_entropy_is_pytorchs() -> None:
 def test_answers_about_backpropagation() -> None:
     answers = lesson("1_networks/5_backpropagation").exercises()
     assert list(answers.values()) == pytest.approx([0.25, 16, 0.15])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_convolution_by_im2col_is_pytorchs_and_reads_digits_with_fewer_parameters(
+    place: Path, digits: None, seed: int
+) -> None:
+    figures = learn("1_networks/6_convolution", place, seed=seed)
+    assert figures["from conv2d"] < 1e-12 and figures["from loops"] < 1e-12
+    assert (figures["CNN, parameters"], figures["MLP, parameters"]) == (9226, 13002)
+    assert figures["CNN, test accuracy"] > max(0.91, figures["MLP, test accuracy"] + 0.01)
+    assert figures["CNN, shifted by 2"] > figures["MLP, shifted by 2"]
+
+
+def test_a_static_graph_repeats_what_its_example_did() -> None:
+    convolution = lesson("1_networks/6_convolution")
+    assert convolution.static_graph(8.0, 8.0) == (3, convolution.halved(8.0))
+    assert convolution.static_graph(8.0, 100.0) == (3, 12.5) and convolution.halved(100.0) == 0.78125
+
+
+def test_a_network_of_convolutions_has_the_gradients_of_pytorch() -> None:
+    convolution, dice = lesson("1_networks/6_convolution"), np.random.default_rng(SEEDS[0])
+    layers = convolution.cnn(dice)
+    convolutions = [layer for layer in layers if isinstance(layer, convolution.Linear)]
+    parameters = []
+    for layer in convolutions:
+        layer.weights, layer.bias = layer.weights.astype(float), dice.standard_normal(len(layer.bias))
+        parameters.append([torch.tensor(each, requires_grad=True) for each in (layer.weights, layer.bias)])
+    x, upstream = dice.random((3, 28, 28, 1)), dice.standard_normal((3, 10))
+    mine = convolution.scores(layers, x)
+    gradient = upstream
+    for layer in reversed(layers):
+        gradient = layer.backward(gradient)
+
+    (first, second, last), image = parameters, torch.tensor(x.transpose(0, 3, 1, 2))
+    for (weights, bias), channels, width, padding in ((first, 1, 5, 2), (second, 8, 3, 1)):
+        filters = weights.T.reshape(-1, channels, width, width)
+        image = torch.nn.functional.conv2d(image, filters, bias, 2, padding).relu()
+    theirs = image.permute(0, 2, 3, 1).flatten(1) @ last[0] + last[1]
+    theirs.backward(torch.tensor(upstream))
+    assert abs(mine - theirs.detach().numpy()).max() < 1e-12
+    for layer, tensors in zip(convolutions, parameters, strict=True):
+        for slope, tensor in zip(layer.gradients, tensors, strict=True):
+            assert abs(slope - tensor.grad.numpy()).max() < 1e-12
+
+
+def test_answers_about_convolutions() -> None:
+    assert list(lesson("1_networks/6_convolution").exercises().values()) == [1168, 6084, 9]
+
+
+# Lowest and highest that a figure may have on the 5,000 digits, with any seed.
+FIGURES = {
+    "1_perceptron": {"of 4 bits": (1882, 1882)},
+    "2_downhill": {"f stays at, rate 0.4": (0.11, 0.14), "f stays at, rate 0.1": (0.022, 0.031)},
+    "3_micrograd": {"right": (100, 100), "apart": (0, 1e-12)},
+    "4_digits": {
+        "sigmoid, squared error, test accuracy": (0.84, 0.92),
+        "ReLU, cross-entropy, test accuracy": (0.89, 0.945),  # less than the convolutions' lowest
+        "784-50-100-10, test accuracy": (0.91, 0.96),
+        "true labels, learned": (0.98, 1),
+        "random labels, learned": (0.2, 0.45),
+        "certainty about noise": (0.6, 1),
+        "neighbouring weights alike, begun large": (0, 0.3),
+        "neighbouring weights alike, begun small": (0.45, 1),
+    },
+    "5_backpropagation": {"784-30-10, test accuracy": (0.68, 0.93)},
+    "6_convolution": {"CNN, test accuracy": (0.95, 0.98), "MLP, test accuracy": (0.88, 0.94)},
+}
+
+
+@only_in_full
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_figures_of_the_guide(name: str, seed: int, digits: None) -> None:
+    hold(lesson(f"1_networks/{name}").main(seed=seed), FIGURES[name])

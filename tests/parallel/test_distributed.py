@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ import torch
 from support.commands import HANG, ROOT, command
 from support.runs import tensors, train, wait_for
 
-from engine.parallel.watchdog import report
-from engine.parallel.world import describe_ranks
+from engine.parallel.watchdog import Watchdog, report
+from engine.parallel.world import World, describe_ranks
+from engine.training.run import RunState
 
 ENDLESS = ("--max_iters=1000000", "--eval_interval=1000000", "--log_interval=20", "--sample_tokens=0")
 
@@ -117,17 +120,18 @@ def test_a_process_that_dies_ends_all_and_is_named(place: Path) -> None:
         end(run, ids)
 
 
-def test_an_error_in_one_process_is_shown_and_ends_all(place: Path) -> None:
+@pytest.mark.parametrize("error", ["OSError", "UserError"])
+def test_an_error_in_one_process_is_shown_and_ends_all(place: Path, error: str) -> None:
     """Rank 1 fails by itself, between two collective operations."""
     script = place / "fails.py"
     script.write_text(
         f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv[0] = 'train.py'\n"
         "import train\nfrom engine.command_line import run_script\n"
-        "from engine.training.batches import Batches\n"
+        "from engine.errors import UserError\nfrom engine.training.batches import Batches\n"
         "read = Batches._read\n"
         "def fail(self, consumed):\n"
         "    if os.environ['RANK'] == '1' and consumed > 40:\n"
-        "        raise OSError('the disk of this machine is gone')\n"
+        f"        raise {error}('the disk of this machine is gone')\n"
         "    return read(self, consumed)\n"
         "Batches._read = fail\nrun_script(train.main)\n"
     )
@@ -186,3 +190,42 @@ def test_a_profile_is_a_trace_with_gradients_on_their_way(tmp_path: Path) -> Non
     events = json.loads((tmp_path / "steps.json").read_text())["traceEvents"]
     assert sum(event["name"].startswith("gloo:all_reduce") for event in events if event.get("ph") == "X") >= 3
     assert any("evaluate_function" in event["name"] for event in events if event.get("ph") == "X")
+
+
+class SlowStore:
+    """A store to which connecting takes until `go` is set."""
+
+    def __init__(self) -> None:
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def clone(self) -> "SlowStore":
+        self.asked.set()
+        assert self.go.wait(HANG)
+        return self
+
+
+def test_the_watchdog_has_ended_when_training_has() -> None:
+    """A thread in the store's C++ when Python ends would abort the process."""
+    store = SlowStore()
+    with Watchdog(World(0, 2, 0, 2, store), RunState(), 600.0):
+        assert store.asked.wait(HANG)
+        threading.Timer(0.2, store.go.set).start()
+    assert not any(thread.name == "watchdog" for thread in threading.enumerate())
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("processes", [2, 4])
+def test_no_process_aborts_at_the_end(place: Path, processes: int) -> None:
+    """A hundred runs beside three busy loops, which let each thread be late."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    short = ("--max_iters=3", "--sample_tokens=0", "--batch_size=2", "--gradient_accumulation_steps=4")
+    try:
+        for number in range(int(os.environ.get("ENDINGS", "100"))):
+            line = agent(place, *short, f"--out_dir=r{number}", processes=processes)
+            finished = subprocess.run(line, cwd=place, capture_output=True, text=True, timeout=HANG)
+            assert finished.returncode == 0, finished.stderr
+            shutil.rmtree(place / f"r{number}")
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import HANG, command, torchrun
+from support.masking import without_targets
 from support.runs import losses, same, start, tensors
 
 import train as train_script
@@ -24,6 +25,8 @@ ALIKE = (
     "--batch_size=2", "--gradient_accumulation_steps=4",
     "--keep_checkpoints=9", "--sample_tokens=2", "--eval_iters=1", "--eval_interval=20",
 )  # fmt: skip
+# Of the eight sequences of a step: none of rank 1's, none of a micro-batch's, none at all.
+MASKED = [*range(12, 16), *range(16, 18), *range(24, 32)]
 HALF = ("--max_iters=10", "--lr_decay_iters=20")
 WILD = ("--learning_rate=1e30", "--warmup_iters=0", "--grad_clip=0")
 REST = ("--init_from=resume", "--lr_decay_iters=20", "--max_iters=20")
@@ -62,6 +65,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> tuple[Path
                 commands += [
                     ["count", *mode(how, "adamw"), accumulated, "--max_iters=2"] for how in ("ddp", "fsdp")
                 ]
+            for how in ("ddp", "fsdp"):
+                commands.append(["masked", MASKED, *mode(how, "adamw"), f"--out_dir=masked-{how}"])
+                compiled = [*mode(how, "adamw"), "--compile=True", f"--out_dir=compiled-{how}"]
+                commands.append(["stumbles", *compiled])
             commands.append(["fails", *mode("fsdp", "adamw"), *WILD, "--out_dir=wild"])
         measured[processes] = several(folder, processes, *commands, ["holds"])
     return folder, measured
@@ -122,6 +129,28 @@ def test_20_steps_end_in_the_weights_of_one_process(
     assert_close(one, other)
     for kind in ("train", "eval"):
         assert losses(other, kind) == pytest.approx(losses(one, kind), abs=1e-12)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_where_one_process_cannot_compile_all_go_on_without(runs: tuple[Path, dict], how: str) -> None:
+    other = runs[0] / f"compiled-{how}"
+    assert_close(runs[0] / "one-adamw", other)
+    assert not open_checkpoint(other, "last").meta["choices"]["compile"]
+
+
+def test_sequences_without_targets_add_nothing(runs: tuple[Path, dict]) -> None:
+    """The mean is over the targets of the step, and a step without any makes no update."""
+    folder = runs[0]
+    with pytest.MonkeyPatch.context() as patch, without_targets(set(MASKED)):
+        patch.chdir(folder)
+        assert train_script.main([*ALIKE, "--out_dir=masked-one"]) == 0
+    expected = losses(folder / "masked-one")
+    assert expected[4] is None and all(expected[step] > 0 for step in expected if step != 4)
+    for how in ("ddp", "fsdp"):
+        other = folder / f"masked-{how}"
+        assert_close(folder / "masked-one", other)
+        assert losses(other) == pytest.approx(expected, abs=1e-12)
+        assert open_checkpoint(other, "last").meta["steps_without_targets"] == 1
 
 
 def test_a_checkpoint_of_4_sharded_processes_goes_on_in_any_number_and_mode(runs: tuple[Path, dict]) -> None:

@@ -464,6 +464,10 @@ def test_what_is_missing_is_said_with_what_there_is(
     assert "(there is none yet)" in fails(script.main, "--show", "nope")
     for name in ("one", "two"):
         write_dataset(name, "abcd" * 200, "char", 0.5, [], quiet)
+    for arguments in (["one"], ["data/one"], ["data/one/"]):
+        assert re.search("data/one is there, .* add --input FILE", fails(script.main, *arguments))
+    for arguments in (["--show", "data/one"], ["--verify", "one/"]):
+        assert fails(script.main, *arguments).endswith("did you mean one?")
     for arguments in (["--show", "nope"], ["--verify", "nope"], ["nope"]):
         assert "there is no data set data/nope (there are: one, two)" in fails(script.main, *arguments)
 

@@ -5,12 +5,14 @@
 Starting Python and torch takes longer than all of them. What is measured, rank 0 prints as lines of JSON.
 """
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -24,6 +26,7 @@ from engine.parallel.sharding import copy_into, full_tensor, local_tensor, shard
 from engine.parallel.world import join
 from engine.shape import empty_model
 from model import GPTConfig
+from support.masking import without_targets
 
 EVENTS = {"ddp": "gloo:all_reduce", "fsdp": "c10d::_reduce_scatter_base_"}
 
@@ -41,6 +44,28 @@ def fails(*arguments: str) -> None:
     except UserError as error:
         say({"error": str(error)})
         dist.destroy_process_group()  # all processes have met the error; a script would end here
+
+
+def masked(numbers: list[int], *arguments: str) -> None:
+    """train.py where the sequences of these numbers have no targets."""
+    with without_targets(set(numbers)):
+        train_py(*arguments)
+
+
+def stumbles(*arguments: str) -> None:
+    """train.py where rank 1 has no compiler, and the others one that runs what it is given as it is."""
+
+    def missing(*_given: object) -> None:
+        raise RuntimeError("there is no compiler")
+
+    compile_model = torch.compile
+    torch.compile = functools.partial(
+        compile_model, backend=missing if os.environ["RANK"] == "1" else "eager"
+    )
+    try:
+        train_py(*arguments)
+    finally:
+        torch.compile = compile_model
 
 
 def count(*arguments: str) -> None:
@@ -117,7 +142,8 @@ def say(measured: dict[str, object]) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train_py, "fails": fails, "count": count, "holds": holds, "rounded": rounded
+    "train": train_py, "fails": fails, "masked": masked, "stumbles": stumbles, "count": count,
+    "holds": holds, "rounded": rounded,
 }  # fmt: skip
 
 for number, (name, *given) in enumerate(json.loads(sys.argv[1])):

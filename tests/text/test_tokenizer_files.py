@@ -22,8 +22,9 @@ from engine.text.byte_pairs import (
     SPLIT_PATTERN,
     BytePairTokenizer,
     MergesTokenizer,
+    OwnBytePairTokenizer,
 )
-from engine.text.characters import CharTokenizer
+from engine.text.characters import ByteTokenizer, CharTokenizer
 from engine.text.tokenizer import tokenizer_from_dict
 from engine.text.tokenizer_files import (
     UnsupportedTokenizer,
@@ -301,6 +302,25 @@ def test_added_tokens_go_out_and_come_back(trained: Path, tmp_path: Path) -> Non
         (exported / name).write_bytes(written)
     back = check_as_autotokenizer(exported, ADDED_TEXTS)
     assert back.to_dict() == ours.to_dict() and back.vocab_size == size + 2
+
+
+def test_an_old_tokenizer_json_that_does_not_name_its_model_is_read(trained: Path, tmp_path: Path) -> None:
+    content = json.loads((trained / "tokenizer.json").read_text())
+    del content["model"]["type"]
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert read_tokenizer(tmp_path).to_dict() == read_tokenizer(trained).to_dict()
+
+
+def test_bytes_with_a_token_that_ends_documents_are_read(tmp_path: Path) -> None:
+    content = json.loads(tokenizer_files(ByteTokenizer(), 24)["tokenizer.json"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert isinstance(read_tokenizer(tmp_path), ByteTokenizer)
+    content["added_tokens"] = [PLAIN | {"id": 256, "content": END_OF_TEXT}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    found = read_tokenizer(tmp_path)
+    assert isinstance(found, OwnBytePairTokenizer) and found.end_of_text == 256
+    assert found.encode(f"é b{END_OF_TEXT}").tolist() == [*"é b".encode(), 256]
 
 
 # ------------------------------------------------------------------------------------------------------------

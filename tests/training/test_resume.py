@@ -16,6 +16,7 @@ from engine.data import dataset
 from engine.data.order import training_starts
 from engine.text.characters import ByteTokenizer
 from engine.training import batches
+from engine.training.metrics import read_metrics
 from engine.weights.checkpoint import hash_of_meta, load, open_checkpoint, read_checkpoint
 
 REFERENCE = Path(__file__).parents[1] / "reference/format-1"
@@ -167,6 +168,59 @@ def test_sequences_are_the_same_for_1_2_and_4_processes_and_runs_change_hands(pl
             torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-12)
     finished = torchrun(place, 4, "train.py", *exact, "--out_dir=of2", "--init_from=resume", "--max_iters=22")
     assert finished.returncode == 0 and "resuming of2/checkpoints/step-00000020" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [
+        (
+            [],
+            ["--max_iters=40"],
+            "the learning rate goes from 0.00033 to 0.00195; --lr_decay_iters=20 keeps it",
+        ),
+        ([], ["--max_iters=40", "--lr_decay_iters=20"], None),
+        (
+            [],
+            ["--max_iters=40", "--learning_rate=1e-3"],
+            "--learning_rate=0.003 --lr_decay_iters=20 keeps it",
+        ),
+        (
+            ["--max_iters=10", "--lr_decay_iters=20"],
+            ["--lr_decay_iters=20", "--warmup_iters=2"],
+            "--warmup_iters=5",
+        ),
+        (
+            ["--schedule=linear", "--max_iters=10", "--lr_decay_iters=12"],
+            ["--schedule=linear", "--lr_decay_iters=12", "--decay_share=0.1"],
+            "--decay_share=0.5 keeps it",
+        ),
+        (
+            ["--optimizer=muon"],
+            ["--optimizer=muon", "--lr_decay_iters=20", "--max_iters=40", "--muon_learning_rate=0.1"],
+            "the muon learning rate goes from 0.0022 to 0.01; --muon_learning_rate=0.02 keeps it",
+        ),
+        (["--decay_lr=False"], ["--decay_lr=False", "--max_iters=40"], None),
+    ],
+)
+def test_a_jump_of_the_learning_rate_is_said_with_what_keeps_it(
+    place: Path, capsys: pytest.CaptureFixture[str], first: list[str], then: list[str], said: str | None
+) -> None:
+    quick = ("--out_dir=r", "--sample_tokens=0", "--eval_iters=1")
+    run_here(*quick, *first)
+    step = open_checkpoint(place / "r", "last").meta["step"]
+    capsys.readouterr()
+    run_here(*quick, "--init_from=resume", *then)
+    output = capsys.readouterr().out
+    (line,) = (line for line in output.splitlines() if line.startswith("resuming"))
+    assert ("learning rate goes" in line) == (said is not None)
+    if said is not None:
+        assert said in line
+        kept = [word for word in line.split("; ")[-1].split() if word.startswith("--")]
+        shutil.rmtree(place / "r")
+        run_here(*quick, *first)
+        run_here(*quick, "--init_from=resume", *then, *kept)
+        rates = {line["step"]: line["lr"] for line in read_metrics(place / "r/metrics.jsonl") if "lr" in line}
+        assert rates[step + 1] <= rates[step]
 
 
 def test_changed_data_is_announced_before_the_run_goes_on(

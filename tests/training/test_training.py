@@ -231,3 +231,19 @@ def test_a_loss_that_is_not_finite_stops_before_anything_of_it_is_saved(place: P
 def test_damage_to_a_checkpoint_of_a_stranger_is_one_sentence(place: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         load("out/nowhere")
+
+
+def test_importing_the_script_reads_no_command_line_and_help_imports_no_torch() -> None:
+    line = "import sys; sys.argv = ['x', '--nonsense']; import train; assert callable(train.update)"
+    imported = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert imported.returncode == 0, imported.stderr
+    for arguments, status in ((["--help"], 0), (["--nonsense=1"], 2)):
+        line = [sys.executable, "-X", "importtime", "train.py", *arguments]
+        answered = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+        assert answered.returncode == status and "torch" not in answered.stderr
+        assert ("learning_rate" in answered.stdout) == (status == 0)
+
+
+def test_a_path_with_a_space_is_quoted_where_it_is_to_be_copied(place: Path) -> None:
+    output = train(place, "--out_dir=out/a b", "--max_iters=1", "--sample_tokens=0")
+    assert output.splitlines()[-1].endswith("python sample.py --out_dir='out/a b'")
