@@ -85,7 +85,13 @@ def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> 
     if what in PRESETS:
         n_layer, n_head, n_embd, block_size, tied = PRESETS[what]
         return GPTConfig(
-            block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bias=True, tied_head=tied
+            block_size=block_size,
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_embd,
+            bias=True,
+            activation="gelu_tanh",
+            tied_head=tied,
         )
     if Path(what).is_dir():
         from engine.weights.checkpoint import open_checkpoint

@@ -108,7 +108,7 @@ def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> It
     """
     device = model.token_embedding.weight.device
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)  # (B, T)
-    logits = model(padded[:, :-1])[0]  # (B, T - 1, V)
+    logits = model(padded[:, :-1])  # (B, T - 1, V)
     for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
         end = len(row)
         scored = logits[index, end - 1 - count : end - 1]

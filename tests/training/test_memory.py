@@ -190,7 +190,7 @@ def test_a_run_that_does_not_fit_trains_with_smaller_batches_and_resumes_with_th
         assert "bit for bit" not in said
     monkeypatch.chdir(place)
     whole, halved = (open_checkpoint(place / name, "last") for name in ("whole", "halved"))
-    assert halved.meta["compute"]["batch_size"] == 1 and halved.meta["sequences"] == whole.meta["sequences"]
+    assert halved.meta["choices"]["batch_size"] == 1 and halved.meta["sequences"] == whole.meta["sequences"]
     for name, weight in whole.tensors("model").items():
         torch.testing.assert_close(halved.tensors("model")[name], weight, rtol=0, atol=1e-12)
     finished = command(place, "train.py", "--init_from=resume", "--out_dir=halved", "--max_iters=6")
