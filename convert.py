@@ -9,19 +9,20 @@ The source can be a run, gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMM
 folder in its GPT-2 layout, or a nanoGPT checkpoint, and any of them can go to any target.
 """
 
-from argparse import RawDescriptionHelpFormatter
+import shlex
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.command_line import Parser, run_script
+from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
 
 TARGETS = ("hf", "gguf", "run")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Read what the command line names, write what it asks for."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """The command line, checked. Raises UserError."""
+    parser = Parser(description=__doc__)
     parser.add_argument("source", help="a run, the name of a GPT-2, a folder, or a nanoGPT ckpt.pt")
     parser.add_argument(
         "--to", nargs=2, required=True, metavar=("KIND", "PLACE"), help="hf FOLDER, gguf FILE, or run FOLDER"
@@ -34,25 +35,47 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--block_size", type=int, help="keep so many positions (default: all)")
     options = parser.parse_args(arguments)
-    kind, place = options.to
-    if kind not in TARGETS:
-        raise UserError(f"--to {kind}: it can be {', '.join(TARGETS)}, and then the place to write to")
+    if options.to[0] not in TARGETS:
+        raise UserError(
+            f"--to {options.to[0]}: it can be {', '.join(TARGETS)}, and then the place to write to"
+        )
     if options.block_size is not None and options.block_size < 1:
         raise UserError(f"--block_size is {options.block_size}; it must be at least 1")
+    return options
 
-    from engine.weights.export import write_gguf, write_hugging_face, write_run
-    from engine.weights.pretrained import read_pretrained
 
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+from engine.weights.export import write_gguf, write_hugging_face, write_run
+from engine.weights.pretrained import Pretrained, read_pretrained
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Convert as a command line says."""
+    convert(read_options(arguments))
+
+
+def convert(options: Namespace) -> None:
+    """Read the weights, write them in the layout that is asked for."""
+    kind, place = options.to
     found = read_pretrained(options.source, options.checkpoint, options.text)
     if options.block_size is not None:
         found = found.with_block_size(options.block_size)
     {"hf": write_hugging_face, "gguf": write_gguf, "run": write_run}[kind](found, Path(place))
+    report(found, kind, place)
+
+
+def report(found: Pretrained, kind: str, place: str) -> None:
+    """Print what was written, what is not in it, and the command that loads it."""
     config = found.config
     print(
-        f"{options.source} → {place}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
+        f"{found.source} → {place}: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, "
         f"block {config.block_size}, vocabulary {config.vocab_size:,}"
     )
-    if found.tokenizer is None:
+    if found.tokenizer_problem is not None:
+        print(f"note: no tokenizer was written: {found.tokenizer_problem}")
+    elif found.tokenizer is None:
         print("note: no tokenizer came with these weights, so none was written")
     elif kind == "hf" and found.tokenizer.to_dict()["kind"] == "numbers":
         print("note: the vocabulary of these ids is unknown, so no tokenizer was written; add its files")
@@ -61,7 +84,15 @@ def main(arguments: Sequence[str]) -> None:
             "note: llama.cpp computes the tanh form of GELU, this model the exact one: "
             "its logits differ slightly"
         )
+    load = f"from transformers import AutoModelForCausalLM as M; print(M.from_pretrained({place!r}))"
+    next_step = {
+        "hf": ("to load it", ["python", "-c", load]),
+        "gguf": ("to sample from it", ["llama-cli", "-m", place]),
+        "run": ("to sample from it", ["python", "sample.py", f"--out_dir={place}"]),
+    }
+    words, command = next_step[kind]
+    print(f"{words}: {shlex.join(command)}")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(convert, OPTIONS)

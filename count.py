@@ -8,20 +8,19 @@
 A preset (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3), a configuration file or a run. Matrices are counted
 apart from positions, norms and biases. gpt3 has the shape of GPT-3 175B (Brown et al., 2020, table 2.1),
 with a head of its own.
+
+Memory to train is that of weights, gradients and AdamW's two moments, all in float32 (bfloat16 adds a copy of
+the weights for the products), and for each sequence what the backward pass needs, with a GPU's attention.
 """
 
 import dataclasses
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from engine.command_line import Parser, read_settings, run_script
+from engine.command_line import Parser, read_early, read_settings, run_script
 from engine.errors import UserError
 from engine.settings import TrainSettings
-
-if TYPE_CHECKING:  # torch comes with these; --help does without
-    from model import GPTConfig
 
 # n_layer, n_head, n_embd, block_size, tied_head. GPT-2: Radford et al. (2019) and the published weights.
 PRESETS = {
@@ -31,12 +30,13 @@ PRESETS = {
     "gpt2-xl": (48, 25, 1600, 1024, True),
     "gpt3": (96, 96, 12288, 2048, False),
 }
+BYTES = {"float32": 4, "bfloat16": 2}
 TOKENS_PER_PARAMETER = 20  # about the best use of a fixed amount of arithmetic (Hoffmann et al., 2022)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Count what the command line names and print it."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """The command line, checked. Raises UserError."""
+    parser = Parser(description=__doc__)
     parser.add_argument("what", help="a preset, a configuration file, or a run's folder")
     parser.add_argument("--cpu", action="store_true", help="apply the configuration file's part for CPUs")
     parser.add_argument(
@@ -54,19 +54,34 @@ def main(arguments: Sequence[str]) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} is {value}; it must be a number above 0")
+    return options
 
-    from engine.shape import count_by_matrix
 
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+from engine.device import Compute
+from engine.shape import MATRICES, count_parameters, flops_per_token
+from engine.training.memory import TrainingMemory
+from model import GPTConfig
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Count as a command line says."""
+    count(read_options(arguments))
+
+
+def count(options: Namespace) -> None:
+    """Print the tables of a model's parameters and costs."""
     config = find_config(options.what, options.cpu, options.vocab_size)
-    counts = count_by_matrix(config)
-    tokens = options.tokens or float(TOKENS_PER_PARAMETER * sum(counts.values()))
-    print("\n".join(report(options.what, config, counts, tokens, options.flops)))
+    parameters = sum(count_parameters(config).values())
+    tokens = options.tokens or float(TOKENS_PER_PARAMETER * parameters)
+    print("\n".join(table(options.what, config)), flush=True)
+    print("\n".join(costs(config, parameters, tokens, options.flops)))
 
 
-def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> "GPTConfig":
+def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> GPTConfig:
     """The shape that a preset, a configuration file or a run's folder stands for. Raises UserError."""
-    from model import GPTConfig
-
     if what in PRESETS:
         n_layer, n_head, n_embd, block_size, tied = PRESETS[what]
         return GPTConfig(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd, tied_head=tied)
@@ -89,42 +104,56 @@ def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> 
     raise UserError(f"{what} is no preset ({', '.join(PRESETS)}), no configuration file and no run's folder")
 
 
-def report(name: str, config: "GPTConfig", counts: dict[str, int], tokens: float, flops: float) -> list[str]:
-    """The lines that are printed."""
-    from engine.shape import APART, BYTES, MATRICES, sampling_memory, training_memory
-    from model import flops_per_token
-
-    matrices = sum(counts[key] for key in MATRICES)
-    total = sum(counts.values())
-    shape = ", ".join(
-        f"{field.name} {getattr(config, field.name)}"
-        for field in dataclasses.fields(config)
-        if field.name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-    )
+def table(name: str, config: GPTConfig) -> list[str]:
+    """The shape, and the parameters by role."""
+    counts = count_parameters(config)
+    matrices = sum(counts[role] for role in MATRICES)
+    names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+    shape = ", ".join(f"{field} {getattr(config, field)}" for field in names)
     lines = [f"{name}: {shape}", "", f"{'matrix':<14}{'parameters':>20}{'share':>9}"]
-    for key in MATRICES:
-        shared = key == "unembedding" and config.tied_head
-        share = "  (the embedding, used again)" if shared else f"{counts[key] / matrices:>9.2%}"
-        lines.append(f"{key:<14}{counts[key]:>20,}{share}")
+    for role in MATRICES:
+        shared = role == "unembedding" and config.tied_head
+        share = "  (the embedding, used again)" if shared else f"{counts[role] / matrices:>9.2%}"
+        lines.append(f"{role:<14}{counts[role]:>20,}{share}")
     lines.append(f"{'all matrices':<14}{matrices:>20,}{1:>9.2%}")
-    lines += [f"{key:<14}{counts[key]:>20,}" for key in APART]
-    lines += [f"{'everything':<14}{total:>20,}", ""]
+    lines += [f"{role:<14}{count:>20,}" for role, count in counts.items() if role not in MATRICES]
+    return [*lines, f"{'everything':<14}{sum(counts.values()):>20,}", ""]
 
+
+def costs(config: GPTConfig, parameters: int, tokens: float, flops: float) -> list[str]:
+    """Arithmetic, memory and time, in lines."""
     training = flops_per_token(config)
-    lines.append(
-        f"FLOPs per token at {config.block_size} positions: {training:,} to train, {training // 3:,} to read"
-    )
-    lines.append(f"{'memory':<10}{'to train':>12}{'+ a sequence':>14}{'to sample':>12}{'+ a sequence':>14}")
-    for dtype in BYTES:
-        sizes = training_memory(config, total, dtype) + sampling_memory(config, total, dtype)
+    lines = [
+        f"FLOPs per token at {config.block_size} positions: {training:,} to train, {training // 3:,} to read",
+        f"{'memory':<10}{'to train':>12}{'+ a sequence':>14}{'to sample':>12}{'+ a sequence':>14}",
+    ]
+    for dtype, size in BYTES.items():
+        copies, sequence = activation_bytes(config, dtype)
+        cache = 2 * config.n_layer * config.block_size * config.n_embd * size  # keys and values
+        sizes = 16 * parameters + copies, sequence, parameters * size, cache
         cells = [in_bytes(size) for size in sizes]
         lines.append(f"{dtype:<10}{cells[0]:>12}{cells[1]:>14}{cells[2]:>12}{cells[3]:>14}")
     work = tokens * training
-    lines.append(
-        f"training on {tokens:,.0f} tokens takes {work:.3g} FLOPs: "
-        f"{in_time(work / flops)} at {flops:.3g} FLOP/s"
+    duration = in_time(work / flops)
+    return [
+        *lines,
+        f"training on {tokens:,.0f} tokens takes {work:.3g} FLOPs: {duration} at {flops:.3g} FLOP/s",
+    ]
+
+
+def activation_bytes(config: GPTConfig, dtype: str) -> tuple[int, int]:
+    """What autograd saves on a GPU: bytes of copies of the weights, and of a sequence.
+
+    Counted for one layer and for two, since every further one adds the same.
+    """
+    compute, settings = Compute("cuda", dtype, False, 1), TrainSettings()
+    shapes = (dataclasses.replace(config, n_layer=layers) for layers in (1, 2))
+    one, two = (TrainingMemory(shape, settings, compute) for shape in shapes)
+    copies, both = (
+        one.saved_bytes(number) + (config.n_layer - 1) * (two.saved_bytes(number) - one.saved_bytes(number))
+        for number in (0, 1)
     )
-    return lines
+    return copies, both - copies
 
 
 def in_bytes(size: float) -> str:
@@ -145,4 +174,4 @@ def in_time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(count, OPTIONS)

@@ -1,6 +1,7 @@
 """Score a model.
 
-    python eval.py out/shakespeare_char                                  its data set's validation split
+    python eval.py                                                       the newest run's validation split
+    python eval.py out/shakespeare_char                                  that of another run
     python eval.py gpt2 --dataset shakespeare --stride 512               a sliding window over a data set
     python eval.py gpt2 --text book.txt                                  any text
     python eval.py gpt2-medium --tasks hellaswag lambada                 public benchmarks, zero-shot
@@ -13,43 +14,90 @@ docs/evaluation.md says more.
 
 import dataclasses
 import json
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engine.command_line import Parser, run_script
+from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
 
-if TYPE_CHECKING:
-    from engine.weights.pretrained import Pretrained
-    from model import GPT
-
 TASKS = ("loss", "hellaswag", "lambada")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """The command line, checked. Raises UserError."""
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add(
+        "model",
+        nargs="?",
+        help="a run, the name of a GPT-2, a folder, or a nanoGPT ckpt.pt (default: the newest run in out/)",
+    )
+    add("--tasks", nargs="+", choices=TASKS, default=["loss"], help="default: loss")
+    add("--dataset", help="for loss: a prepared data set (default: the one of the run)")
+    add("--split", choices=("train", "val"), default="val", help="its split (default: val)")
+    add("--text", type=Path, help="for loss: a text file in UTF-8, in place of a data set")
+    add("--stride", type=int, help="tokens that a window moves on by (default: block_size, no overlap)")
+    add("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl (default: downloaded)")
+    add("--lambada", type=Path, metavar="FILE", help="lambada_test.jsonl (default: downloaded)")
+    add("--limit", type=int, help="the first so many examples, or tokens of a text (default: all)")
+    add("--batch_size", type=int, default=8, help="sequences at a time (default: 8)")
+    add("--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
+    add("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    add("--threads", type=int, help="CPU threads (default: the machine's cores)")
+    add("--output", type=Path, metavar="FILE", help="write the figures to a JSON file as well")
+    options = parser.parse_args(arguments)
+    for name in ("stride", "limit", "batch_size", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
+    return options
+
+
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+import torch
+
+from engine.data.dataset import open_dataset
+from engine.device import Compute, choose_threads, find_device
+from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
+from engine.measure.scoring import score_text
+from engine.system import write_whole
+from engine.weights.checkpoint import find_runs
+from engine.weights.pretrained import Pretrained, read_pretrained
+from model import GPT
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Score as a command line says."""
+    score(read_options(arguments))
+
+
+def score(options: Namespace) -> None:
     """Load the model, run the tasks, print a line for each figure."""
-    options = read_options(arguments)
-
-    from engine.device import Choices, choose_threads, find_device
-    from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
-    from engine.weights.pretrained import read_pretrained
-
+    if options.model is None:
+        runs = find_runs()
+        if not runs:
+            raise UserError(
+                "there is no run in out/ to score; train one: python train.py configs/shakespeare_char.py"
+            )
+        options.model = str(runs[0])
+        print(f"the newest run: {options.model}")
     device = find_device(options.device)
-    choices = Choices(device.type, options.dtype, False, choose_threads(options.threads, 1))
-    choices.apply()
+    compute = Compute(device.type, options.dtype, False, choose_threads(options.threads, 1))
+    compute.apply()
     found = read_pretrained(options.model, options.checkpoint)
-    model = found.model(device, choices.weights_dtype()).eval()
-    results: dict[str, Any] = {
-        "model": options.model,
-        "dtype": options.dtype,
-        "block_size": model.config.block_size,
-    }
-    with choices.autocast():
+    model = found.model(device, compute.weights_dtype()).eval()
+    results: dict[str, Any] = {"model": options.model, "dtype": options.dtype}
+    results["block_size"] = model.config.block_size
+    with compute.autocast():
         for task in options.tasks:
             if task == "loss":
-                scores = evaluate_text(options, found, model)
+                scores = score_data(options, found, model)
             elif task == "hellaswag":
                 examples = read_hellaswag(options.hellaswag, options.limit)
                 scores = score_hellaswag(model, found.known_tokenizer(), examples, options.batch_size)
@@ -59,61 +107,11 @@ def main(arguments: Sequence[str]) -> None:
             report(task, scores)
             results[task] = dataclasses.asdict(scores)
     if options.output is not None:
-        from engine.system import write_whole
-
         write_whole(options.output, json.dumps(results, indent=1).encode())
 
 
-def read_options(arguments: Sequence[str]) -> Namespace:
-    """The command line, checked. Raises UserError."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("model", help="a run, the name of a GPT-2, a folder, or a nanoGPT ckpt.pt")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["loss"], help="default: loss")
-    parser.add_argument("--dataset", help="for loss: a prepared data set (default: the one of the run)")
-    parser.add_argument("--split", choices=("train", "val"), default="val", help="its split (default: val)")
-    parser.add_argument("--text", type=Path, help="for loss: a text file in UTF-8, in place of a data set")
-    parser.add_argument(
-        "--stride", type=int, help="tokens that a window moves on by (default: block_size, no overlap)"
-    )
-    parser.add_argument(
-        "--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl (default: downloaded)"
-    )
-    parser.add_argument(
-        "--lambada", type=Path, metavar="FILE", help="lambada_test.jsonl (default: downloaded)"
-    )
-    parser.add_argument(
-        "--limit", type=int, help="the first so many examples, or tokens of a text (default: all)"
-    )
-    parser.add_argument("--batch_size", type=int, default=8, help="sequences at a time (default: 8)")
-    parser.add_argument(
-        "--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)"
-    )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16", "float64"),
-        default="float32",
-        help="default: float32",
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the machine's cores)")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the figures to a JSON file as well"
-    )
-    options = parser.parse_args(arguments)
-    for name in ("stride", "limit", "batch_size", "threads"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
-    return options
-
-
-def evaluate_text(options: Namespace, found: "Pretrained", model: "GPT") -> Any:
+def score_data(options: Namespace, found: Pretrained, model: GPT) -> Any:
     """The scores of a text file, or of a data set's split. Raises UserError."""
-    import torch
-
-    from engine.measure.scoring import score_text
-
     block_size = model.config.block_size
     stride = options.stride or block_size
     if stride > block_size:
@@ -128,10 +126,8 @@ def evaluate_text(options: Namespace, found: "Pretrained", model: "GPT") -> Any:
     return score_text(model, torch.from_numpy(ids), bytes_per_token, stride, options.batch_size)
 
 
-def read_ids(options: Namespace, found: "Pretrained") -> tuple[Any, float | None]:
+def read_ids(options: Namespace, found: Pretrained) -> tuple[Any, float | None]:
     """The token ids to score, (tokens,) int64, and the bytes of text for each, where known. UserError."""
-    from engine.data.dataset import open_dataset
-
     if options.text is not None:
         tokenizer = found.known_tokenizer()
         try:
@@ -168,4 +164,4 @@ def report(task: str, scores: Any) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(score, OPTIONS)

@@ -1,138 +1,75 @@
-"""A GPT in one file: token ids go in, logits and a loss come out.
+"""A GPT in one file: token ids go in, logits or a loss come out.
 
-The network is GPT-2's (Radford et al., 2019): learned position embeddings, pre-norm blocks of causal
-self-attention (Vaswani et al., 2017) and a GELU MLP, a final LayerNorm, a head tied to the token embedding.
+The network is GPT-2's (Radford et al., 2019): embeddings of tokens and positions, pre-norm blocks of causal
+self-attention (Vaswani et al., 2017) and an MLP, a final LayerNorm, a head tied to the token embedding.
+
+Read first: GPTConfig, CausalSelfAttention, MLP, Block and GPT.forward. Skip at first: rotary positions, token
+shift and `positions_and_mask`, which serves documents and the cache of keys and values.
 
 Shapes: B sequences, T positions, C channels (n_embd), H heads, D = C / H channels of one head, V vocabulary.
 
     model = GPT(GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
     model.init_weights(seed=1337)
-    logits, loss = model(ids, targets)          # (B, T, V) and the mean cross-entropy in nats
-    new_ids = model.generate(ids, max_new_tokens=100, temperature=0.8)
+    logits = model(ids)                                  # (B, T, V)
+    loss = model(ids, targets) / targets.numel()         # the mean cross-entropy in nats
+    longer = model.generate(ids, max_new_tokens=100, temperature=0.8)
+
+engine/kernels.py computes the same faster, engine/generation.py samples with a cache of keys and values.
 """
 
+import dataclasses
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu2")
-
-
-POSITIONS = ("learned", "rotary")
-
-
-ATTENTION_KERNELS = ("sdpa", "matmul")
-
-
-LARGEST_LOGITS = 2**28  # beyond 1 GiB in fp32 the logits of a micro-batch would take most of the memory
-
-
-LARGEST_CHUNK = 2**26
-
-
-UNIFORMS_AT_ONCE = 256  # random numbers of a sample that are drawn together
-
-
-LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
+Rotation = tuple[Tensor, Tensor] | None  # cosines and sines of the positions' angles
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT, and nothing about how it is trained. The defaults are GPT-2 small's.
+    """The shape of a GPT, and nothing about how it is trained.
 
-    With `separator`, the id of a token that begins a document, the model reads each document as if it
-    stood alone: nothing before its separator is seen, and positions count from there.
+    All fields but `vocab_size` and `separator`, which follow from the data, are settings of train.py, and the
+    comments behind them are what `--help` prints.
     """
 
-    vocab_size: int = 50257
-    block_size: int = 1024
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    dropout: float = 0.0
-    bias: bool = True
-    activation: str = "gelu_tanh"
-    tied_head: bool = True
-    position: str = "learned"
-    qk_norm: bool = False
-    zero_init: bool = False
-    token_shift: bool = False
-    separator: int | None = None
+    vocab_size: int = 50257  # entries of the vocabulary
+    block_size: int = 1024  # positions that the model sees at once
+    n_layer: int = 12  # number of blocks
+    n_head: int = 12  # attention heads of a block
+    n_embd: int = 768  # channels of the residual stream
+    dropout: float = 0.0  # fraction of activations dropped in training
+    bias: bool = False  # biases in linear layers and layer norms, as in GPT-2
+    activation: Literal["gelu", "gelu_tanh", "relu2"] = "gelu"  # of the MLP; gelu_tanh: OpenAI's form of GELU
+    tied_head: bool = True  # the head shares the token embedding's matrix
+    position: Literal["learned", "rotary"] = "learned"  # an embedding, or rotated queries and keys
+    qk_norm: bool = False  # normalise queries and keys
+    zero_init: bool = False  # start the blocks' output projections at zero
+    token_shift: bool = False  # add a learned share of the embedding of the token before
+    separator: int | None = None  # the token that begins a document, each read as if alone; None: one text
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), typing.get_args(field.type)
+            if field.type is int and value < 1:
+                raise ValueError(f"{field.name} is {value}; it must be at least 1")
+            if typing.get_origin(field.type) is Literal and value not in choices:
+                raise ValueError(f"{field.name} is {value!r}; it can be {' or '.join(choices)}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {self.activation!r}; it can be {' or '.join(ACTIVATIONS)}")
-        if self.position not in POSITIONS:
-            raise ValueError(f"position is {self.position!r}; it can be {' or '.join(POSITIONS)}")
-        if self.separator is not None and not 0 <= self.separator < self.vocab_size:
-            raise ValueError(
-                f"separator is {self.separator}; it must be an id below {self.vocab_size}, or None"
-            )
-        if self.position == "rotary" and self.n_embd // self.n_head % 2:
-            raise ValueError(
-                f"rotary positions turn pairs of channels, and a head has {self.n_embd // self.n_head}"
-            )
-
-
-def count_parameters(config: GPTConfig) -> dict[str, int]:
-    """Parameters by role, from the configuration alone; their sum is the number the module holds."""
-    width, layers, bias = config.n_embd, config.n_layer, int(config.bias)
-    return {
-        "token_embedding": config.vocab_size * width,
-        "position_embedding": config.block_size * width if config.position == "learned" else 0,
-        "token_shift": width if config.token_shift else 0,
-        "attention": layers * (4 * width * width + bias * 4 * width),
-        "mlp": layers * (8 * width * width + bias * 5 * width),
-        "norms": (2 * layers + 1) * (1 + bias) * width,
-        "head": 0 if config.tied_head else config.vocab_size * width,
-    }
-
-
-def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
-    """Floating-point operations of one training token, forward and backward: 6 N + 12 L C T.
-
-    N leaves out the position embedding, which is added and not multiplied (and the token embedding where an
-    untied head does its multiplications). The formula is that of PaLM (Chowdhery et al., 2022, appendix B).
-    `length` is T, by default `block_size`.
-    """
-    counts = count_parameters(config)
-    looked_up = counts["position_embedding"] + (0 if config.tied_head else counts["token_embedding"])
-    context = config.block_size if length is None else length
-    return 6 * (sum(counts.values()) - looked_up) + 12 * config.n_layer * config.n_embd * context
-
-
-class KVCache:
-    """Keys and values of the positions already seen, so that each new token costs one position.
-
-    The caller makes it and passes it to `GPT.features`, which writes into it and advances `length`.
-    `starts` (B,) holds the index at which each row's text, or its last document, begins; None: all at 0.
-    """
-
-    def __init__(self, model: "GPT", batch: int, starts: Tensor | None = None) -> None:
-        config, weight = model.config, model.token_embedding.weight
-        shape = (2, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        # Keys and values of each layer, (2, B, H, T, D); on a CPU in fp32 at least, where one query takes a
-        # sixth of its time in bf16.
-        halves = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
-        dtype = torch.float32 if halves else weight.dtype
-        self.layers = [weight.new_zeros(shape, dtype=dtype) for _ in range(config.n_layer)]
-        self.last = weight.new_zeros(batch, config.n_embd)  # the last position's token embedding
-        self.starts = starts
-        self.length = 0
+        if self.n_embd % self.n_head:
+            fitting = self.n_head * max(1, round(self.n_embd / self.n_head))
+            raise ValueError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; try {fitting}")
+        if self.position == "rotary" and (width := self.n_embd // self.n_head) % 2:
+            raise ValueError(f"rotary positions turn pairs of channels, and a head has {width}")
 
 
 class CausalSelfAttention(nn.Module):
@@ -142,112 +79,43 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.qk_norm = config.qk_norm
-        self.dropout = config.dropout
-        self.kernel = "sdpa"
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.attend = scaled_dot_product_attention
+        self.attention_dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor] | None = None,
-        mask: Tensor | None = None,
-        cached: Tensor | None = None,
-        seen: int = 0,
-    ) -> Tensor:
-        """(B, T, C) to (B, T, C). `rotation` turns queries and keys.
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Any) -> Tensor:
+        """(B, T, C) to (B, T, C). `mask` is added to the scores; None: just causal.
 
-        `mask` is added to the scores; None: just causal. `cached` (2, B, H, block_size, D) holds this layer's
-        keys and values, `seen` positions of them so far.
+        `cache` is one layer's of engine/generation.py: it takes new keys and values and gives all, S of them.
         """
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        if self.kernel == "matmul":
-            qkv = qkv.contiguous()  # one copy here saves three below
-        pair, value = qkv.split((2, 1))  # split, not indexed: the backward pass joins them in one copy
-        if self.qk_norm:  # scores that cannot grow bear a higher learning rate (Dehghani et al., 2023)
-            pair = F.layer_norm(pair, pair.shape[-1:])
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if self.qk_norm:  # bounded scores allow a higher learning rate (Dehghani et al., 2023)
+            query, key = F.layer_norm(query, query.shape[-1:]), F.layer_norm(key, key.shape[-1:])
         if rotation is not None:
-            pair = rotate(pair, *rotation)
-        (query, key), value = pair, value.squeeze(0)  # each (B, H, T, D)
-        if cached is not None:
-            new = cached.narrow(3, seen, T)
-            new[0].copy_(key), new[1].copy_(value)
-            query, (key, value) = query.to(cached.dtype), cached.narrow(3, 0, seen + T)  # (B, H, S, D)
-        attend = attend_by_matmul if self.kernel == "matmul" and T > 1 else attend_by_sdpa
-        mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        mixed = mixed.transpose(1, 2).reshape(B, T, C)
-        if cached is not None:
-            mixed = mixed.to(x.dtype)
-        return drop(self.out(mixed), self.dropout, self.training)
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
+        if cache is not None:
+            key, value = cache.extend(key, value)  # (B, H, S, D)
+        mixed = self.attend(query, key, value, mask, self.attention_dropout if self.training else 0.0)
+        return self.dropout(self.out(mixed.transpose(1, 2).reshape(B, T, C)))
 
 
-def drop(x: Tensor, share: float, training: bool) -> Tensor:
-    """Dropout in training (Srivastava et al., 2014); elsewhere the tensor itself, at no cost.
-
-    On a CPU the random numbers are what it costs, so four of 16 bits come out of each draw of 64.
-    """
-    if not training or share == 0:
-        return x
-    cut = round(share * 2**16)
-    if x.device.type != "cpu" or not 0 < cut < 2**16:
-        return F.dropout(x, share)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= cut - 2**15
-    return x * (kept.to(x.dtype) * (2**16 / (2**16 - cut)))
-
-
-def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for positions (T,) or (B, T): (T, D) or (B, 1, T, D), to pass to `rotate`.
-
-    Channel pair i of D / 2 turns by 10000^(-2i / D) a position (Su et al., 2021). The pairs are
-    (i, i + D / 2), and the sines of the first half carry the minus sign of a rotation.
-    """
-    frequencies = 10000.0 ** (
-        -torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    )
-    angles = positions[..., None].float() * frequencies  # (…, T, D / 2)
-    cosines, sines = angles.cos(), angles.sin()
-    pair = torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
-    cosines, sines = (tensor.to(dtype) for tensor in pair)
-    return (cosines, sines) if positions.dim() == 1 else (cosines[:, None], sines[:, None])
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """(…, T, D) turned by position, so that scores depend on distances alone."""
-    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines).to(x.dtype)
-
-
-def attend_by_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """softmax(Q Kᵀ / √D) V by PyTorch's fused kernels: fastest on GPUs, for long texts and single queries."""
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """softmax(Q Kᵀ / √D + mask) V, (B, H, T, D), from queries (B, H, T, D), keys and values (B, H, S, D)."""
     causal = mask is None and query.shape[2] > 1
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
 
 
-def attend_by_matmul(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
-) -> Tensor:
-    """The same, written out: the fastest on a CPU for short texts."""
-    B, H, T, D = query.shape
-    S = key.shape[2]
-    if mask is None:
-        mask = causal_mask(T, query.dtype, query.device)
-    elif mask.dim() == 4:  # one mask for each row of the batch
-        mask = mask.expand(B, H, T, S).reshape(B * H, T, S)
-    query, key, value = (tensor.reshape(B * H, -1, D) for tensor in (query, key, value))
-    scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=D**-0.5)  # (B·H, T, S)
-    weights = drop(scores.softmax(dim=-1), dropout, True)
-    return torch.bmm(weights, value).view(B, H, T, D)
-
-
-def causal_mask(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(T, T): 0 where a position may look, -inf where it would look ahead."""
-    return torch.full((T, T), -math.inf, dtype=dtype, device=device).triu(1)
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)² (So et al., 2021, "Primer")."""
-    return x.relu().square()
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),  # OpenAI's form
+    "relu2": lambda x: x.relu().square(),  # So et al., 2021 ("Primer")
+}
 
 
 class MLP(nn.Module):
@@ -256,14 +124,13 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        gelu = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
-        self.activation = squared_relu if config.activation == "relu2" else gelu
+        self.activation = ACTIVATIONS[config.activation]
         self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        return drop(self.down(self.activation(self.up(x))), self.dropout, self.training)
+        return self.dropout(self.down(self.activation(self.up(x))))
 
 
 class Block(nn.Module):
@@ -275,16 +142,9 @@ class Block(nn.Module):
         self.attention = CausalSelfAttention(config)
         self.mlp_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
-        self.recompute = False
 
-    def forward(self, x: Tensor, *context: object) -> Tensor:
-        """(B, T, C) to (B, T, C). `context` is what `CausalSelfAttention.forward` takes beside x."""
-        if self.recompute and self.training:
-            return checkpoint(self.compute, x, *context, use_reentrant=False)
-        return self.compute(x, *context)
-
-    def compute(self, x: Tensor, *context: object) -> Tensor:
-        """What `forward` returns. Run again in the backward pass, it draws the same dropout."""
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        """(B, T, C) to (B, T, C). `context` is what CausalSelfAttention.forward takes beside x."""
         x = x + self.attention(self.attention_norm(x), *context)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -300,323 +160,158 @@ class GPT(nn.Module):
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         if config.token_shift:
             self.token_shift = nn.Parameter(torch.empty(config.n_embd))
+        self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied_head:
             self.head.weight = self.token_embedding.weight
-
-    @classmethod
-    def empty(
-        cls, config: GPTConfig, device: torch.device | str, dtype: torch.dtype = torch.float32
-    ) -> "GPT":
-        """A GPT on a device, with memory for its weights and nothing meaningful in it."""
-        with torch.device("meta"):
-            model = cls(config).to(dtype)
-        model.to_empty(device=device)
-        if config.tied_head:
-            model.head.weight = model.token_embedding.weight
-        short = torch.device(device).type == "cpu" and config.block_size <= LONGEST_FOR_MATMUL
-        model.use_attention_kernel("matmul" if short else "sdpa")
-        return model
+        self.loss = sum_of_losses
 
     @torch.no_grad()
-    def init_weights(self, seed: int, put: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
-        """Draw GPT-2's initial weights, each parameter from a stream of its own: a function of (seed, name).
+    def init_weights(self, seed: int, copy: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+        """Draw the initial weights, each parameter from a stream of its own: a function of (seed, name).
 
-        `put(parameter, value)` copies, where a process holds but a slice of each parameter, that slice.
-
-        matrices and embeddings   normal, standard deviation 0.02
-        attention.out, mlp.down   normal, 0.02 / √(2 n_layer), as all 2 n_layer add to the residual stream;
-                                  with `zero_init` 0, so that every block begins as the identity
-        biases, token_shift       0
-        LayerNorm weights         1
+        `copy(parameter, value)` sets a parameter; a sharded model's copies only the slice that is there.
         """
         for name, parameter in self.named_parameters():
-            if name.endswith("bias") or name == "token_shift":
-                parameter.zero_()
-            elif parameter.dim() == 1:
-                parameter.fill_(1.0)
-            else:
-                std = 0.02
-                if name.endswith(("attention.out.weight", "mlp.down.weight")):
-                    std = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
-                stream = torch.Generator().manual_seed(derive_seed(seed, "weights", name))
-                put(parameter, torch.randn(parameter.shape, generator=stream) * std)
+            mean, deviation = self.initial_distribution(name)
+            stream = torch.Generator().manual_seed(derive_seed(seed, "weights", name))
+            copy(parameter, mean + deviation * torch.randn(parameter.shape, generator=stream))
 
-    def use_attention_kernel(self, kernel: str) -> None:
-        """Compute attention by "sdpa" or by "matmul": the same result to rounding, at different speeds."""
-        if kernel not in ATTENTION_KERNELS:
-            raise ValueError(f"attention kernel {kernel!r}; it can be {' or '.join(ATTENTION_KERNELS)}")
-        for block in self.blocks:
-            block.attention.kernel = kernel
+    def initial_distribution(self, name: str) -> tuple[float, float]:
+        """Mean and standard deviation of a parameter's initial values, a normal distribution (GPT-2's rules).
 
-    def recompute_blocks(self, recompute: bool) -> None:
-        """In training, keep only the blocks' inputs for the backward pass, and compute the rest again there.
+        Linear layers, embeddings   0, 0.02
+        attention.out, mlp.down     0, 0.02 / √(2 n_layer), as all 2 n_layer add to the residual stream;
+                                    with `zero_init` 0, so that every block begins as the identity
+        biases, token_shift         0
+        norms                       1
 
-        The result is the same, dropout included. Chen et al., 2016.
+        Raises ValueError for a parameter that no rule covers.
         """
-        for block in self.blocks:
-            block.recompute = recompute
+        path, _, kind = name.rpartition(".")
+        module = self.get_submodule(path)
+        if name.endswith(("attention.out.weight", "mlp.down.weight")):
+            return 0.0, 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
+        if kind in ("bias", "token_shift"):
+            return 0.0, 0.0
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            return 0.0, 0.02
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            return 1.0, 0.0
+        raise ValueError(
+            f"{name} has no rule for its initial values; add one to GPT.initial_distribution in model.py, "
+            f"such as: if kind == {kind!r}: return 0.0, 0.02"
+        )
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """Logits (B, T, V) for ids (B, T); with targets (B, T), also the mean cross-entropy in nats.
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) for ids (B, T); with targets (B, T), the sum of their cross-entropies in nats.
 
-        Targets of -100 are left out of the mean. With targets and more than `LARGEST_LOGITS` numbers, the
-        logits are None: the loss is computed without holding them. Raises ValueError where T exceeds
-        `block_size`.
+        Targets of -100 do not count; the sum of none is 0. Raises ValueError where T exceeds `block_size`.
         """
         features = self.features(ids)
-        if targets is not None and ids.numel() * self.config.vocab_size > LARGEST_LOGITS:
-            rows = max(1, LARGEST_CHUNK // self.config.vocab_size)
-            return None, ChunkedCrossEntropy.apply(
-                features.flatten(0, 1), self.head.weight, targets.reshape(-1), rows
-            )
-        logits = self.head(features)
-        if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+        return self.head(features) if targets is None else self.loss(features, self.head, targets)
 
-    def features(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The last block's normalised output (B, T, C), to which the head is applied.
-
-        With a cache, `ids` continue the positions that it holds, and the cache grows by them.
-        """
-        T, seen = ids.shape[1], 0 if cache is None else cache.length
-        dtype = self.token_embedding.weight.dtype if cache is None else cache.layers[0].dtype
-        if seen + T > self.config.block_size:
-            raise ValueError(f"{seen + T} positions do not fit into block_size {self.config.block_size}")
-        positions = torch.arange(seen, seen + T, device=ids.device)
-        starts, mask = self.starts_of_text(ids, positions, cache), None
-        if starts is not None:
-            mask = bounded_mask(positions, starts, seen + T, dtype)
-            positions = (positions - starts).clamp(min=0)  # (B, T)
-        elif seen and T > 1:
-            mask = bounded_mask(positions, positions.new_zeros(1, 1), seen + T, dtype)
+    def features(self, ids: Tensor, cache: Any = None) -> Tensor:
+        """The normalised output (B, T, C) that the head reads. With a cache, `ids` continue its positions."""
+        positions, mask = self.positions_and_mask(ids, cache)
         x, rotation = self.token_embedding(ids), None  # (B, T, C)
         if self.config.token_shift:
-            x = self.shifted(x, positions, cache)
+            x = self.shift(x, positions, cache)
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
         else:
             rotation = rotary_angles(positions, self.config.n_embd // self.config.n_head, x.dtype)
-        x = drop(x, self.config.dropout, self.training)
+        x = self.dropout(x)
         for index, block in enumerate(self.blocks):
-            x = block(x, rotation, mask, None if cache is None else cache.layers[index], seen)
-        if cache is not None:
-            cache.length += T
+            x = block(x, rotation, mask, None if cache is None else cache.layers[index])
         return self.final_norm(x)
 
-    def shifted(self, x: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
-        """Token embeddings (B, T, C), each with a share, learned for each channel, of the one before it.
-
-        The first position of a text or document has none before it. The idea is RWKV's (Peng et al., 2023).
-        """
+    def shift(self, x: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Embeddings (B, T, C), each with a learned share of the one before (as RWKV; Peng et al., 2023)."""
         before = x.roll(1, dims=1)
         if cache is not None:
-            before[:, 0], cache.last = cache.last, x[:, -1]
-        return x + self.token_shift * before * (positions > 0)[..., None]
+            before[:, 0], cache.last_embedding = cache.last_embedding, x[:, -1]
+        return x + self.token_shift * before * (positions > 0)[..., None]  # the first has none before it
 
-    def starts_of_text(self, ids: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor | None:
-        """The first index that each of `positions` (T,) may look at, (B, T) or (B, 1); None: 0 for all.
+    def positions_and_mask(self, ids: Tensor, cache: Any) -> tuple[Tensor, Tensor | None]:
+        """Positions (T,), or (B, T) where they differ by row, and a mask (B, 1, T, S); None: just causal.
 
-        A cache tells where rows padded on the left begin; it learns where their last documents begin.
+        A row starts at its last separator, or where the cache says that its padding ends: positions count
+        from there, and nothing before it is seen. The cache learns where the last document starts.
         """
-        starts = None if cache is None or cache.starts is None else cache.starts[:, None]
-        if self.config.separator is None:
-            return starts
-        documents = torch.where(ids == self.config.separator, positions, 0).cummax(dim=1).values
-        starts = documents if starts is None else torch.maximum(documents, starts)
-        if cache is not None:
-            cache.starts = starts[:, -1]
-        return starts
+        T, seen = ids.shape[1], 0 if cache is None else cache.length
+        if seen + T > self.config.block_size:
+            raise ValueError(f"{seen + T} positions do not fit into block_size {self.config.block_size}")
+        positions = torch.arange(seen, seen + T, device=ids.device)
+        starts = None if cache is None or cache.starts is None else cache.starts[:, None]  # (B, 1)
+        if self.config.separator is not None:
+            documents = torch.where(ids == self.config.separator, positions, 0).cummax(dim=1).values
+            starts = documents if starts is None else torch.maximum(documents, starts)  # (B, T)
+            if cache is not None:
+                cache.starts = starts[:, -1]
+        if starts is None and (seen == 0 or T == 1):
+            return positions, None
+        starts = positions.new_zeros(1, 1) if starts is None else starts
+        key, query = torch.arange(seen + T, device=ids.device), positions[:, None]  # (S,), (T, 1)
+        # A padded position sees itself, so that no row is empty.
+        visible = (key <= query) & ((key >= starts[..., None]) | (key == query))  # (B, T, S)
+        dtype = self.token_embedding.weight.dtype if cache is None else cache.dtype
+        mask = torch.zeros(visible.shape, dtype=dtype, device=ids.device).masked_fill(~visible, -math.inf)
+        return (positions - starts).clamp(min=0), mask[:, None]
 
     @torch.inference_mode()
-    def stream(
-        self,
-        ids: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-        first_index: int = 0,
-        n_tokens: int | None = None,
-        starts: Tensor | None = None,
-    ) -> Iterator[Tensor]:
-        """Continue prompts (B, T) one token at a time; yields each step's tokens, (B,).
+    def generate(
+        self, ids: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> Tensor:
+        """The prompts (B, T) and `max_new_tokens` more, drawn one after another: (B, T + max_new_tokens).
 
-        Row b draws from a stream of its own, a function of (`seed`, `first_index` + b), so a sample does not
-        depend on the batch that it is drawn in. `temperature` 0 takes the most probable token. `n_tokens` is
-        the tokenizer's vocabulary where the model's is padded: no id beyond it is drawn. `starts` (B,) marks
-        where each row's text begins in prompts padded on the left. What the other options do to the
-        distribution is said at `penalise` and `next_token_probabilities`.
-
-        The model sees at most `block_size` positions. When they are full, the older half is dropped and the
-        newer read again, so it always sees half of them or more.
+        The specification of `engine.generation.generate`. Beyond `block_size` the two differ: here each token
+        sees the newest `block_size`, read anew for each; there the older half is dropped when they are full.
         """
-        batch, prompt_length = ids.shape
-        if prompt_length == 0:
-            raise ValueError("the prompt is empty; generation needs at least one token to continue")
-        check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        text = torch.cat((ids, ids.new_empty(batch, max_new_tokens)), dim=1)
-        streams = [
-            torch.Generator().manual_seed(derive_seed(seed, "sample", first_index + row))
-            for row in range(batch)
-        ]
-        # A prompt may be longer than what the model sees.
-        unseen = max(0, prompt_length - self.config.block_size)
-        cache = KVCache(self, batch, None if starts is None else (starts - unseen).clamp(min=0))
-        logits = self._prefill(ids[:, unseen:], cache)
-        for step in range(max_new_tokens):
-            logits = logits[:, :n_tokens]
-            if repetition_penalty != 1:
-                logits = penalise(logits, text[:, : prompt_length + step], starts, repetition_penalty)
-            if temperature == 0:
-                token = logits.argmax(dim=-1)
-            else:
-                if step % UNIFORMS_AT_ONCE == 0:
-                    uniforms = torch.stack(
-                        [torch.rand(UNIFORMS_AT_ONCE, generator=stream) for stream in streams]
-                    )
-                    uniforms = uniforms.to(ids.device)
-                probabilities = next_token_probabilities(logits, temperature, top_k, top_p, min_p)
-                token = draw(probabilities, uniforms[:, step % UNIFORMS_AT_ONCE])
-            end = prompt_length + step
-            text[:, end] = token
-            yield token
-            if step + 1 == max_new_tokens:
-                return
-            if cache.length < self.config.block_size:
-                logits = self.head(self.features(token[:, None], cache)[:, -1])
-            else:
-                first = end + 1 - max(1, self.config.block_size // 2)
-                cache.starts = None if starts is None else (starts - first).clamp(min=0)
-                logits = self._prefill(text[:, first : end + 1], cache)
-
-    def generate(self, ids: Tensor, max_new_tokens: int, **sampling) -> Tensor:
-        """The prompts (B, T) and `max_new_tokens` more: (B, T + max_new_tokens). Options as in `stream`."""
-        new = list(self.stream(ids, max_new_tokens, **sampling))
-        return torch.cat((ids, torch.stack(new, dim=1)), dim=1) if new else ids
-
-    def _prefill(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Fill the cache with `ids` (B, T), T up to `block_size`, anew; the last position's logits (B, V)."""
-        cache.length = 0
-        return self.head(self.features(ids, cache)[:, -1])
+        for _ in range(max_new_tokens):
+            logits = self(ids[:, -self.config.block_size :])[:, -1]
+            probabilities = next_token_probabilities(logits, temperature, top_k)
+            ids = torch.cat((ids, probabilities.multinomial(1)), dim=1)
+        return ids
 
 
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """The mean cross-entropy of features (N, C) under a head (V, C), for some rows of logits at a time.
+def sum_of_losses(features: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """The sum of the cross-entropies in nats of features (B, T, C) under a head, against targets (B, T)."""
+    return F.cross_entropy(head(features).flatten(0, 1), targets.flatten(), reduction="sum")
 
-    The gradients are taken in the forward pass, while a chunk's logits are there, and scaled in the backward.
+
+def next_token_probabilities(logits: Tensor, temperature: float, top_k: int | None = None) -> Tensor:
+    """The distribution (B, V) of the next token. Temperature 0 leaves the most probable token alone.
+
+    `top_k` keeps the k most probable tokens, and ties with the last of them.
     """
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, head: Tensor, targets: Tensor, rows: int) -> Tensor:
-        """The loss in nats. `targets` (N,) of -100 do not count; products run in autocast's precision."""
-        device = features.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
-        weight, total = head.to(dtype), torch.zeros((), device=features.device, dtype=head.dtype)
-        count = (targets != -100).sum()
-        trains = any(ctx.needs_input_grad)
-        of_features, of_head = (
-            torch.zeros(x.shape if trains else 0, dtype=x.dtype, device=x.device) for x in (features, head)
-        )
-        with torch.autocast(device, enabled=False):
-            for first in range(0, len(features), rows):
-                x, target = features[first : first + rows].to(dtype), targets[first : first + rows, None]
-                log_probabilities = (x @ weight.T).to(head.dtype).log_softmax(dim=-1)
-                counted, target = target != -100, target.clamp(min=0)
-                total -= (log_probabilities.gather(1, target) * counted).sum()
-                if trains:
-                    gradient = log_probabilities.exp_()  # of the sum by the logits: probabilities - one-hot
-                    gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-                    gradient = (gradient * counted).to(dtype)
-                    of_features[first : first + rows] = gradient @ weight
-                    of_head += gradient.T @ x
-        ctx.save_for_backward(of_features, of_head, count)
-        return total / count
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Those of the features and the head."""
-        of_features, of_head, count = ctx.saved_tensors
-        return of_features * (gradient / count), of_head * (gradient / count), None, None
-
-
-def check_sampling(
-    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, repetition_penalty: float
-) -> None:
-    """Raise ValueError for settings that no distribution can be drawn with."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (most probable token) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every token")
-    for name, share in (("top_p", top_p), ("min_p", min_p)):
-        if share is not None and not 0 < share <= 1:
-            raise ValueError(f"{name} is {share}; it must be above 0 and at most 1")
-    if not 0 < repetition_penalty < math.inf:
-        raise ValueError(f"repetition_penalty is {repetition_penalty}; it must be above 0, and 1 for none")
-
-
-def penalise(logits: Tensor, text: Tensor, starts: Tensor | None, penalty: float) -> Tensor:
-    """Logits (B, V), those of tokens in the text (B, T) divided by the penalty, or multiplied if negative.
-
-    Keskar et al., 2019 (CTRL). Left padding before `starts` (B,) does not count as text.
-    """
-    if starts is not None:
-        positions = torch.arange(text.shape[1], device=text.device)
-        text = torch.where(positions < starts[:, None], text[:, -1:], text)
-    inside = text.clamp(max=logits.shape[-1] - 1)
-    known = logits.gather(-1, inside)
-    return logits.scatter(-1, inside, torch.where(known > 0, known / penalty, known * penalty))
-
-
-def next_token_probabilities(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None = None
-) -> Tensor:
-    """The distribution (B, V) that the next token is drawn from, temperature above 0.
-
-    Top-k keeps the k most probable tokens (and ties with the last of them); min-p those at least that share
-    as probable as the most probable (Nguyen et al., 2024); top-p (Holtzman et al., 2020) the fewest whose
-    probabilities, after the others, reach p.
-    """
-    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64) / temperature
+    if temperature == 0:
+        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    if min_p is not None:
-        least = logits.amax(dim=-1, keepdim=True) + math.log(min_p)
-        logits = logits.masked_fill(logits < least, -math.inf)
-    probabilities = logits.softmax(dim=-1)
-    if top_p is not None and top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        kept = ordered.masked_fill(before >= top_p, 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, kept)
-        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
-    return probabilities
+    return (logits / temperature).softmax(dim=-1)
 
 
-def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """One token (B,) of each row of (B, V): the first whose running sum passes a uniform number (B,)."""
-    cumulative = probabilities.cumsum(dim=-1)
-    passed = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, passed, right=True).squeeze(-1)
+def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for positions (T,) or (B, T): (T, D) or (B, 1, T, D), to pass to `rotate`.
 
-
-def bounded_mask(positions: Tensor, starts: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, T, S): queries at `positions` (T,) look at S keys, at none before `starts`.
-
-    `starts` is (B, T) or (B, 1). A padded position before its start sees itself, so that no row is empty.
+    Channel pair i of D / 2 turns by 10000^(-2i / D) a position (Su et al., 2021). The pairs are
+    (i, i + D / 2), and the sines of the first half carry the minus sign of a rotation.
     """
-    key, query = torch.arange(keys, device=positions.device), positions[:, None]  # (S,), (T, 1)
-    seen = (key <= query) & ((key >= starts[..., None]) | (key == query))  # (B, T, S)
-    mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
-    return mask.masked_fill_(~seen, -math.inf)[:, None]
+    exponents = -torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angles = positions[..., None].float() * 10000.0**exponents  # (…, T, D / 2)
+    if positions.dim() == 2:
+        angles = angles[:, None]  # the same for all heads
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat((cosines, cosines), dim=-1).to(dtype), torch.cat((-sines, sines), dim=-1).to(dtype)
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """(…, T, D) turned by position, so that scores depend on distances alone."""
+    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines).to(x.dtype)
 
 
 def derive_seed(*parts: int | str) -> int:

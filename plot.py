@@ -4,26 +4,42 @@
     python plot.py out/shakespeare_char out/shakespeare_char-2 --output compare.png --x seconds
     python plot.py out/shakespeare_char --attention "ROMEO:"    where each head looks: attention.png
 
-Thin lines: training loss of single steps. Thick lines with points: evaluations (dashed: training split).
+Thick, with points: validation loss. Dashed: training loss, evaluated in the same way. Thin: training loss of
+single steps. Dotted: the best validation loss.
 """
 
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-from engine.command_line import Parser, run_script
+from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
 
 AXES = {"step": "step", "tokens": "tokens", "seconds": "training time in seconds"}
+# The curves of a run: how the legend calls them, kind and key in metrics.jsonl, and how they are drawn.
+CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("validation", "eval", "val_loss", {"linewidth": 2.5, "marker": "o", "markersize": 4, "zorder": 3}),
+    ("training", "eval", "train_loss", {"linewidth": 1.5, "linestyle": "--", "zorder": 3}),
+    ("training, single steps", "train", "loss", {"linewidth": 0.8, "alpha": 0.5}),
+)
+BEST: dict[str, Any] = {"linewidth": 1, "linestyle": ":"}
+MAX_TOKENS = 256  # of a text whose attention is drawn
+LEGIBLE = 24  # tokens that can be written along an axis; longer texts get numbers
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Read the runs' metrics and draw them."""
-    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs; none: the newest in out/")
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """The command line, checked. Raises UserError."""
+    parser = Parser(description=__doc__)
     parser.add_argument(
-        "--output", type=Path, help="the PNG to write (default: loss.png in the first run's folder)"
+        "runs", nargs="*", type=Path, help="folders of runs (default: the newest run in out/)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the PNG to write (default: loss.png or attention.png in the first run's folder)",
     )
     parser.add_argument(
         "--x", choices=tuple(AXES), default="step", help="the horizontal axis (default: step)"
@@ -32,125 +48,168 @@ def main(arguments: Sequence[str]) -> None:
         "--attention", metavar="TEXT", help="draw where each head looks while the model reads TEXT"
     )
     options = parser.parse_args(arguments)
-    if options.attention is not None:
-        runs = options.runs or newest_run()
+    if options.attention is not None and len(options.runs) > 1:
+        raise UserError("--attention draws one model; name one run")
+    if options.attention == "":
+        raise UserError("--attention needs a text for the model to read")
+    return options
+
+
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from engine.training.metrics import read_metrics
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Draw as a command line says."""
+    plot(read_options(arguments))
+
+
+def plot(options: Namespace) -> None:
+    """Read runs or a model, and draw them."""
+    runs = options.runs or [newest_run()]
+    if options.attention is None:
+        output = options.output or runs[0] / "loss.png"
+        save(draw_losses({str(run): read_run(run) for run in runs}, options.x), output)
+        print(f"drew {', '.join(map(str, runs))} to {output}")
+    else:
         output = options.output or (runs[0] if runs[0].is_dir() else Path()) / "attention.png"
-        draw_attention(runs[0], options.attention, output)
+        tokens, attention = read_attention(runs[0], options.attention)
+        title = f"{runs[0]} reads “{shorten(options.attention, 40, placeholder=' …')}”"
+        save(draw_attention(tokens, attention, title), output)
         print(f"drew the attention of {runs[0]} to {output}")
-        return
-
-    from engine.training.metrics import read_metrics
-
-    runs = options.runs or newest_run()
-    curves = {}
-    for run in runs:
-        path = run / "metrics.jsonl"
-        if not path.is_file():
-            raise UserError(f"{run} holds no run: there is no {path}")
-        curves[str(run)] = read_metrics(path)
-        if not curves[str(run)]:
-            raise UserError(f"{path} has no figures yet")
-    output = options.output or runs[0] / "loss.png"
-    draw(curves, options.x, output)
-    print(f"drew {', '.join(curves)} to {output}")
 
 
-def newest_run() -> list[Path]:
-    """The run in out/ whose metrics were written last."""
+def newest_run() -> Path:
+    """The run in out/ whose metrics were written last. Raises UserError where there is none."""
     found = sorted(Path("out").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UserError(
             "there is no run in out/ to draw; train one: python train.py configs/shakespeare_char.py"
         )
-    return [found[-1].parent]
+    return found[-1].parent
 
 
-def draw(curves: dict[str, list[dict[str, Any]]], axis: str, output: Path) -> None:
-    """Write the picture: one colour a run, no display needed."""
-    import matplotlib
+def read_run(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl. Raises UserError where it holds none."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{run} holds no run: there is no {path}")
+    lines = read_metrics(path)
+    if not lines:
+        raise UserError(f"{path} has no figures yet")
+    return lines
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-    for number, (name, lines) in enumerate(curves.items()):
-        color = f"C{number}"
-        for kind, key, style in (
-            ("train", "loss", {"alpha": 0.35, "linewidth": 1}),
-            ("eval", "train_loss", {"linestyle": "--", "linewidth": 1.5}),
-            ("eval", "val_loss", {"marker": "o", "markersize": 3, "linewidth": 2, "label": name}),
-        ):
-            points = [
-                (line[axis], line[key])
-                for line in lines
-                if line.get("kind") == kind and line.get(key) is not None
-            ]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=color, **style)
-        best = min((line["val_loss"] for line in lines if line.get("val_loss") is not None), default=None)
-        if best is not None:
-            axes.axhline(best, color=color, linestyle=":", linewidth=1)
-            axes.annotate(
-                f"{best:.3f}", (1, best), xycoords=("axes fraction", "data"), color=color, va="center"
-            )
-    axes.set_xlabel(AXES[axis])
+# ------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def draw_losses(runs: dict[str, list[dict[str, Any]]], x: str) -> Figure:
+    """The losses of runs, each a name and the lines of its metrics, over `x`, a key of AXES."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    handles = []  # the legend's lines: a colour for each run, then what the kinds of lines mean
+    for number, (name, lines) in enumerate(runs.items()):
+        best = draw_run(axes, lines, x, f"C{number}")
+        label = name if best is None else f"{name} (best {best:.3f})"
+        handles.append(Line2D([], [], color=f"C{number}", linewidth=5, label=label))
+    for label, style in [(curve[0], curve[3]) for curve in CURVES] + [("best validation", BEST)]:
+        handles.append(Line2D([], [], color="gray", label=label, **style))
+    for text in axes.legend(handles=handles).get_texts():
+        text.set_parse_math(False)  # a $ in a run's name is a $
+    title = f"Loss of {len(runs)} runs" if len(runs) > 1 else f"Loss of {next(iter(runs))}"
+    axes.set_title(title, parse_math=False)
+    axes.set_xlabel(AXES[x])
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(figure, output)
+    return figure
 
 
-def draw_attention(run: Path, text: str, output: Path) -> None:
-    """Write one heat map for each layer and head: rows look, columns are looked at."""
-    import matplotlib
+def draw_run(axes: Axes, lines: list[dict[str, Any]], x: str, color: str) -> float | None:
+    """Draw one run's curves in its colour; its best validation loss, None where none was measured."""
+    for _, kind, key, style in CURVES:
+        curve = points(lines, kind, x, key)
+        if curve:
+            axes.plot(*zip(*curve, strict=True), color=color, **style)
+    best = min((loss for _, loss in points(lines, "eval", x, "val_loss")), default=None)
+    if best is not None:
+        axes.axhline(best, color=color, **BEST)
+    return best
+
+
+def points(lines: list[dict[str, Any]], kind: str, x: str, y: str) -> list[tuple[float, float]]:
+    """Pairs (x, y) of the lines of a kind, but for lines that lack one of the two, or have null for it."""
+    pairs = []
+    for line in lines:
+        first, second = line.get(x), line.get(y)
+        if line.get("kind") == kind and isinstance(first, int | float) and isinstance(second, int | float):
+            pairs.append((first, second))
+    return pairs
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def read_attention(source: Path, text: str) -> tuple[list[str], Any]:
+    """A text's T tokens, and the weights (L, H, T, T) as the model reads it. Raises UserError.
+
+    A text longer than the model or MAX_TOKENS allow is cut behind that.
+    """
+    # These bring torch, which loss curves do without.
     import torch
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     from engine.explore.inspection import inspect
     from engine.text.tokenizer import encode_prompt
     from engine.weights.pretrained import read_pretrained
 
-    if not text:
-        raise UserError("--attention needs a text for the model to read")
-    found = read_pretrained(str(run))
+    found = read_pretrained(str(source))
     model, tokenizer = found.model(dtype=torch.float32), found.known_tokenizer()
-    config = model.config
-    ids = encode_prompt(tokenizer, text)[: min(config.block_size, 256)]
-    attention = inspect(model, torch.from_numpy(ids)).attention  # (L, H, T, T)
-    names = [
-        tokenizer.decode([index]).replace(" ", "·").replace("\n", "↵").replace("$", r"\$") for index in ids
-    ]
-    size = 2.4 if len(ids) > 24 else 0.8 + 0.12 * len(ids)
-    figure, panels = pyplot.subplots(
-        config.n_layer,
-        config.n_head,
-        figsize=(size * config.n_head, size * config.n_layer + 0.3),
-        layout="constrained",
-        squeeze=False,
-    )
+    ids = encode_prompt(tokenizer, text)[: min(model.config.block_size, MAX_TOKENS)]
+    attention = inspect(model, torch.from_numpy(ids)).attention
+    if not len(attention):
+        raise UserError(f"{source} has no attention to draw")
+    return [tokenizer.decode([index]) for index in ids], attention
+
+
+def draw_attention(tokens: Sequence[str], attention: Any, title: str) -> Figure:
+    """One heat map for each layer and head: a row for each position that looks, a column for what it sees."""
+    layers, heads, T, _ = attention.shape
+    size = 2.4 if T > LEGIBLE else 0.8 + 0.12 * T  # inches of one map
+    figure = Figure(figsize=(max(4, size * heads + 0.4), size * layers + 0.7), layout="constrained")
+    panels = figure.subplots(layers, heads, squeeze=False)
+    signs = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥"})
     for layer, row in enumerate(panels):
         for head, axes in enumerate(row):
+            # The root of a weight is shown, so that small ones are seen.
             axes.imshow(attention[layer, head].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
-            legible = names if len(ids) <= 24 else []
-            axes.set_xticks(range(len(legible)), legible, fontsize=7)
-            axes.set_yticks(range(len(legible)), legible, fontsize=7)
-    save_figure(figure, output)
+            axes.tick_params(labelsize=7)
+            if T <= LEGIBLE:
+                labels = [token.translate(signs) for token in tokens]
+                axes.set_xticks(range(T), labels, parse_math=False)
+                axes.set_yticks(range(T), labels, parse_math=False)
+    figure.suptitle(title, parse_math=False)
+    figure.supxlabel("token that is looked at", fontsize=9)
+    figure.supylabel("token that looks", fontsize=9)
+    return figure
 
 
-def save_figure(figure: Any, output: Path) -> None:
-    """Write the PNG and let the figure go. Raises UserError where it cannot be written."""
-    from matplotlib import pyplot
-
+def save(figure: Figure, output: Path) -> None:
+    """Write the picture. Raises UserError where it cannot be written."""
     try:
         figure.savefig(output, dpi=150)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}") from error
-    finally:
-        pyplot.close(figure)
+    except ValueError as error:  # an ending that matplotlib does not know
+        raise UserError(f"{output} cannot be written: {error}") from error
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(plot, OPTIONS)

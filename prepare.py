@@ -18,80 +18,107 @@ end-of-text token, and its hash decides whether it is for validation. Token file
 are taken as they are.
 """
 
-from argparse import Namespace, RawDescriptionHelpFormatter
+import dataclasses
+import shlex
+from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.command_line import Parser, run_script
+from engine.data.dataset import DATA_FOLDER
+from engine.data.describe import describe, verify
 from engine.errors import UserError
+from engine.preparation.pipeline import NAMED, prepare
+from engine.preparation.recipes import (
+    LARGE,
+    LARGE_VALIDATION_FRACTION,
+    RECIPES,
+    prepare_large,
+    prepare_recipe,
+)
+from engine.preparation.request import Request
+from engine.preparation.token_files import are_token_files, describe_token_files, holds_token_files
 
-TOKENIZERS = ("char", "bytes", "gpt2", "bpe", "numbers")
+TOKENIZERS = (*NAMED, "numbers")
+FIELDS = {field.name for field in dataclasses.fields(Request)}
 
 
 def main(arguments: Sequence[str]) -> None:
     """Prepare, show or verify what the command line names."""
     options = read_options(arguments)
-    if options.show or options.verify:
-        from engine.data.describe import show, verify
+    if options.show:
+        describe(options.show, print)
+    elif options.verify:
+        verify(options.verify, print)
+    else:
+        name, inputs = name_and_inputs(options.name, options.input)
+        chosen = {key: value for key, value in vars(options).items() if key in FIELDS - {"name"}}
+        folder = prepare_known(name, chosen) if inputs is None else prepare_inputs(name, inputs, chosen)
+        print(f"next: {training_command(folder.name)}")
 
-        (show if options.show else verify)(options.show or options.verify, print)
-        return
-    from engine.data.dataset import DATA_FOLDER
-    from engine.preparation.pipeline import Request, prepare
-    from engine.preparation.recipes import (
-        LARGE,
-        LARGE_VALIDATION_FRACTION,
-        RECIPES,
-        prepare_large,
-        prepare_recipe,
-    )
-    from engine.preparation.token_files import adopt, are_token_files, holds_token_files
 
-    name, inputs = options.name, options.input
-    if inputs is None and Path(name).is_file():
-        name, inputs = Path(name).stem, [name]
-    elif inputs is None and Path(name).name != name:
-        if not Path(name).is_dir():
-            raise UserError(f"there is no file or folder {name}")
-        name, inputs = Path(name).resolve().name, [name]
-    elif inputs is None and Path(name).is_dir() and name not in RECIPES | LARGE:
-        inputs = None if holds_token_files(DATA_FOLDER / name) else [name]
-    chosen = {key: value for key, value in vars(options).items() if key in Request.__dataclass_fields__}
-    request = Request(**chosen | {"name": name, "inputs": inputs or []})
-    if inputs is None and name in RECIPES:
-        if chosen.keys() - {"name", "workers"} and options.tokenizer != RECIPES[name]:
+def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str] | None]:
+    """The data set's name, and its input, which `name` may be the path of; None where it has none."""
+    path = Path(name)
+    if inputs is not None:
+        return name, inputs
+    if path.is_file():
+        return path.stem, [name]
+    if path.name == name:
+        is_input = path.is_dir() and name not in RECIPES | LARGE and not holds_token_files(DATA_FOLDER / name)
+        return name, [name] if is_input else None
+    if not path.is_dir():
+        raise UserError(f"there is no file or folder {name}")
+    folder = DATA_FOLDER / path.resolve().name
+    is_dataset = (folder / "meta.json").exists() or holds_token_files(folder)
+    return folder.name, None if is_dataset and path.resolve() == folder.resolve() else [name]
+
+
+def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
+    """Prepare one of the data sets that the program knows, or describe token files that lie in data/NAME."""
+    if name in RECIPES:
+        others = chosen.keys() - {"tokenizer", "workers"}
+        if others or chosen.get("tokenizer", RECIPES[name]) != RECIPES[name]:
             raise UserError(
                 f"{name} is made in one way, with the tokenizer {RECIPES[name]}; give your own set a name"
             )
-        prepare_recipe(name, print)
-    elif inputs is None and holds_token_files(DATA_FOLDER / name):
-        adopt(name, [], chosen.get("tokenizer"), print)
-    elif inputs is None and name in LARGE:
-        usual = {"tokenizer": "gpt2", "val": LARGE_VALIDATION_FRACTION}
-        prepare_large(Request(**usual | chosen | {"inputs": []}), print)
-    elif inputs is None:
-        prepare_recipe(name, print)  # says which there are
-    elif are_token_files(inputs):
-        about_text = sorted(chosen.keys() - {"name", "tokenizer", "val", "workers"})
-        if about_text:
-            raise UserError(f"--{about_text[0]} is about text; token files (.bin) are taken as they are")
-        adopt(
-            name,
-            inputs + ([request.val] if isinstance(request.val, str) else []),
-            chosen.get("tokenizer"),
-            print,
+        return prepare_recipe(name, print)
+    if holds_token_files(DATA_FOLDER / name):
+        return describe_token_files(name, [], chosen.get("tokenizer"), print)
+    if name in LARGE:
+        usual = Request(name, [], tokenizer="gpt2", val=LARGE_VALIDATION_FRACTION)
+        return prepare_large(dataclasses.replace(usual, **chosen), print)
+    if (DATA_FOLDER / name / "meta.json").exists():
+        raise UserError(
+            f"{DATA_FOLDER / name} is there, and nothing says what to make it of: add --input FILE to make it "
+            "anew; --show in place of it tells what it holds"
         )
-    else:
-        prepare(request, print)
+    return prepare_recipe(name, print)  # says which there are
+
+
+def prepare_inputs(name: str, inputs: list[str], chosen: dict[str, Any]) -> Path:
+    """Prepare text, or describe token files, given by paths."""
+    request = dataclasses.replace(Request(name, inputs), **chosen)
+    if not are_token_files(inputs):
+        return prepare(request, print)
+    about_text = sorted(chosen.keys() - {"tokenizer", "val", "workers"})
+    if about_text:
+        raise UserError(f"--{about_text[0]} is about text; token files (.bin) are taken as they are")
+    val = [request.val] if isinstance(request.val, str) else []
+    return describe_token_files(name, inputs + val, chosen.get("tokenizer"), print)
+
+
+def training_command(name: str) -> str:
+    """The line that trains on a data set, from the current folder."""
+    train = Path(__file__).with_name("train.py")
+    script = train.name if train.parent == Path.cwd() else str(train)
+    return f"python {shlex.quote(script)} --dataset={shlex.quote(name)}"
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Options not given are absent, but for name, input, show and verify."""
-    from argparse import SUPPRESS
-
-    parser = Parser(
-        description=__doc__, formatter_class=RawDescriptionHelpFormatter, argument_default=SUPPRESS
-    )
+    parser = Parser(description=__doc__, argument_default=SUPPRESS)
     add = parser.add_argument
     add(
         "name",
@@ -116,6 +143,14 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--show", metavar="NAME", default=None, help="print what a data set holds")
     add("--verify", metavar="NAME", default=None, help="check the files of a data set against their hashes")
     options = parser.parse_args(arguments)
+    check_options(options)
+    if hasattr(options, "val"):
+        options.val = share_or_path(options.val)
+    return options
+
+
+def check_options(options: Namespace) -> None:
+    """Raise UserError for values that go with nothing, or not with each other."""
     if not (options.name or options.show or options.verify):
         raise UserError(
             "name a data set: python prepare.py NAME --input FILE, or python prepare.py yourfile.txt"
@@ -130,9 +165,6 @@ def read_options(arguments: Sequence[str]) -> Namespace:
         )
     if hasattr(options, "vocab_size") and getattr(options, "tokenizer", None) != "bpe":
         raise UserError("--vocab_size is that of a vocabulary that is learned: add --tokenizer bpe")
-    if hasattr(options, "val"):
-        options.val = share_or_path(options.val)
-    return options
 
 
 def share_or_path(text: str) -> float | str:

@@ -15,91 +15,94 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from engine.command_line import read_settings, run_script
+from engine.command_line import Sources, read_early, read_settings, run_script
 from engine.errors import UserError
 from engine.settings import SampleSettings
 
-if TYPE_CHECKING:
-    from engine.text.tokenizer import Tokenizer
-    from model import GPT
+
+def read_options(arguments: Sequence[str]) -> Sources:
+    """The command line, checked. Raises UserError."""
+    return read_settings(SampleSettings, arguments, __doc__)
+
+
+# Above the slow imports, so that --help and mistakes are answered at once.
+OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+
+import torch
+
+from engine import kernels
+from engine.device import Compute, choose_dtype, choose_threads, find_device
+from engine.generation import Sampling, TextStream, stream
+from engine.text.tokenizer import Tokenizer, encode_prompt
+from engine.weights.checkpoint import find_runs
+from engine.weights.pretrained import read_pretrained
+from model import GPT
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Sample as a command line says."""
+    sample(read_options(arguments))
+
+
+def sample(sources: Sources) -> None:
     """Load a model, continue the prompt, print."""
-    sources = read_settings(SampleSettings, arguments, __doc__)
     settings: SampleSettings = sources.settings(on_cpu=False)
     for remark in sources.remarks:
         print(f"note: {remark}", file=sys.stderr)
-
-    import torch
-
-    from engine.device import Choices, choose_dtype, choose_threads, find_device
-    from engine.kernels import pack_for_generation
-    from engine.weights.checkpoint import find_runs
-    from engine.weights.pretrained import read_pretrained
-
     device = find_device(settings.device)
-    choices = Choices(
+    compute = Compute(
         device.type, choose_dtype(settings.dtype, device), False, choose_threads(settings.threads, 1)
     )
-    choices.apply()
-    source = (
-        (settings.out_dir or next(iter(find_runs()), None))
-        if settings.init_from == "resume"
-        else settings.init_from
-    )
+    compute.apply()
+    source = settings.init_from
+    if source == "resume":
+        source = settings.out_dir or next(iter(find_runs()), None)
     if source is None:
         raise UserError(
             "there is no run in out/ to sample from; train one: python train.py configs/shakespeare_char.py"
         )
     found = read_pretrained(str(source), settings.checkpoint)
     tokenizer = found.known_tokenizer()
-    model = pack_for_generation(found.model(device, getattr(torch, choices.dtype)).eval())
+    model = found.model(device, getattr(torch, compute.dtype)).eval()
+    kernels.install(model, inference=True)
     if settings.interactive:
         converse(model, tokenizer, settings)
     else:
         write_samples(model, tokenizer, read_prompt(settings.start), settings)
 
 
-def write_samples(model: "GPT", tokenizer: "Tokenizer", start: str | None, settings: SampleSettings) -> None:
+def write_samples(model: GPT, tokenizer: Tokenizer, start: str | None, settings: SampleSettings) -> None:
     """Print `num_samples` continuations of a prompt: the first as it is drawn, the others behind it."""
-    import torch
-
-    from engine.generation import TextStream
-    from engine.text.tokenizer import encode_prompt
-
     prompt = encode_prompt(tokenizer, start)
     stop = None if settings.stop is None else settings.stop.replace("\\n", "\n")
-    streams = [TextStream(tokenizer, stop) for _ in range(settings.num_samples)]
+    end = getattr(tokenizer, "end_of_text", None) if settings.stop_at_end else None
+    streams = [TextStream(tokenizer, stop, end) for _ in range(settings.num_samples)]
     texts = ["" if start is None else start for _ in streams]
     ids = torch.from_numpy(prompt)[None].repeat(settings.num_samples, 1)
-    tokens = model.stream(
+    names = (field.name for field in dataclasses.fields(Sampling))
+    tokens = stream(
+        model,
         ids.to(model.token_embedding.weight.device),
         settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty,
+        Sampling(**{name: getattr(settings, name) for name in names}),
         seed=settings.seed,
         n_tokens=tokenizer.vocab_size,
     )
     print(texts[0], end="", flush=True)
     for step in tokens:
-        pieces = [stream.push(token) for stream, token in zip(streams, step.tolist(), strict=True)]
+        pieces = [text.push(token) for text, token in zip(streams, step.tolist(), strict=True)]
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         print(pieces[0], end="", flush=sys.stdout.isatty())
-        if all(stream.stopped for stream in streams):
+        if all(text.stopped for text in streams):
             break
-    rest = [stream.finish() for stream in streams]
+    rest = [text.finish() for text in streams]
     print(rest[0])
     for text, piece in zip(texts[1:], rest[1:], strict=True):
         print("-" * 80 + "\n" + text + piece)
 
 
-def converse(model: "GPT", tokenizer: "Tokenizer", settings: SampleSettings) -> None:
+def converse(model: GPT, tokenizer: Tokenizer, settings: SampleSettings) -> None:
     """Read prompts from the terminal, one a line, until the end of the input; answer each."""
     while True:
         try:
@@ -128,4 +131,4 @@ def read_prompt(start: str | None) -> str | None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(sample, OPTIONS)

@@ -6,6 +6,7 @@ python docs/screenshots.py out/shakespeare_char       writes docs/explorer.png, 
 import sys
 import tempfile
 import threading
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -13,8 +14,10 @@ from urllib.parse import quote
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from anywhere
 
-from engine.command_line import run_script  # noqa: E402
+from engine.command_line import Parser, run_script  # noqa: E402
 from engine.errors import UserError  # noqa: E402
+from engine.explore.pages import explorer_server, open_explorer  # noqa: E402
+from tests.support.browser import Browser, find_chromium  # noqa: E402
 
 PROMPT = "ROMEO:\nShall I hear more, or shall I speak at"
 WIDTH, HEIGHT = 1120, 1010
@@ -22,22 +25,21 @@ WIDTH, HEIGHT = 1120, 1010
 
 def main(arguments: Sequence[str]) -> None:
     """Serve a run's model, show it a prompt, point at a token, take the pictures."""
-    from engine.web.server import make_server
-    from explore import open_explorer
-    from tests.support.browser import Browser, find_chromium
-
+    parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("run", nargs="?", help="a run's folder (default: the newest run in out/)")
+    run = parser.parse_args(arguments).run
     if find_chromium() is None:
         raise UserError(
             "there is no Chromium here; install it (Debian: apt-get install chromium) or name it in CHROMIUM"
         )
-    server = make_server(open_explorer(arguments[0] if arguments else None, "best", "cpu"), 0)
+    server = explorer_server(open_explorer(run, "best", "cpu"), 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}/#{quote(PROMPT)}"
+    address = f"http://127.0.0.1:{server.server_port}/#{quote(PROMPT)}"
     profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with profile as folder, Browser(Path(folder), WIDTH, HEIGHT) as browser:
         browser.open(address)
         browser.wait("document.querySelectorAll('#near li').length > 0")
-        browser.click("#heads button[data-layer='1'][data-head='1']")
+        browser.click("#heads button[data-layer='1'][data-head='3']")
         browser.click(".token[data-position='40']")
         browser.value("scrollTo(0, 0)")
         for name, dark in (("explorer", False), ("explorer-dark", True)):

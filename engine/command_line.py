@@ -1,75 +1,148 @@
-"""Reading command lines and configuration files into checked settings, and running a script."""
+"""Command lines and configuration files, read into checked settings; and the frame of every script.
+
+A script reads its command line above its slow imports, so that `--help` and mistakes are answered at once:
+
+    OPTIONS = read_early(read_options) if __name__ == "__main__" else None
+    import torch
+    ...
+    if __name__ == "__main__":
+        run_script(main, OPTIONS)
+"""
 
 import argparse
+import contextlib
 import dataclasses
-import difflib
+import importlib
 import os
 import runpy
 import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from engine.errors import UserError
-from engine.settings import NANOGPT_CONFIGS, RETIRED, TrainSettings
+from engine.console import escape_what_cannot_be_shown, silence
+from engine.errors import UserError, did_you_mean
+from engine.settings import ALIASES, NANOGPT_CONFIGS, NANOGPT_IMPORTS, RETIRED, SECTIONS, TrainSettings
 
-
-def retired(kind: type) -> dict[str, str]:
-    """The names in RETIRED that are not settings of this script."""
-    return {
-        name: why
-        for name, why in RETIRED.items()
-        if name not in {field.name for field in dataclasses.fields(kind)}
-    }
+EXIT_USER_ERROR = 2
+DEBUG = "--debug"
+ROOT = Path(__file__).resolve().parents[1]
+Options = TypeVar("Options")
 
 
-def read_settings(kind: type, arguments: Sequence[str], description: str) -> "Sources":
+def read_early(read: Callable[[Sequence[str]], Options]) -> Options:
+    """What `read` makes of this process's command line; a UserError ends the script."""
+    with errors_end_the_script():
+        return read(_arguments())
+
+
+def run_script(main: Callable[[Any], int | None], options: Any = None) -> typing.NoReturn:
+    """Run a script's `main` with its options, or its command line; exit with the status that it returns."""
+    with errors_end_the_script():
+        sys.exit(main(_arguments() if options is None else options) or 0)
+
+
+def _arguments() -> list[str]:
+    return [argument for argument in sys.argv[1:] if argument != DEBUG]
+
+
+@contextlib.contextmanager
+def errors_end_the_script() -> Iterator[None]:
+    """End the script for a UserError in one line and status 2; leave a traceback to bugs.
+
+    With `--debug` a UserError shows its traceback too. Under `torchrun` every process meets the same error as
+    a rule: the first prints it, and torchrun ends the others meanwhile; one that met it alone prints later.
+    """
+    escape_what_cannot_be_shown()
+    try:
+        yield
+    except UserError as error:
+        if DEBUG in sys.argv:
+            raise
+        rank = os.environ.get("RANK", "0")
+        if rank != "0":
+            time.sleep(5)
+        where = "" if rank == "0" else f" (rank {rank})"
+        print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        silence(sys.stdout)  # `python sample.py | head`
+        sys.exit(0)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints as UserErrors of one line, and `--max-iters` for `--max_iters`."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(
+            **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | given
+        )
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"command line: {message}")
+
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """The options in a command line. Raises UserError for what is none, naming the closest one."""
+        known, unknown = self.parse_known_args([_with_underscores(argument) for argument in arguments])
+        for argument in unknown:
+            if not argument.startswith("-"):
+                raise UserError(
+                    f"{argument!r} on the command line belongs to no option; options are written --name=value"
+                )
+            name = argument.lstrip("-").split("=")[0]
+            names = [option.lstrip("-") for option in self._option_string_actions]
+            meant = did_you_mean(name, names, ALIASES, otherwise="; --help lists them all")
+            raise UserError(f"command line: --{name} is not an option{meant}")
+        return known
+
+
+def _with_underscores(argument: str) -> str:
+    """`--max-iters=5` as `--max_iters=5`; anything else as it is."""
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
+
+
+def read_settings(kind: type, arguments: Sequence[str], description: str | None) -> "Sources":
     """Read a command line, and the configuration file that it may name, into checked values.
 
     Raises UserError for what is not a setting of `kind` or not of its type. `--help` prints and exits.
     """
-    usage = (
-        "%(prog)s [CONFIG_FILE] [--NAME=VALUE ...]"
-        if kind is TrainSettings
-        else "%(prog)s [--NAME=VALUE ...]"
-    )
-    parser = Parser(
-        usage=usage,
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    if kind is TrainSettings:
+    takes_file = kind is TrainSettings
+    usage = f"%(prog)s {'[CONFIG_FILE] ' if takes_file else ''}[--NAME=VALUE ...]"
+    parser = Parser(usage=usage, description=description)
+    if takes_file:
         parser.add_argument(
             "config_file", nargs="?", help="a Python file of settings, such as configs/shakespeare_char.py"
         )
+    section: Any = parser
     for field in dataclasses.fields(kind):
-        spellings = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
+        if field.name in SECTIONS:
+            section = parser.add_argument_group(SECTIONS[field.name])
         text = f"{field.metadata['meaning']} (default: {field.default})".replace("%", "%%")
-        parser.add_argument(
-            *spellings, dest=field.name, metavar=type_name(field.type), help=text, default=argparse.SUPPRESS
+        section.add_argument(
+            f"--{field.name}", metavar=type_name(field.type), help=text, default=argparse.SUPPRESS
         )
     ignored = retired(kind)
     for name in ignored:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
-    known, unknown = parser.parse_known_args(list(arguments))
-    for argument in unknown:
-        if not argument.startswith("-"):
-            raise UserError(
-                f"{argument!r} on the command line belongs to no setting; settings are written --name=value"
-            )
-        name = argument.lstrip("-").split("=")[0].replace("-", "_")
-        raise UserError(f"command line: --{name} is not a setting{_did_you_mean(name, kind)}")
-    given = vars(known)
+    given = vars(parser.parse_args(arguments))
     path = given.pop("config_file", None)
     remarks = [f"{name} is ignored: {ignored[name]}" for name in given if name in ignored]
     command_line = {name: parse_text(kind, name, text) for name, text in given.items() if name not in ignored}
     from_file, for_cpu = ({}, {}) if path is None else read_config_file(kind, path, remarks)
     return Sources(kind, path, from_file, for_cpu, command_line, remarks)
+
+
+def retired(kind: type) -> dict[str, str]:
+    """The names in RETIRED that are not settings of this script."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: why for name, why in RETIRED.items() if name not in names}
 
 
 @dataclass
@@ -83,7 +156,7 @@ class Sources:
     command_line: dict[str, Any]
     remarks: list[str]
 
-    def peek(self, name: str) -> Any:
+    def get(self, name: str) -> Any:
         """A setting that the `cpu` part may not change, such as the device."""
         default = {field.name: field.default for field in dataclasses.fields(self.kind)}[name]
         return self.command_line.get(name, self.file.get(name, default))
@@ -101,12 +174,7 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
 
     Modules, functions, classes and names that begin with an underscore are the file's own affair.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no configuration file {path}{_similar_file(path)}")
-    try:
-        namespace = runpy.run_path(path)
-    except Exception as error:  # whatever a file of the user's raises is the user's to see
-        raise UserError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    namespace = _run_config_file(kind, path, remarks)
     cpu = namespace.pop("cpu", {})
     if not isinstance(cpu, dict):
         raise UserError(f"{path}: cpu must be a dictionary of settings, such as cpu = dict(n_layer=4)")
@@ -131,11 +199,50 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
     return checked[0], checked[1]
 
 
+def _run_config_file(kind: type, path: str, remarks: list[str]) -> dict[str, Any]:
+    """The names that a configuration file leaves behind. Raises UserError where it does not run.
+
+    nanoGPT runs its files inside train.py, so some use its imports and defaults without defining them: a name
+    that is missing and was there is given to the file, and said.
+    """
+    found = _find_config_file(path)
+    available = {field.name: field.default for field in dataclasses.fields(kind)}
+    given: dict[str, Any] = {}
+    while True:
+        try:
+            namespace = runpy.run_path(found, init_globals=given)
+        except NameError as error:
+            if error.name in NANOGPT_IMPORTS:
+                available[error.name] = importlib.import_module(NANOGPT_IMPORTS[error.name])
+            if error.name in given or error.name not in available:
+                raise UserError(f"{path} does not run: NameError: {error}") from error
+            given[error.name] = available[error.name]
+            remarks.append(f"{path} uses {error.name} without defining it, as nanoGPT's files may")
+        except Exception as error:  # whatever a file of the user's raises is the user's to see
+            raise UserError(f"{path} does not run: {type(error).__name__}: {error}") from error
+        else:
+            own = namespace.keys() - {name for name in given if namespace.get(name) is given[name]}
+            return {name: namespace[name] for name in namespace if name in own}
+
+
+def _find_config_file(path: str) -> str:
+    """The file itself, or the one of this name beside train.py. Raises UserError, naming a similar one."""
+    for file in (Path(path), ROOT / path):
+        if file.is_file():
+            return str(file)
+    if Path(path).parent.name == "config" and Path(path).stem in NANOGPT_CONFIGS:
+        instead = f"; here nanoGPT's file is: python train.py {NANOGPT_CONFIGS[Path(path).stem]}"
+    else:
+        instead = did_you_mean(path, (str(file) for file in sorted(Path(path).parent.glob("*.py"))))
+    raise UserError(f"there is no configuration file {path}{instead}")
+
+
 def check_value(kind: type, name: str, value: Any, where: str) -> Any:
     """A value of the setting's type and within its limits, else UserError. An integer serves as a float."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if name not in fields:
-        raise UserError(f"{where}: {name} is not a setting{_did_you_mean(name, kind)}")
+        meant = did_you_mean(name, fields, ALIASES, otherwise="; --help lists them all")
+        raise UserError(f"{where}: {name} is not a setting{meant}")
     field = fields[name]
     value = _fit(field.type, value)
     if value is _MISFIT:
@@ -165,9 +272,8 @@ def parse_text(kind: type, name: str, text: str) -> Any:
         return None
     if bool in choices and text.lower() in ("true", "false"):
         candidates.append(text.lower() == "true")
-    for number in (int, float):
-        if number in choices:
-            candidates += _as_number(number, text)
+    if int in choices or float in choices:
+        candidates += _as_number(int, text) + _as_number(float, text)
     candidates.append(text)
     for candidate in candidates:
         if _fit(field.type, candidate) is not _MISFIT:
@@ -205,7 +311,7 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _fit(annotation: Any, value: Any) -> Any:
-    """The value where it fits the annotation, else _MISFIT. True is no integer; 1 is a float."""
+    """The value where it fits the annotation, else _MISFIT. 1 is a float, 1e3 an integer."""
     for choice in _alternatives(annotation):
         if isinstance(choice, str):
             if isinstance(value, str) and value == choice:
@@ -214,6 +320,8 @@ def _fit(annotation: Any, value: Any) -> Any:
             return value
         elif choice is float and type(value) is int:
             return float(value)
+        elif choice is int and type(value) is float and value.is_integer():
+            return int(value)
     return _MISFIT
 
 
@@ -222,55 +330,3 @@ def _as_number(number: type, text: str) -> list[Any]:
         return [number(text)]
     except ValueError:
         return []
-
-
-def _did_you_mean(name: str, kind: type) -> str:
-    close = difflib.get_close_matches(
-        name, [field.name for field in dataclasses.fields(kind)], n=1, cutoff=0.6
-    )
-    return f"; did you mean {close[0]}?" if close else "; --help lists them all"
-
-
-def _similar_file(path: str) -> str:
-    if Path(path).parent.name == "config" and Path(path).stem in NANOGPT_CONFIGS:
-        return f"; here nanoGPT's file is: python train.py {NANOGPT_CONFIGS[Path(path).stem]}"
-    folder = Path(path).parent
-    names = [str(file) for file in sorted(folder.glob("*.py"))] if folder.is_dir() else []
-    close = difflib.get_close_matches(path, names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with its complaints as UserErrors of one line."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"command line: {message}")
-
-
-EXIT_USER_ERROR = 2
-
-
-def run_script(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Run a script's `main(arguments)` and exit: one line, status 2 for a UserError; a traceback for a bug.
-
-    With `--debug` a UserError shows its traceback too. Under `torchrun` every process meets the same
-    error; the first one prints it, the others give it the time to do so.
-    """
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
-    try:
-        status = main(arguments)
-    except UserError as error:
-        if debug:
-            raise
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(5)
-        else:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `python sample.py | head`
-        sys.exit(0)
-    sys.exit(status or 0)

@@ -11,8 +11,8 @@ from typing import Any, get_args
 import torch
 
 from engine.errors import UserError
-from engine.kernels import keep_freed_memory
-from model import ATTENTION_KERNELS
+from engine.kernels import ATTENTION, keep_freed_memory
+from engine.system import available_cores
 
 # Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets.
 PEAKS = {
@@ -33,8 +33,8 @@ PEAKS = {
 
 
 @dataclass
-class Choices:
-    """What was chosen. `device` is a kind (cuda, cpu, …); which one of several follows from the process."""
+class Compute:
+    """What is computed with. `device` is a kind (cuda, cpu, …); which one of several is the process's own."""
 
     device: str
     dtype: str
@@ -43,27 +43,30 @@ class Choices:
     matmul_precision: str = "highest"
     attention_kernel: str = "sdpa"
     batch_size: int | None = None  # what fits into the memory, where the setting does not
+    evaluation_batch: int | None = None  # sequences that an evaluation takes at a time
 
     @classmethod
-    def from_dict(cls, recorded: dict[str, Any]) -> "Choices":
-        """Choices out of a checkpoint. Raises UserError for what are none."""
-        choices = cls(**{field.name: recorded.get(field.name) for field in fields(cls)})
+    def from_dict(cls, recorded: dict[str, Any]) -> "Compute":
+        """What a checkpoint recorded. Raises UserError where that is damaged."""
+        values: dict[str, Any] = {field.name: recorded.get(field.name) for field in fields(cls)}
+        types_fit = all(
+            type(values[field.name]) in (get_args(field.type) or (field.type,)) for field in fields(cls)
+        )
         if (
-            any(
-                type(getattr(choices, field.name)) not in (get_args(field.type) or (field.type,))
-                for field in fields(cls)
+            not types_fit
+            or values["attention_kernel"] not in ATTENTION
+            or values["matmul_precision"] not in ("highest", "high", "medium")
+            or values["dtype"] not in ("float32", "bfloat16", "float16", "float64")
+            or values["threads"] < 1
+            or any(
+                values[name] is not None and values[name] < 1 for name in ("batch_size", "evaluation_batch")
             )
-            or choices.attention_kernel not in ATTENTION_KERNELS
-            or choices.matmul_precision not in ("highest", "high", "medium")
-            or choices.dtype not in ("float32", "bfloat16", "float16", "float64")
-            or choices.threads < 1
-            or (choices.batch_size is not None and choices.batch_size < 1)
         ):
             raise UserError(f"the checkpoint's automatic choices are damaged: {str(recorded)[:200]}")
-        return choices
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Choices as a checkpoint records them."""
+        """What a checkpoint records."""
         return asdict(self)
 
     def apply(self, deterministic: bool = False) -> None:
@@ -118,6 +121,18 @@ def find_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def make_current(device: torch.device) -> torch.device:
+    """Make a GPU the one that PyTorch means where none is named (streams, events, memory); returns it.
+
+    The result has an index: "cuda" becomes "cuda:0". Other devices come back as they are.
+    """
+    if device.type != "cuda":
+        return device
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
 def choose_dtype(wanted: str, device: torch.device) -> str:
     """float32 on CPUs; on GPUs bf16 where the hardware computes with it, else fp16. Raises UserError."""
     if wanted == "float64" and device.type == "mps":
@@ -154,8 +169,7 @@ def choose_threads(wanted: int | None, processes_here: int) -> int:
         return wanted
     if processes_here == 1:
         return torch.get_num_threads()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // processes_here)
+    return max(1, available_cores() // processes_here)
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:

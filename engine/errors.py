@@ -1,5 +1,21 @@
-"""Errors that a user can cause and fix, and the one place that prints them."""
+"""Errors that a user can cause and fix."""
+
+import difflib
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
     """Something that the user can put right; its text is one line that names the thing and the fix."""
+
+
+def did_you_mean(
+    name: str, names: Iterable[str], aliases: Mapping[str, str] | None = None, otherwise: str = ""
+) -> str:
+    """The end of a sentence about an unknown name: "; did you mean max_iters?", or `otherwise`.
+
+    `aliases` maps what people type to the name that is meant.
+    """
+    known = list(names)
+    alias = (aliases or {}).get(name)
+    close = [alias] if alias in known else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else otherwise

@@ -1,46 +1,265 @@
-"""Text out of a model: the KV cache, sampling, and streaming."""
+"""Text out of a model, token by token: the cache of keys and values, sampling, and streaming.
 
+    ids = generate(model, prompt, 100, Sampling(temperature=0.8, top_k=200), seed=7)      # (B, T + 100)
+    for token in stream(model, prompt, 100): ...                                           # (B,) each
+
+`GPT.generate` in model.py is the specification: up to `block_size` tokens both see the same logits and hand
+the same probabilities to the draw.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine import kernels
 from engine.text.tokenizer import Tokenizer
+from model import GPT, derive_seed, next_token_probabilities
 
-LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens, that one character can take
+UNIFORMS_AT_ONCE = 256  # random numbers of a sample that are drawn together
+REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8 decode to
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Raises ValueError for values that no distribution can be drawn with."""
+
+    temperature: float = 1.0  # 0: always the most probable token
+    top_k: int | None = None  # among the k most probable tokens, and ties with the last of them
+    top_p: float | None = None  # among the fewest most probable that reach p together (Holtzman et al., 2020)
+    min_p: float | None = None  # among those this share as probable as the first (Nguyen et al., 2024)
+    repetition_penalty: float = 1.0  # divides the logits of tokens in the text (Keskar et al., 2019)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (most probable token) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or None to keep every token")
+        for name in ("top_p", "min_p"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{name} is {share}; it must be above 0 and at most 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and 1 for none"
+            )
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution (B, V) that the next token is drawn from, for logits (B, V)."""
+        logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+        if self.min_p is not None and self.temperature > 0:
+            least = logits.amax(dim=-1, keepdim=True) + self.temperature * math.log(self.min_p)
+            logits = logits.masked_fill(logits < least, -math.inf)
+        probabilities = next_token_probabilities(logits, self.temperature, self.top_k)
+        if self.top_p is not None and self.top_p < 1:
+            ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+            before = ordered.cumsum(dim=-1) - ordered
+            kept = ordered.masked_fill(before >= self.top_p, 0.0)
+            probabilities = torch.zeros_like(probabilities).scatter_(-1, order, kept)
+            probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+        return probabilities
+
+
+class KVCache:
+    """Keys and values of the positions already seen, so that each new token costs one position.
+
+    The caller passes it to `GPT.features` and then counts the new positions in `length`. `starts` (B,) holds
+    the index at which each row's text, or its last document, begins; None: all at 0.
+    """
+
+    def __init__(self, model: GPT, batch: int, starts: Tensor | None = None) -> None:
+        self.size, self.dtype = model.config.block_size, kernels.cache_dtype(model)
+        self.layers = [LayerCache(self) for _ in model.blocks]
+        self.last_embedding = model.token_embedding.weight.new_zeros(batch, model.config.n_embd)
+        self.starts = starts
+        self.length = 0
+
+
+class LayerCache:
+    """One layer's keys and values, in memory that is taken when the first ones come."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._stored: Tensor | None = None  # (2, B, H, size, D)
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, H, T, D) of new positions; returns those of all so far, (B, H, S, D)."""
+        B, H, T, D = key.shape
+        if self._stored is None:
+            self._stored = key.new_zeros((2, B, H, self._cache.size, D), dtype=self._cache.dtype)
+        stored, length = self._stored, self._cache.length
+        new = stored.narrow(3, length, T)
+        new[0].copy_(key)
+        new[1].copy_(value)
+        keys, values = stored.narrow(3, 0, length + T)
+        return keys, values
+
+
+def generate(
+    model: GPT,
+    ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    *,
+    seed: int = 0,
+    n_tokens: int | None = None,
+) -> Tensor:
+    """The prompts (B, T) and `max_new_tokens` more: (B, T + max_new_tokens). More is said at `stream`."""
+    new = list(stream(model, ids, max_new_tokens, sampling, seed=seed, n_tokens=n_tokens))
+    return torch.cat((ids, torch.stack(new, dim=1)), dim=1) if new else ids
+
+
+@torch.inference_mode()
+def stream(
+    model: GPT,
+    ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    n_tokens: int | None = None,
+    starts: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Continue prompts (B, T) one token at a time; yields each step's tokens, (B,).
+
+    Row b draws from a stream of its own, a function of (`seed`, `first_index` + b), so a sample does not
+    depend on the batch that it is drawn in. `n_tokens` is the tokenizer's vocabulary where the model's is
+    padded: no id beyond it is drawn. `starts` (B,) marks where each row's text begins in prompts padded on
+    the left. Raises ValueError for an empty prompt.
+
+    The model sees at most `block_size` positions. When they are full, the older half is dropped and the newer
+    read again, so it always sees half of them or more.
+    """
+    batch, length = ids.shape
+    if length == 0:
+        raise ValueError("the prompt is empty; generation needs at least one token to continue")
+    block_size, end = model.config.block_size, length + max_new_tokens
+    text = torch.cat((ids, ids.new_empty(batch, max_new_tokens)), dim=1)
+    uniforms = uniform_numbers(seed, first_index, batch, ids.device)
+    first = max(0, length - block_size)  # a prompt may be longer than what the model sees
+    cache = new_cache(model, batch, starts, first)
+    logits = read(model, ids[:, first:], cache)
+    while length < end:
+        token = next_token(logits[:, :n_tokens], text[:, :length], starts, sampling, uniforms)
+        text[:, length] = token
+        length += 1
+        yield token
+        if length == end:
+            return
+        if cache.length < block_size:
+            logits = read(model, token[:, None], cache)
+        else:
+            first = length - max(1, block_size // 2)
+            cache = new_cache(model, batch, starts, first)
+            logits = read(model, text[:, first:length], cache)
+
+
+def new_cache(model: GPT, batch: int, starts: Tensor | None, first: int) -> KVCache:
+    """An empty cache for texts that are read from index `first` on."""
+    return KVCache(model, batch, None if starts is None else (starts - first).clamp(min=0))
+
+
+def read(model: GPT, ids: Tensor, cache: KVCache) -> Tensor:
+    """Let a model read ids (B, T) after what the cache holds; the last position's logits (B, V)."""
+    features = model.features(ids, cache)
+    cache.length += ids.shape[1]
+    return model.head(features[:, -1])
+
+
+def next_token(
+    logits: Tensor, text: Tensor, starts: Tensor | None, sampling: Sampling, uniforms: Iterator[Tensor]
+) -> Tensor:
+    """The next token (B,) of each row, from logits (B, V) after the text (B, T)."""
+    if sampling.repetition_penalty != 1:
+        logits = penalise(logits, text, starts, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    return invert_cumulative(sampling.probabilities(logits), next(uniforms))
+
+
+def penalise(logits: Tensor, text: Tensor, starts: Tensor | None, penalty: float) -> Tensor:
+    """Logits (B, V), those of tokens in the text (B, T) divided by the penalty, or multiplied if negative.
+
+    Keskar et al., 2019 (CTRL). Left padding before `starts` (B,) does not count as text.
+    """
+    if starts is not None:
+        positions = torch.arange(text.shape[1], device=text.device)
+        text = torch.where(positions < starts[:, None], text[:, -1:], text)
+    inside = text.clamp(max=logits.shape[-1] - 1)
+    known = logits.gather(-1, inside)
+    return logits.scatter(-1, inside, torch.where(known > 0, known / penalty, known * penalty))
+
+
+def uniform_numbers(seed: int, first_index: int, rows: int, device: torch.device) -> Iterator[Tensor]:
+    """Uniform random numbers (B,) without end, each row's from a stream of its own."""
+    streams = [
+        torch.Generator().manual_seed(derive_seed(seed, "sample", first_index + row)) for row in range(rows)
+    ]
+    while True:
+        drawn = torch.stack([torch.rand(UNIFORMS_AT_ONCE, generator=stream) for stream in streams])
+        yield from drawn.to(device).unbind(dim=1)
+
+
+def invert_cumulative(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """One token (B,) of each row of (B, V): the first whose running sum passes a uniform number (B,)."""
+    cumulative = probabilities.cumsum(dim=-1)
+    passed = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, passed, right=True).squeeze(-1)
 
 
 class TextStream:
-    """Text out of tokens as they come: no character is split, and what a stop text may remove waits."""
+    """Text out of tokens as they come; put together, it is what decoding them at once gives, up to the end.
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | None = None) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
+    The end is before the text `stop`, or at the token `end`; None: there is none. A character that may still
+    be incomplete waits, and so does what may be the beginning of `stop`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: str | None = None, end: int | None = None) -> None:
+        self.tokenizer, self.stop, self.end = tokenizer, stop, end
         self.stopped = False
-        self._ids: list[int] = []
+        self._ids: list[int] = []  # tokens whose text has not been taken over in whole
+        self._taken = 0  # characters of their text that have
         self._held = ""
 
     def push(self, token: int) -> str:
         """The text that can be shown now that this token has come."""
         if self.stopped:
             return ""
+        if token == self.end:
+            return self.finish()
         self._ids.append(token)
         text = self.tokenizer.decode(self._ids)
-        if text.endswith("\ufffd") and len(self._ids) < LONGEST_CHARACTER:
-            return ""  # the rest of a character of several bytes may still come
-        self._ids.clear()
-        self._held += text
-        if self.stop is None:
-            return self._release(len(self._held))
-        found = self._held.find(self.stop)
-        if found >= 0:
-            self.stopped = True
-            return self._release(found)
-        begun = (size for size in range(len(self.stop) - 1, 0, -1) if self._held.endswith(self.stop[:size]))
-        return self._release(len(self._held) - next(begun, 0))
+        # Bytes of an incomplete character decode to one U+FFFD, and the next token may change it.
+        complete = len(text) - text.endswith(REPLACEMENT)
+        self._held += text[self._taken : complete]
+        self._taken = complete
+        if complete == len(text):
+            self._ids.clear()
+            self._taken = 0
+        return self._release(self._begun_stop())
 
     def finish(self) -> str:
         """What was held back, now that no more tokens come."""
         if self.stopped:
             return ""
-        self._held += self.tokenizer.decode(self._ids)
+        self._held += self.tokenizer.decode(self._ids)[self._taken :]
         self._ids.clear()
-        return self._release(len(self._held))
+        rest = self._release(0)
+        self.stopped = True
+        return rest
 
-    def _release(self, size: int) -> str:
+    def _begun_stop(self) -> int:
+        """How many characters at the end of what is held may be the beginning of the stop text."""
+        stop = self.stop or ""
+        return next((size for size in range(len(stop) - 1, 0, -1) if self._held.endswith(stop[:size])), 0)
+
+    def _release(self, kept: int) -> str:
+        """What is held but its last `kept` characters; where the stop text is there, what comes before it."""
+        found = -1 if self.stop is None else self._held.find(self.stop)
+        self.stopped = found >= 0
+        size = found if self.stopped else len(self._held) - kept
         shown, self._held = self._held[:size], self._held[size:]
         return shown

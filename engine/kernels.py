@@ -1,20 +1,73 @@
-"""The same arithmetic, faster: without it only time and memory change."""
+"""The same arithmetic, faster: without it only time and memory change.
+
+    kernels.install(model)                     attention, dropout and the loss in faster forms
+    kernels.install(model, inference=True)     packed weights, too: for generating on a CPU
+
+Nothing here is needed to read model.py. What each trick gains is in docs/speed.md.
+"""
 
 import contextlib
 import ctypes
+import math
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from model import ATTENTION_KERNELS, GPT, LONGEST_FOR_MATMUL, attend_by_matmul, attend_by_sdpa
+from model import GPT, scaled_dot_product_attention, sum_of_losses
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's <malloc.h>
+LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
+LARGEST_LOGITS = 2**28  # beyond 1 GiB in fp32 the logits of a micro-batch would take most of the memory
+LARGEST_CHUNK = 2**26  # logits that are held at a time then
 LARGEST_ERROR = 1e-6  # of a faster float32 product, relative to float64; the ordinary one has about 3e-7
 SMALLEST_TO_TIME = 2**15  # activations of a layer below which kernels differ by less than the clock can tell
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's <malloc.h>
+
+
+def install(model: GPT, attention: str | None = None, inference: bool = False) -> GPT:
+    """Replace the plain functions and layers of a model by faster ones of the same result; returns the model.
+
+    `attention` is a name in ATTENTION; None: "matmul" on a CPU for short texts, otherwise "sdpa". With
+    `inference` a model on a CPU can only generate afterwards. Raises ValueError for an unknown name.
+    """
+    weight = next(model.parameters())
+    on_cpu = weight.device.type == "cpu"
+    if attention is None:
+        short = model.config.block_size <= LONGEST_FOR_MATMUL
+        attention = "matmul" if on_cpu and short else "sdpa"
+    if attention not in ATTENTION:
+        raise ValueError(f"attention kernel {attention!r}; it can be {' or '.join(ATTENTION)}")
+    model.loss = chunked_sum_of_losses
+    attend = ATTENTION[attention]
+    if on_cpu:
+        keep_freed_memory()
+        replace_layers(model, nn.Dropout, lambda layer: CPUDropout(layer.p))
+        if inference and weight.dtype in (torch.bfloat16, torch.float16):
+            attend = attend_in_float32
+        packed = packed_layer(weight.dtype)
+        if inference and packed is not None:
+            replace_layers(model, nn.Linear, packed)
+    for layer in attention_layers(model):
+        layer.attend = attend
+    return model
+
+
+def attention_layers(model: nn.Module) -> list[Any]:
+    """The modules that compute attention by a function of their own, `attend`."""
+    return [module for module in model.modules() if hasattr(module, "attend")]
+
+
+def replace_layers(model: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
+    """Put `make(layer)` in the place of each layer that is of this very class."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is kind:
+                setattr(parent, name, make(child))
 
 
 def keep_freed_memory() -> None:
@@ -29,25 +82,213 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def probe_kernels(choices: Any, batch: int, length: int, heads: int, width: int, dropout: float) -> list[str]:
-    """On a CPU, time ways to do the same arithmetic and keep the fastest that are exact; findings in words.
+# ------------------------------------------------------------------------------------------------------------
+# attention and dropout
+
+
+def attend_by_matmul(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """`scaled_dot_product_attention` of model.py, written out: the fastest on a CPU for short texts."""
+    B, H, T, D = query.shape
+    S = key.shape[2]
+    if T == 1:
+        return scaled_dot_product_attention(query, key, value, mask, dropout)
+    if mask is None:
+        mask = causal_mask(T, query.dtype, query.device)
+    else:  # one mask for each row of the batch
+        mask = mask.expand(B, H, T, S).reshape(B * H, T, S)
+    query, key, value = (tensor.flatten(0, 1) for tensor in (query, key, value))
+    scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=D**-0.5)  # (B·H, T, S)
+    weights = drop(scores.softmax(dim=-1), dropout)
+    return torch.bmm(weights, value).unflatten(0, (B, H))
+
+
+def causal_mask(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(T, T): 0 where a position may look, -inf where it would look ahead."""
+    return torch.full((T, T), -math.inf, dtype=dtype, device=device).triu(1)
+
+
+def attend_in_float32(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """Attention in the cache's float32 for half-precision queries, which take six times as long on a CPU."""
+    return scaled_dot_product_attention(query.to(key.dtype), key, value, mask, dropout).to(query.dtype)
+
+
+ATTENTION = {"sdpa": scaled_dot_product_attention, "matmul": attend_by_matmul}
+
+
+def cache_dtype(model: GPT) -> torch.dtype:
+    """The type in which a cache holds keys and values: that of the weights, or what attention computes in."""
+    in_float32 = any(layer.attend is attend_in_float32 for layer in attention_layers(model))
+    return torch.float32 if in_float32 else model.token_embedding.weight.dtype
+
+
+class CPUDropout(nn.Dropout):
+    """Dropout whose random numbers cost a quarter: four of 16 bits come out of each draw of 64."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The same shape; in evaluation the tensor itself."""
+        return drop(input, self.p) if self.training else input
+
+
+def drop(x: Tensor, share: float) -> Tensor:
+    """Dropout (Srivastava et al., 2014) on a CPU, its share rounded to 16 bits."""
+    cut = round(share * 2**16)
+    if x.device.type != "cpu" or not 0 < cut < 2**16:
+        return F.dropout(x, share)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= cut - 2**15
+    return x * (kept.to(x.dtype) * (2**16 / (2**16 - cut)))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# the loss
+
+
+def chunked_sum_of_losses(features: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """`sum_of_losses` of model.py; of many logits it holds some rows at a time."""
+    vocab_size = head.weight.shape[0]
+    if targets.numel() * vocab_size <= LARGEST_LOGITS:
+        return sum_of_losses(features, head, targets)
+    rows = max(1, LARGEST_CHUNK // vocab_size)
+    flat = features.flatten(0, 1)
+    return ChunkedLoss.apply(flat, head.weight, targets.flatten(), rows, torch.is_grad_enabled())
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """The sum of cross-entropies of features (N, C) under a weight (V, C), for some rows at a time.
+
+    The gradients are taken in the forward pass, while a chunk's logits are there, and scaled in the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, head: Tensor, targets: Tensor, rows: int, trains: bool) -> Tensor:
+        """The loss in nats. `targets` (N,) of -100 do not count; products run in autocast's precision."""
+        device = features.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+        weight, total = head.to(dtype), torch.zeros((), device=features.device, dtype=head.dtype)
+        of_features, of_head = (
+            torch.zeros(x.shape if trains else 0, dtype=x.dtype, device=x.device) for x in (features, head)
+        )
+        with torch.autocast(device, enabled=False):
+            for first in range(0, len(features), rows):
+                x, target = features[first : first + rows].to(dtype), targets[first : first + rows, None]
+                log_probabilities = (x @ weight.T).to(head.dtype).log_softmax(dim=-1)
+                counted, target = target != -100, target.clamp(min=0)
+                total -= (log_probabilities.gather(1, target) * counted).sum()
+                if trains:
+                    gradient = log_probabilities.exp_()  # by the logits: probabilities - one-hot
+                    gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+                    gradient = (gradient * counted).to(dtype)
+                    of_features[first : first + rows] = gradient @ weight
+                    of_head += gradient.T @ x
+        ctx.save_for_backward(of_features, of_head)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """Those of the features and the head."""
+        of_features, of_head = ctx.saved_tensors
+        return of_features * gradient, of_head * gradient, None, None, None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# weights packed for generation
+
+
+def packed_layer(dtype: torch.dtype) -> type[nn.Module] | None:
+    """The layer that multiplies one row fastest on this CPU; None where there is none for this type.
+
+    A new token multiplies every matrix by one vector, so the time goes into reading the weights, and the
+    default product of a vector reads them at a third of the memory's rate. Two layouts do better: in fp32 the
+    transposed matrix; in bf16 oneDNN's blocks, into which it otherwise reorders a matrix for every token.
+    """
+    if dtype == torch.bfloat16 and can_block():
+        return BlockedLinear
+    return TransposedLinear if dtype == torch.float32 else None
+
+
+def can_block() -> bool:
+    """Whether this PyTorch and processor have oneDNN's blocked products in bf16."""
+    operators = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    return (
+        platform.machine() in ("x86_64", "AMD64")
+        and torch.backends.mkldnn.is_available()
+        and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+class TransposedLinear(nn.Module):
+    """x Wᵀ + b from the stored transpose of W."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.transposed = linear.weight.detach().t().contiguous()
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    @property
+    def weight(self) -> Tensor:
+        """W, for code that reads it."""
+        return self.transposed.t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, inputs) to (…, outputs)."""
+        y = x @ self.transposed
+        return y if self.bias is None else y + self.bias
+
+
+class BlockedLinear(nn.Module):
+    """x Wᵀ + b from W in oneDNN's own order, chosen for products of one row; others work as well."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.blocks = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    @property
+    def weight(self) -> Tensor:
+        """W, unpacked anew for code that reads it."""
+        return self.blocks.to_dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, inputs) to (…, outputs)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.blocks, self.bias, "none", [], "")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# which kernels are fastest here
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The kernels that a probe found fastest, and its findings in words."""
+
+    attention: str
+    matmul_precision: str = "highest"
+    remarks: tuple[str, ...] = ()
+
+
+def probe(dtype: str, batch: int, length: int, heads: int, width: int, dropout: float) -> Probed:
+    """On a CPU, time ways to do the same arithmetic and take the fastest that are exact.
 
     `torch.set_float32_matmul_precision("medium")` lets products go to oneDNN, which is up to twice as fast on
     some processors at fp32's accuracy and rounds to bf16 on others, so its error decides. For attention, the
     fused kernel wins for long texts and the written-out form for short ones.
     """
-    if choices.device != "cpu" or choices.dtype == "float64":
-        return []
+    if dtype == "float64":
+        return Probed("sdpa")
     if batch * length * width < SMALLEST_TO_TIME:
-        choices.attention_kernel = "matmul" if length <= LONGEST_FOR_MATMUL else "sdpa"
-        return []
-    return [
-        _probe_matmul(choices, batch * length, width),
-        _probe_attention(choices, batch, length, heads, width, dropout),
-    ]
+        return Probed("matmul" if length <= LONGEST_FOR_MATMUL else "sdpa")
+    precision, about_products = _probe_matmul(batch * length, width)
+    attention, about_attention = _probe_attention(dtype, precision, batch, length, heads, width, dropout)
+    return Probed(attention, precision, (about_products, about_attention))
 
 
-def _probe_matmul(choices: Any, tokens: int, width: int) -> str:
+def _probe_matmul(tokens: int, width: int) -> tuple[str, str]:
+    """The precision setting for products of an MLP's shape, and why."""
     stream = torch.Generator().manual_seed(0)
     left = torch.randn(min(tokens, 4096), width, generator=stream)
     right = torch.randn(width, 4 * width, generator=stream)
@@ -57,31 +298,31 @@ def _probe_matmul(choices: Any, tokens: int, width: int) -> str:
         runs[precision] = _with_precision(precision, lambda: left @ right)
         errors[precision] = ((runs[precision]().double() - exact).norm() / exact.norm()).item()
     seconds = _race(runs)
-    choices.matmul_precision = "highest"
-    if errors["medium"] <= LARGEST_ERROR and seconds["medium"] < 0.95 * seconds["highest"]:
-        choices.matmul_precision = "medium"
-    return (
-        f"matmul {choices.matmul_precision} (oneDNN takes {seconds['medium'] / seconds['highest']:.2f} of "
-        f"the default's time at a relative error of {errors['medium']:.1e})"
+    faster = seconds["medium"] < 0.95 * seconds["highest"]
+    chosen = "medium" if errors["medium"] <= LARGEST_ERROR and faster else "highest"
+    return chosen, (
+        f"matmul {chosen} (oneDNN takes {seconds['medium'] / seconds['highest']:.2f} of the default's time "
+        f"at a relative error of {errors['medium']:.1e})"
     )
 
 
-def _probe_attention(choices: Any, batch: int, length: int, heads: int, width: int, dropout: float) -> str:
+def _probe_attention(
+    dtype: str, precision: str, batch: int, length: int, heads: int, width: int, dropout: float
+) -> tuple[str, str]:
+    """The name in ATTENTION of the form whose forward and backward pass take least time, and why."""
     stream = torch.Generator().manual_seed(0)
-    dtype = torch.bfloat16 if choices.dtype == "bfloat16" else torch.float32
-    qkv = torch.randn(3, batch, heads, length, width // heads, generator=stream).to(dtype).requires_grad_()
+    half = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    qkv = torch.randn(3, batch, heads, length, width // heads, generator=stream).to(half).requires_grad_()
 
     def forward_backward(attend: Callable[..., Tensor]) -> Callable[[], Tensor]:
         return lambda: torch.autograd.grad(attend(*qkv, None, dropout).sum(), qkv)[0]
 
-    runs = {
-        kernel: _with_precision(choices.matmul_precision, forward_backward(attend))
-        for kernel, attend in zip(ATTENTION_KERNELS, (attend_by_sdpa, attend_by_matmul), strict=True)
-    }
-    seconds = _race(runs)
-    choices.attention_kernel = min(seconds, key=seconds.get)
+    seconds = _race(
+        {name: _with_precision(precision, forward_backward(attend)) for name, attend in ATTENTION.items()}
+    )
+    chosen = min(seconds, key=seconds.__getitem__)
     ratio = seconds["matmul"] / seconds["sdpa"]
-    return f"attention {choices.attention_kernel} (written out takes {ratio:.2f} of sdpa's time)"
+    return chosen, f"attention {chosen} (written out takes {ratio:.2f} of sdpa's time)"
 
 
 def _with_precision(precision: str, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -101,62 +342,3 @@ def _race(runs: dict[str, Callable[[], Tensor]], rounds: int = 9) -> dict[str, f
             run()
             times[name].append(time.perf_counter() - begin)
     return {name: min(values[1:]) for name, values in times.items()}
-
-
-def pack_for_generation(model: GPT) -> GPT:
-    """Replace the linear layers of a model on a CPU by packed ones, for inference only; returns the model.
-
-    The results are those of the plain layers to rounding. Other devices and precisions keep their layers.
-    """
-    weight = model.head.weight
-    kind = {torch.float32: TransposedLinear, torch.bfloat16: BlockedLinear}.get(weight.dtype)
-    if weight.device.type != "cpu" or kind is None or (kind is BlockedLinear and not can_block()):
-        return model
-    for block in model.blocks:
-        for owner, name in (
-            (block.attention, "qkv"),
-            (block.attention, "out"),
-            (block.mlp, "up"),
-            (block.mlp, "down"),
-        ):
-            setattr(owner, name, kind(getattr(owner, name)))
-    model.head = kind(model.head)
-    return model
-
-
-def can_block() -> bool:
-    """Whether this PyTorch and processor have oneDNN's blocked products in bf16."""
-    operators = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
-    return (
-        platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.mkldnn.is_available()
-        and all(hasattr(torch.ops.mkldnn, name) for name in operators)
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-
-
-class TransposedLinear(nn.Module):
-    """x Wᵀ + b from the stored transpose of W."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.register_buffer("transposed", linear.weight.detach().t().contiguous())
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) to (…, outputs)."""
-        y = x @ self.transposed
-        return y if self.bias is None else y + self.bias
-
-
-class BlockedLinear(nn.Module):
-    """x Wᵀ + b from W in oneDNN's own order, chosen for products of one row; others work as well."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.blocks = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) to (…, outputs)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.blocks, self.bias, "none", [], "")

@@ -11,18 +11,21 @@ The names are nanoGPT's where nanoGPT has the setting, and so are the defaults, 
     num_samples              3: ten texts scroll off the screen
 """
 
+import ast
 import dataclasses
-import difflib
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from engine.errors import UserError
+from engine.errors import UserError, did_you_mean
 
 AUTO = "auto"
 STARTS = ("scratch", "resume", "auto")
 GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+MODEL_FILE = Path(__file__).resolve().parents[1] / "model.py"
+FROM_DATA = ("vocab_size", "separator")  # fields of GPTConfig that are no settings
 
 
 def setting(default: Any, meaning: str, **limits: float) -> Any:
@@ -30,8 +33,47 @@ def setting(default: Any, meaning: str, **limits: float) -> Any:
     return dataclasses.field(default=default, metadata={"meaning": meaning, "limits": limits})
 
 
-@dataclass
-class TrainSettings:
+def model_settings() -> Iterator[tuple[str, Any, Any]]:
+    """Name, type and field of each setting of the model: GPTConfig's fields, whose comments are the meanings.
+
+    They are read from the text of model.py, which would import torch. Raises UserError for other types.
+    """
+    text = MODEL_FILE.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    classes = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
+    config = next(node for node in classes if node.name == "GPTConfig")
+    for node in config.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            name, meaning = node.target.id, lines[(node.end_lineno or node.lineno) - 1].partition("#")[2]
+            if name not in FROM_DATA:
+                yield name, type_of(node.annotation), setting(ast.literal_eval(node.value), meaning.strip())
+
+
+def type_of(annotation: ast.expr) -> Any:
+    """The type that an annotation stands for, such as `int`, `float | None` or `Literal["a", "b"]`."""
+    match annotation:
+        case ast.Name(id="int" | "float" | "bool" | "str" as name):
+            return {"int": int, "float": float, "bool": bool, "str": str}[name]
+        case ast.Constant(value=None):
+            return None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return operator.or_(type_of(left), type_of(right))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            return Literal[ast.literal_eval(choices)]
+    raise UserError(
+        f"model.py, line {annotation.lineno}: a setting's type is int, float, bool, str, Literal[…], "
+        f"or one of them | None, and not {ast.unparse(annotation)}"
+    )
+
+
+if TYPE_CHECKING:
+    from model import GPTConfig as ModelSettings
+else:
+    ModelSettings = dataclasses.make_dataclass("ModelSettings", model_settings(), frozen=True)
+
+
+@dataclass(frozen=True)
+class TrainSettings(ModelSettings):
     """Settings of train.py."""
 
     # data
@@ -45,23 +87,6 @@ class TrainSettings:
         "joined: one text, as GPT-2 reads them; masked: each is read as if alone; aligned: masked, and "
         "sequences begin where documents do",
     )
-    # model
-    n_layer: int = setting(12, "number of blocks", at_least=1)
-    n_head: int = setting(12, "attention heads of a block", at_least=1)
-    n_embd: int = setting(768, "channels of the residual stream", at_least=1)
-    block_size: int = setting(1024, "positions that the model sees at once", at_least=1)
-    dropout: float = setting(0.0, "fraction of activations dropped in training", at_least=0, below=1)
-    bias: bool = setting(False, "biases in linear layers and layer norms, as in GPT-2")
-    activation: Literal["gelu", "gelu_tanh", "relu2"] = setting(
-        "gelu", "the MLP's nonlinearity: GELU, GELU in OpenAI's tanh form, or squared ReLU"
-    )
-    position: Literal["learned", "rotary"] = setting(
-        "learned", "positions: an embedding, or rotated queries and keys"
-    )
-    qk_norm: bool = setting(False, "normalise queries and keys")
-    zero_init: bool = setting(False, "start the blocks' output projections at zero")
-    token_shift: bool = setting(False, "add a learned share of the embedding of the token before")
-    tied_head: bool = setting(True, "the head shares the token embedding's matrix")
     # optimizer and schedule
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw", "muon: for the matrices of the blocks; AdamW for the rest"
@@ -140,11 +165,6 @@ class TrainSettings:
 
     def check(self) -> None:
         """Raise UserError for settings that do not fit together."""
-        if self.n_embd % self.n_head:
-            raise UserError(
-                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}: every head has the same "
-                f"width; try --n_embd={self.n_head * max(1, round(self.n_embd / self.n_head))}"
-            )
         if self.lowest_learning_rate() > self.learning_rate:
             raise UserError(
                 f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; "
@@ -167,7 +187,7 @@ class TrainSettings:
         return self.learning_rate / 10 if self.min_lr is None else self.min_lr
 
 
-@dataclass
+@dataclass(frozen=True)
 class SampleSettings:
     """Settings of sample.py."""
 
@@ -193,6 +213,10 @@ class SampleSettings:
         1.0, "above 1: tokens that stand in the text already get less likely", above=0
     )
     stop: str | None = setting(None, "end a sample before this text; \\n stands for a line break")
+    stop_at_end: bool = setting(
+        True,
+        "end a sample at the end-of-text token, if the vocabulary has one; False: go on with the next text",
+    )
     interactive: bool = setting(False, "ask for a prompt, answer, and ask again")
     seed: int = setting(1337, "seed of the samples; the same seed gives the same text")
     device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")
@@ -215,19 +239,49 @@ def check_start(init_from: str, ways: Sequence[str]) -> None:
     names = (*ways, *GPT2_SIZES)
     if init_from in names or "@" in init_from or Path(init_from).exists():
         return
-    close = difflib.get_close_matches(init_from, names, n=1, cutoff=0.6)
     raise UserError(
         f"init_from is {init_from!r}; it can be {', '.join(names)}, OWNER/NAME@COMMIT on the Hugging Face "
-        f"hub, or the path of a folder or a ckpt.pt{f'; did you mean {close[0]}?' if close else ''}"
+        f"hub, or the path of a folder or a ckpt.pt{did_you_mean(init_from, names)}"
     )
 
 
+# The headings of `--help`, each before the first setting under it.
+SECTIONS = {
+    "block_size": "model",
+    "dataset": "data",
+    "optimizer": "optimizer and schedule",
+    "eval_interval": "evaluation, logging, checkpoints",
+    "init_from": "which model",
+    "start": "sampling",
+    "seed": "machine",
+}
+# What people type for a setting that has another name here.
+ALIASES = {
+    "lr": "learning_rate",
+    "epochs": "max_iters",
+    "steps": "max_iters",
+    "max_steps": "max_iters",
+    "iterations": "max_iters",
+    "layers": "n_layer",
+    "heads": "n_head",
+    "embd": "n_embd",
+    "context": "block_size",
+    "context_length": "block_size",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "warmup": "warmup_iters",
+    "prompt": "start",
+    "data": "dataset",
+    "grad_accum": "gradient_accumulation_steps",
+}
 # nanoGPT's settings that a script of ours has no use for: taken with this remark, so that its files run.
 RETIRED = {
     "compile": "sampling runs as it is, one token at a time",
     "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
     "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
 }
+# What a nanoGPT configuration file finds imported.
+NANOGPT_IMPORTS = {"os": "os", "time": "time", "math": "math", "np": "numpy", "torch": "torch"}
 # nanoGPT's configuration files, and what to type here.
 NANOGPT_CONFIGS = {
     "train_shakespeare_char": "configs/shakespeare_char.py",

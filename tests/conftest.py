@@ -3,7 +3,6 @@
 import hashlib
 import os
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -106,12 +105,8 @@ def fails(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     from engine.command_line import run_script
 
     def run(main: Callable, *arguments: str) -> str:
-        old, sys.argv = sys.argv, ["script", *arguments]
-        try:
-            with pytest.raises(SystemExit) as exit_info:
-                run_script(main)
-        finally:
-            sys.argv = old
+        with pytest.raises(SystemExit) as exit_info:
+            run_script(main, list(arguments))
         lines = capfd.readouterr().err.strip().splitlines()
         assert exit_info.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
         return lines[0]

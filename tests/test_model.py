@@ -6,24 +6,11 @@ import math
 import pytest
 import torch
 from support.models import MODERN, SMALL, both, random_ids, random_model
-from torch.nn import functional as F
 
+from engine.kernels import ATTENTION, install
 from engine.settings import TrainSettings
 from engine.training.optimizer import make_optimizer
-from model import (
-    GPT,
-    CausalSelfAttention,
-    GPTConfig,
-    KVCache,
-    count_parameters,
-    draw,
-    drop,
-    flops_per_token,
-    next_token_probabilities,
-    penalise,
-    rotary_angles,
-    rotate,
-)
+from model import GPT, CausalSelfAttention, GPTConfig, rotary_angles, rotate
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "matmul"])
@@ -31,7 +18,7 @@ from model import (
 def test_attention_equals_a_loop_over_heads_and_positions(kernel: str, bias: bool) -> None:
     config = dataclasses.replace(SMALL, bias=bias)
     attention = CausalSelfAttention(config).double()
-    attention.kernel = kernel
+    attention.attend = ATTENTION[kernel]
     x = torch.randn(2, 9, config.n_embd, dtype=torch.float64)
     query, key, value = attention.qkv(x).split(config.n_embd, dim=-1)
     width = config.n_embd // config.n_head
@@ -45,20 +32,20 @@ def test_attention_equals_a_loop_over_heads_and_positions(kernel: str, bias: boo
                 ]
                 weights = torch.stack(scores).softmax(0)
                 mixed[row, t, channels] = sum(w * value[row, s, channels] for s, w in enumerate(weights))
-    torch.testing.assert_close(attention(x), attention.out(mixed), rtol=0, atol=1e-12)
+    torch.testing.assert_close(attention(x, None, None, None), attention.out(mixed), rtol=0, atol=1e-12)
 
 
 @both
 @pytest.mark.parametrize("kernel", ["sdpa", "matmul"])
 def test_no_position_sees_a_later_one(config: GPTConfig, kernel: str) -> None:
     model = random_model(config)
-    model.use_attention_kernel(kernel)
+    install(model, kernel)
     embedded = []
     model.token_embedding.register_forward_hook(lambda _m, _i, out: embedded.append(out.requires_grad_()))
-    logits, _ = model(random_ids(1, 12))
+    logits = model(random_ids(1, 12))
     for t in range(12):
         (gradient,) = torch.autograd.grad(logits[0, t].sum(), embedded[0], retain_graph=True)
-        assert gradient[0, t + 1 :].abs().max().item() == 0 if t < 11 else True
+        assert (gradient[0, t + 1 :] == 0).all()
         assert (gradient[0, : t + 1].abs().amax(dim=-1) > 0).all()
 
 
@@ -67,7 +54,7 @@ def test_the_loss_of_initial_weights_is_that_of_guessing(vocab_size: int) -> Non
     config = dataclasses.replace(SMALL, vocab_size=vocab_size, n_embd=64)
     model = GPT(config)
     model.init_weights(seed=torch.randint(10**6, ()).item())
-    _, loss = model(random_ids(16, 24, config), random_ids(16, 24, config))
+    loss = model(random_ids(16, 24, config), random_ids(16, 24, config)) / (16 * 24)
     assert loss.item() == pytest.approx(math.log(vocab_size), rel=0.02)
 
 
@@ -106,7 +93,7 @@ def test_every_parameter_is_initialised_optimised_once_and_gets_a_gradient() -> 
     assert len(optimised) == len(set(optimised)) == len(list(model.parameters()))
     decayed = [parameter for group in groups if group["weight_decay"] for parameter in group["params"]]
     assert all(parameter.dim() >= 2 for parameter in decayed) and len(decayed) == 2 + 4 * SMALL.n_layer
-    model(random_ids(4, 24), random_ids(4, 24))[1].backward()
+    model(random_ids(4, 24), random_ids(4, 24)).backward()
     assert all(
         parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in model.parameters()
     )
@@ -121,7 +108,7 @@ def test_logits_equal_those_of_gpt2_in_transformers(
     activation: str, n_layer: int, n_head: int, n_embd: int, vocab_size: int, block_size: int
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    config = GPTConfig(vocab_size, block_size, n_layer, n_head, n_embd, activation=activation)
+    config = GPTConfig(vocab_size, block_size, n_layer, n_head, n_embd, bias=True, activation=activation)
     reference = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=vocab_size, n_positions=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
@@ -143,124 +130,44 @@ def test_logits_equal_those_of_gpt2_in_transformers(
     assert missing == ["lm_head.weight"] and not unexpected
     ids = random_ids(3, block_size, config)
     with torch.no_grad():
-        torch.testing.assert_close(model(ids)[0], reference(ids).logits, rtol=0, atol=1e-10)
-        single, expected = model.float()(ids)[0], reference.float()(ids).logits
+        torch.testing.assert_close(model(ids), reference(ids).logits, rtol=0, atol=1e-10)
+        single, expected = model.float()(ids), reference.float()(ids).logits
     assert (single - expected).abs().max() <= 1e-5 * max(1, expected.abs().max().item())
 
 
-@both
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("tied_head", [True, False])
-def test_counted_parameters_are_the_modules(config: GPTConfig, bias: bool, tied_head: bool) -> None:
-    config = dataclasses.replace(config, bias=bias, tied_head=tied_head)
-    with torch.device("meta"):
-        model = GPT(config)
-    assert sum(count_parameters(config).values()) == sum(
-        parameter.numel() for parameter in model.parameters()
-    )
-
-
-def test_gpt2_has_its_published_number_of_parameters() -> None:
-    assert sum(count_parameters(GPTConfig()).values()) == 124_439_808
-
-
-def test_flops_are_those_of_the_matrix_products() -> None:
-    config = dataclasses.replace(SMALL, bias=False)
-    width, layers = config.n_embd, config.n_layer
-    # Multiply-adds of one token, head included.
-    products = 12 * width * width * layers + config.vocab_size * width
-    norms = (2 * layers + 1) * width
-    attention = 2 * layers * width * config.block_size  # scores and mix, over the whole block
-    assert flops_per_token(config) == 6 * (products + norms) + 6 * attention
-
-
-def test_loss_is_the_mean_cross_entropy_and_leaves_out_masked_targets() -> None:
+def test_loss_is_the_sum_of_cross_entropies_without_the_targets_left_out() -> None:
     model, ids, targets = random_model(), random_ids(2, 10), random_ids(2, 10)
-    logits, loss = model(ids, targets)
+    logits = model(ids)
     by_hand = [-logits[b, t].log_softmax(0)[targets[b, t]] for b in range(2) for t in range(10)]
-    assert loss.item() == pytest.approx(torch.stack(by_hand).mean().item(), abs=1e-12)
+    assert model(ids, targets).item() == pytest.approx(torch.stack(by_hand).sum().item(), abs=1e-11)
     targets[0] = -100
-    assert model(ids, targets)[1].item() == pytest.approx(torch.stack(by_hand[10:]).mean().item(), abs=1e-12)
+    assert model(ids, targets).item() == pytest.approx(torch.stack(by_hand[10:]).sum().item(), abs=1e-11)
 
 
-@both
-@pytest.mark.parametrize("batch", [1, 3])
-def test_the_cache_changes_nothing_at_any_length(config: GPTConfig, batch: int) -> None:
-    model = random_model(config)
-    ids = random_ids(batch, SMALL.block_size)
-    full = model(ids)[0]
-    for prefix in range(1, SMALL.block_size):
-        cache = KVCache(model, batch)
-        first = model.head(model.features(ids[:, :prefix], cache))
-        rest = [model.head(model.features(ids[:, t : t + 1], cache)) for t in range(prefix, SMALL.block_size)]
-        torch.testing.assert_close(torch.cat([first, *rest], dim=1), full, rtol=0, atol=1e-12)
+def test_without_targets_the_loss_is_0_and_so_is_its_gradient() -> None:
+    model = random_model()
+    loss = model(random_ids(2, 10), torch.full((2, 10), -100))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(parameter.grad is not None and (parameter.grad == 0).all() for parameter in model.parameters())
 
 
-@both
-def test_greedy_text_equals_the_uncached_loop_for_prompts_of_different_lengths(config: GPTConfig) -> None:
-    model = random_model(config)
-    lengths = [1, 4, 7]
-    prompts = [random_ids(1, length) for length in lengths]
-    new = SMALL.block_size - max(lengths)
-    padded = torch.cat([F.pad(prompt, (max(lengths) - prompt.shape[1], 0)) for prompt in prompts])
-    starts = torch.tensor([max(lengths) - length for length in lengths])
-    together = model.generate(padded, new, temperature=0, starts=starts)
-    for row, prompt in enumerate(prompts):
-        text = prompt
-        for _ in range(new):
-            text = torch.cat((text, model(text)[0][:, -1].argmax(-1, keepdim=True)), dim=1)
-        assert torch.equal(together[row, starts[row] :], text[0])
+def test_a_parameter_without_a_rule_for_its_initial_values_is_named() -> None:
+    model = GPT(SMALL)
+    model.blocks[1].mlp.gate = torch.nn.Parameter(torch.empty(3))
+    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.gate has no rule .* if kind == 'gate'"):
+        model.init_weights(0)
 
 
-@both
-def test_generation_goes_on_past_the_block_and_sees_at_least_half_of_it(config: GPTConfig) -> None:
-    model = random_model(config)
-    text = random_ids(2, 5)
-    out = model.generate(text, 60, temperature=0)
-    block, length, first = SMALL.block_size, 5, 0
-    for _ in range(60):
-        if length - first > block:
-            first = length - block // 2
-        text = torch.cat((text, model(text[:, first:])[0][:, -1].argmax(-1, keepdim=True)), dim=1)
-        length += 1
-    assert torch.equal(out, text)
-
-
-@both
-def test_a_sample_depends_on_seed_and_index_not_on_its_batch(config: GPTConfig) -> None:
-    model = random_model(config)
-    prompt = random_ids(1, 3)
-    together = model.generate(prompt.repeat(4, 1), 40, temperature=1.3, top_k=20, seed=9)
-    alone = [
-        model.generate(prompt, 40, temperature=1.3, top_k=20, seed=9, first_index=index) for index in range(4)
-    ]
-    assert torch.equal(together, torch.cat(alone))
-    assert not torch.equal(together[0], together[1])
-    assert not torch.equal(
-        together, model.generate(prompt.repeat(4, 1), 40, temperature=1.3, top_k=20, seed=10)
-    )
-
-
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1.0, None, None), (0.7, 5, None), (2.0, None, 0.6), (0.5, 8, 0.9)]
-)
-def test_probabilities_equal_a_loop_over_the_vocabulary(
-    temperature: float, top_k: int | None, top_p: float | None
-) -> None:
-    logits = torch.randn(30, dtype=torch.float64)
-    weights = {token: math.exp(logits[token] / temperature) for token in range(30)}
-    ranked = sorted(weights, key=weights.get, reverse=True)[:top_k]
-    total = sum(weights[token] for token in ranked)
-    kept, reached = [], 0.0
-    for token in ranked:
-        if top_p is not None and reached >= top_p:
-            break
-        kept.append(token)
-        reached += weights[token] / total
-    total = sum(weights[token] for token in kept)
-    expected = torch.tensor([weights[token] / total if token in kept else 0.0 for token in range(30)])
-    found = next_token_probabilities(logits[None], temperature, top_k, top_p)[0]
-    torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-6)
+def test_generated_tokens_follow_the_distribution_of_the_next_token() -> None:
+    """One token after 20,000 equal prompts, with temperature and top-k."""
+    model, prompt = random_model(), random_ids(1, 3)
+    drawn = model.generate(prompt.repeat(20_000, 1), 1, temperature=2.0, top_k=4)[:, -1]
+    logits = model(prompt)[0, -1] / 2.0
+    expected = logits.masked_fill(logits < logits.topk(4).values[-1], -math.inf).softmax(0)
+    share = torch.bincount(drawn, minlength=SMALL.vocab_size).double() / 20_000
+    torch.testing.assert_close(share, expected, rtol=0, atol=0.02)
+    assert (share[expected == 0] == 0).all()
 
 
 def test_rotated_scores_depend_on_distance_alone() -> None:
@@ -269,7 +176,7 @@ def test_rotated_scores_depend_on_distance_alone() -> None:
     for shift in (0, 5, 900):
         at = [rotary_angles(torch.tensor([position]), 16, torch.float64) for position in (shift, shift + 3)]
         scores.append((rotate(query, *at[1]) * rotate(key, *at[0])).sum())
-    torch.testing.assert_close(scores[1:], [scores[0]] * 2, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores[1:], [scores[0]] * 2, rtol=1e-3, atol=1e-3)
     turned = rotate(query, *at[0])
     assert turned.norm().item() == pytest.approx(query.norm().item()) and not torch.allclose(turned, query)
 
@@ -288,41 +195,7 @@ def test_blocks_that_start_at_zero_leave_the_residual_stream_alone() -> None:
     model.init_weights(3)
     ids = random_ids(2, 10)
     expected = model.head(model.final_norm(model.token_embedding(ids)))
-    torch.testing.assert_close(model(ids)[0], expected)
-
-
-def test_min_p_keeps_what_is_near_the_most_probable() -> None:
-    logits = torch.randn(4, 30)
-    plain, cut = (next_token_probabilities(logits, 1.0, None, None, min_p) for min_p in (None, 0.3))
-    kept = plain >= 0.3 * plain.amax(-1, keepdim=True)
-    torch.testing.assert_close(cut, plain * kept / (plain * kept).sum(-1, keepdim=True))
-
-
-def test_the_repetition_penalty_touches_what_stands_in_the_text() -> None:
-    logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
-    text = torch.tensor([[3, 0, 1, 0]])
-    assert penalise(logits, text, None, 2.0).tolist() == [[1.0, -4.0, 1.0, 0.25]]
-    assert penalise(logits, text, torch.tensor([1]), 2.0).tolist() == [[1.0, -4.0, 1.0, 0.5]]
-    model = random_model()
-    out = model.generate(random_ids(1, 1), 20, temperature=0, repetition_penalty=1e9)
-    assert len(set(out[0].tolist())) == 21  # greedy text that cannot repeat itself
-
-
-def test_draws_follow_the_distribution_and_never_take_an_impossible_token() -> None:
-    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0]], dtype=torch.float64)
-    uniforms = torch.rand(20_000)
-    tokens = draw(probabilities.expand(20_000, -1), uniforms)
-    share = torch.bincount(tokens, minlength=6).double() / 20_000
-    torch.testing.assert_close(share, probabilities[0], rtol=0, atol=0.02)
-    assert (share[probabilities[0] == 0] == 0).all()
-    extremes = draw(probabilities.expand(2, -1), torch.tensor([0.0, 1 - 2**-24]))
-    assert extremes.tolist() == [1, 4]
-
-
-def test_padding_of_the_vocabulary_is_never_drawn() -> None:
-    model = random_model()
-    out = model.generate(random_ids(8, 2) % 10, 100, temperature=50.0, n_tokens=10)
-    assert out.max().item() < 10
+    torch.testing.assert_close(model(ids), expected)
 
 
 @pytest.mark.parametrize(
@@ -331,58 +204,3 @@ def test_padding_of_the_vocabulary_is_never_drawn() -> None:
 def test_impossible_shapes_are_refused(change: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(SMALL, **change)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_loss_without_whole_logits_is_the_same(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks that do not divide the rows, left-out targets, an outer factor: gradients to 1e-12."""
-    plain = random_model(dataclasses.replace(SMALL, tied_head=tied))
-    chunked = random_model(plain.config)
-    chunked.load_state_dict(plain.state_dict())
-    ids, targets = random_ids(3, 20), random_ids(3, 20)
-    targets[torch.rand(targets.shape) < 0.3] = -100
-    logits, expected = plain(ids, targets)
-    (expected * 3).backward()
-    monkeypatch.setattr("model.LARGEST_LOGITS", logits.numel() - 1)
-    monkeypatch.setattr("model.LARGEST_CHUNK", 7 * SMALL.vocab_size)
-    nothing, loss = chunked(ids, targets)
-    (loss * 3).backward()
-    assert nothing is None
-    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
-    for mine, theirs in zip(chunked.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
-    with torch.no_grad():
-        torch.testing.assert_close(chunked(ids, targets)[1], expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_chunked_loss_keeps_autocasts_precision(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = random_model(SMALL, torch.float32)
-    ids, targets = random_ids(3, 20), random_ids(3, 20)
-    gradients = []
-    for largest in (2**28, 1):
-        monkeypatch.setattr("model.LARGEST_LOGITS", largest)
-        model.zero_grad()
-        with torch.autocast("cpu", dtype):
-            model(ids, targets)[1].backward()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
-    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[0].norm()
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 1e-9, 0.99])
-def test_dropout_zeroes_its_share_and_keeps_the_mean(share: float) -> None:
-    """Independently, scaled so that the expected value stays, and in the gradient just where in the value."""
-    x = torch.ones(301, 1001, dtype=torch.float64, requires_grad=True)
-    y = drop(x, share, training=True)
-    kept = y != 0
-    n, spread = x.numel(), math.sqrt(share * (1 - share) * x.numel())
-    assert abs((~kept).sum().item() - share * n) < 6 * spread + 1
-    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / (1 - share)), rtol=2e-3, atol=0)
-    assert y.mean().item() == pytest.approx(1, abs=8 * spread / n / (1 - share) + 1e-3)
-    (gradient,) = torch.autograd.grad(y.sum(), x)
-    assert torch.equal(gradient, y)
-    neighbours = (kept[:, 1:] & kept[:, :-1]).double().mean().item()
-    assert neighbours == pytest.approx((1 - share) ** 2, abs=0.01)
-    assert drop(x, share, training=False) is x and drop(x, 0.0, training=True) is x

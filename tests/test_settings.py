@@ -1,5 +1,6 @@
 """Settings: where they come from, what they may be, and what is said about those that may not."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from support.commands import ROOT, command
 
 from engine.command_line import read_settings
 from engine.errors import UserError
-from engine.settings import TrainSettings
+from engine.settings import FROM_DATA, TrainSettings
+from engine.shape import model_config
+from model import GPTConfig
 
 
 def settings(*arguments: str, on_cpu: bool = False) -> TrainSettings:
@@ -37,6 +40,7 @@ def test_defaults_then_file_then_cpu_part_then_command_line(tmp_path: Path) -> N
         (["--compile=auto"], "compile", "auto"),
         (["--bias=true"], "bias", True),
         (["--out_dir=out/x"], "out_dir", "out/x"),
+        (["--max_iters=1e4"], "max_iters", 10_000),
     ],
 )
 def test_values_on_the_command_line(arguments: list[str], name: str, value: object) -> None:
@@ -63,18 +67,17 @@ def test_nanogpt_settings_without_a_place_here_are_accepted_with_a_remark(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--lerning_rate=1"], "learning_rate"),
+        (["--lerning_rate=1"], "did you mean learning_rate"),
+        (["--lr=1"], "did you mean learning_rate"),
         (["--n_layer=two"], "whole number"),
         (["--n_layer=2.5"], "whole number"),
         (["--bias=maybe"], "True, False"),
-        (["--dropout=1.5"], "below 1"),
         (["--learning_rate=nan"], "learning_rate"),
         (["--learning_rate=inf"], "finite"),
-        (["--n_head=5"], "n_embd 768 is not divisible by n_head 5"),
         (["--min_lr=1"], "above learning_rate"),
         (["--init_from=memory"], "it can be scratch, resume, auto, gpt2"),
         (["--eval_only=True"], "--init_from=resume"),
-        (["stray", "words"], "no setting"),
+        (["stray", "words"], "no option"),
         (["missing.py"], "no configuration file"),
         (["--seed"], "expected one argument"),
     ],
@@ -114,11 +117,67 @@ def test_every_configuration_that_ships_is_valid() -> None:
             assert settings(str(file), on_cpu=on_cpu).dataset
 
 
-def test_help_lists_every_setting_without_importing_torch() -> None:
-    finished = command(ROOT, "train.py", "--help")
-    assert finished.returncode == 0
-    for name in TrainSettings.__dataclass_fields__:
-        assert f"--{name}" in finished.stdout
-    probe = "import sys, train\ntry: train.main(['--help'])\nexcept SystemExit: pass\n"
-    probe += "assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True).returncode == 0
+def test_settings_of_the_model_are_the_fields_of_its_configuration() -> None:
+    """Names, types and defaults, though only the text of model.py is read; `--help` has its comments."""
+    ours = {field.name: field for field in dataclasses.fields(TrainSettings)}
+    fields = [field for field in dataclasses.fields(GPTConfig) if field.name not in FROM_DATA]
+    assert len(fields) > 10
+    for field in fields:
+        assert (ours[field.name].type, ours[field.name].default) == (field.type, field.default)
+    assert "number of blocks" in command(ROOT, "train.py", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n_head": 5}, "not divisible by n_head 5"),
+        ({"dropout": 1.5}, "below 1"),
+        ({"n_layer": 0}, "at least 1"),
+    ],
+)
+def test_a_shape_that_no_model_has_is_one_sentence(change: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        model_config(TrainSettings(**change), vocab_size=65)
+
+
+def test_files_of_nanogpt_may_use_what_its_train_py_has(tmp_path: Path) -> None:
+    """Its imports and its defaults, as its public configurations do; and floats that are whole."""
+    file = tmp_path / "nano.py"
+    file.write_text(
+        "wandb_run_name = 'r-' + str(time.time())\nwarmup_iters = 0.01 * max_iters\nbias = False\n"
+    )
+    sources = read_settings(TrainSettings, [str(file)], "")
+    found = sources.settings(on_cpu=False)
+    assert found.wandb_run_name.startswith("r-") and found.warmup_iters == 6000
+    assert [name in " ".join(sources.remarks) for name in ("time", "max_iters")] == [True, True]
+    file.write_text("n_layer = nothing\n")
+    with pytest.raises(UserError, match="name 'nothing' is not defined"):
+        settings(str(file))
+
+
+def test_a_file_beside_train_py_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert settings("configs/tiny.py").n_embd == 32
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py"])
+def test_help_and_mistakes_are_answered_without_importing_torch(script: str) -> None:
+    """By an import hook: torch is never asked for. Each option stands once, under a heading."""
+    probe = f"""
+import runpy, sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        assert name.split(".")[0] not in ("torch", "numpy"), name
+sys.meta_path.insert(0, NoTorch())
+sys.argv = [{str(ROOT / script)!r}, sys.argv[1]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    for argument, status in (("--help", 0), ("--sed=3", 2)):
+        line = [sys.executable, "-c", probe, argument]
+        finished = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+        assert finished.returncode == status, finished.stderr
+        assert ("machine:" in finished.stdout and finished.stdout.count("\n  --seed ") == 1) or (
+            "did you mean seed" in finished.stderr
+        )

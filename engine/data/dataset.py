@@ -1,28 +1,43 @@
-"""Token files, and the order in which training reads them.
+"""Token files: opened, checked against their meta.json, and read.
 
 A data set is a folder: meta.json, and the files of token ids that it lists (little-endian uint16 or uint32).
-
-The sequences of a step are a function of (seed, number of sequences consumed before it) alone. Each epoch
-cuts the text into windows of `block_size` at an offset of its own and visits them in a random order, each one
-once. The order is computed, not stored: a keyed permutation (a Feistel network with cycle walking, Black and
-Rogaway 2002). Resuming needs one number, and any number of processes read the same sequences at a step.
 """
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from engine.errors import UserError
+from engine.errors import UserError, did_you_mean
+from engine.json_files import COUNT, check_fields, read_json_object
+from engine.system import hashes_of
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
 FORMAT = 1
 HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py --verify NAME`
 DATA_FOLDER = Path("data")
-KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")  # engine/recipes.py
+# Those that prepare.py knows how to make: engine/preparation/recipes.py.
+KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")
+# The fields of a meta.json, and of each entry of its list of files.
+FIELDS = {
+    "dtype": Literal["uint16", "uint32"],
+    "vocab_size": Annotated[int, range(1, 2**32 + 1)],
+    "text_bytes": dict[str, COUNT],
+    "tokenizer": dict,
+    "files": list[dict],
+}
+FIELDS_OF_A_FILE = {
+    "path": str,
+    "split": Literal["train", "val"],
+    "tokens": COUNT,
+    "header_bytes": COUNT,
+    "sha256": str,
+}
+ADVICE = "prepare the data set again"
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,7 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
     """
     folder = root / name
     path = folder / "meta.json"
-    if not path.is_file():
+    if not path.is_file() or _name_of_path(name, root) is not None:
         raise UserError(no_dataset(name, root))
     meta = read_meta(path)
     files = token_files(folder, meta)
@@ -172,22 +187,36 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
 
 def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
     """The number of tokens of each split, by a meta.json."""
-    tokens = dict.fromkeys(("train", "val"), 0)
+    tokens = {"train": 0, "val": 0}
     for entry in meta["files"]:
         tokens[entry["split"]] += entry["tokens"]
     return tokens
 
 
 def no_dataset(name: str, root: Path) -> str:
-    """The sentence for a data set that is not there: which there are, and what makes this one."""
-    names = ", ".join(sorted(path.parent.name for path in root.glob("*/meta.json")))
-    there = f"there are: {names}" if names else "there is none yet"
+    """The sentence for a data set that is not there: what may be meant, which there are, what makes it."""
+    meant = _name_of_path(name, root)
+    if meant is not None:
+        return f"{name} is a path, and data sets go by their names in {root}/; did you mean {meant}?"
+    names = sorted(path.parent.name for path in root.glob("*/meta.json"))
+    there = f"there are: {', '.join(names)}" if names else "there is none yet"
     if name in KNOWN:
         return f"there is no data set {root / name} ({there}); make it: python prepare.py {name}"
     return (
-        f"there is no data set {root / name} ({there}), and no recipe for it (known are {', '.join(KNOWN)}); "
-        f"from text of yours: python prepare.py {name} --input FILE"
+        f"there is no data set {root / name} ({there}), and no recipe for it (known are {', '.join(KNOWN)})"
+        f"{did_you_mean(name, [*names, *KNOWN], otherwise=';')} "
+        f"from text of yours: python prepare.py {shlex.quote(name)} --input FILE"
     )
+
+
+def _name_of_path(name: str, root: Path) -> str | None:
+    """The data set in `root` at which a path points, such as "data/base" and "base/"; None for a name."""
+    if Path(name).name == name:
+        return None
+    for path in (Path(name), root / name):
+        if path.parent.resolve() == root.resolve() and (path.is_dir() or path.name in KNOWN):
+            return path.name
+    return None
 
 
 def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
@@ -202,75 +231,43 @@ def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of a meta.json, every field that the program relies on checked. Raises UserError."""
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    problem = _problem(meta)
-    if problem:
-        raise UserError(f"{path}: {problem}; prepare the data set again")
-    return meta
-
-
-def _problem(meta: Any) -> str | None:
-    """What is wrong with the content of a meta.json; None where nothing is."""
-    if not isinstance(meta, dict):
-        return "not a JSON object"
+    meta = read_json_object(path, ADVICE)
     if meta.get("format") != FORMAT:
-        return f"format {str(meta.get('format'))[:20]}, where this program reads {FORMAT}"
-    if meta.get("dtype") not in ("uint16", "uint32"):
-        return "dtype must be uint16 or uint32"
-    if not _is_count(meta.get("vocab_size")) or not 1 <= meta["vocab_size"] <= 2**32:
-        return "vocab_size must be a positive integer"
-    text_bytes = meta.get("text_bytes", {})
-    if not isinstance(text_bytes, dict) or not all(_is_count(count) for count in text_bytes.values()):
-        return "text_bytes must map splits to numbers"
-    files = meta.get("files")
-    if not isinstance(files, list) or not files:
-        return "files must be a list of token files"
-    for entry in files:
-        if not isinstance(entry, dict):
-            return "an entry of files is no object"
-        name = entry.get("path")
-        if (
-            not isinstance(name, str)
-            or not name
-            or "\0" in name
-            or Path(name).is_absolute()
-            or ".." in Path(name).parts
-        ):
-            return "the path of a token file must lie inside the data set's folder"
-        if entry.get("split") not in ("train", "val"):
-            return f"{name}: split must be train or val"
-        if not _is_count(entry.get("tokens")) or not _is_count(entry.get("header_bytes")):
-            return f"{name}: tokens and header_bytes must be numbers"
-        if not isinstance(entry.get("sha256"), str):
-            return f"{name}: sha256 is missing"
-    return None
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+        raise UserError(
+            f"{path}: format {str(meta.get('format'))[:20]}, where this program reads {FORMAT}; {ADVICE}"
+        )
+    check_fields(meta, FIELDS, str(path), optional=("text_bytes",), advice=ADVICE)
+    if not meta["files"]:
+        raise UserError(f"{path}: files is empty; {ADVICE}")
+    for entry in meta["files"]:
+        check_fields(entry, FIELDS_OF_A_FILE, f"{path}: an entry of files", advice=ADVICE)
+        name = Path(entry["path"])
+        if not entry["path"] or "\0" in entry["path"] or name.is_absolute() or ".." in name.parts:
+            raise UserError(
+                f"{path}: the path of a token file must lie inside the data set's folder; {ADVICE}"
+            )
+    return meta
 
 
 def _check_size(file: TokenFile, itemsize: int, name: str) -> None:
     """Raise UserError where a token file is missing or not as long as meta.json says."""
     expected = file.header_bytes + file.tokens * itemsize
     if not file.path.is_file():
-        raise UserError(f"the token file {file.path} is missing; prepare it again: python prepare.py {name}")
+        raise UserError(
+            f"the token file {file.path} is missing; prepare it again: python prepare.py {shlex.quote(name)}"
+        )
     if file.path.stat().st_size != expected:
         raise UserError(
             f"{file.path} has {file.path.stat().st_size} bytes where its meta.json says {expected}; "
-            f"prepare it again: python prepare.py {name}"
+            f"prepare it again: python prepare.py {shlex.quote(name)}"
         )
 
 
 def verify_hashes(files: list[TokenFile], name: str) -> None:
     """Raise UserError where a token file's SHA-256 is not the one recorded."""
-    for file in files:
-        with open(file.path, "rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+    for file, found in zip(files, hashes_of([file.path for file in files]), strict=True):
         if found != file.sha256:
             raise UserError(
-                f"{file.path} is damaged (SHA-256 differs); prepare it again: python prepare.py {name}"
+                f"{file.path} is damaged (SHA-256 differs); prepare it again: "
+                f"python prepare.py {shlex.quote(name)}"
             )

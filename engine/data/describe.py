@@ -13,7 +13,7 @@ COUNTED = 2**23  # ids of the training split in which the commonest are looked f
 COMMONEST = 20
 
 
-def show(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> None:
+def describe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> None:
     """Print counts, sources, a few decoded samples and the commonest tokens. Raises UserError."""
     data = open_dataset(name, 0, root)
     meta = data.meta

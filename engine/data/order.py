@@ -1,4 +1,13 @@
-"""The order in which training and evaluation read a split."""
+"""The order in which training and evaluation read a split.
+
+The sequences of a step are a function of (seed, number of sequences consumed before it) alone. Each epoch
+cuts the text into windows of `block_size` at an offset of its own and visits them in a random order, each one
+once. The order is computed, not stored: a keyed permutation (a Feistel network with cycle walking, Black and
+Rogaway 2002). Resuming needs one number, and any number of processes read the same sequences at a step.
+
+An evaluation reads windows of a fixed grid, which begins with the split and does not overlap: all of them, or
+so many spread evenly over the split. So each token is predicted at most once, at every evaluation the same.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -57,22 +66,27 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def evaluation_windows(split: Split, block_size: int, windows: int | None) -> int:
-    """How many fixed windows an evaluation covers: all of the split's, or the first `windows`."""
-    total = -(-(split.tokens - 1) // block_size)
-    return total if windows is None else min(total, windows)
+    """How many windows an evaluation reads: `windows`, but no more than the grid has; all of it for None."""
+    grid = -(-(split.tokens - 1) // block_size)  # the last one may be short
+    return grid if windows is None else min(grid, windows)
 
 
 def evaluation_batches(
-    split: Split, block_size: int, first: int, last: int, batch_size: int
+    split: Split, block_size: int, windows: int, first: int, last: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets of fixed windows `first` to `last` in batches; a split's short last one alone."""
+    """Inputs and targets, each (B, T) int64, of an evaluation's windows number `first` to `last`, in batches.
+
+    Its `windows` lie evenly over the split: the grid is cut into so many equal parts, and the window in the
+    middle of each is read. A split's short last window comes alone. Raises UserError for an id that the
+    vocabulary does not have.
+    """
+    grid = evaluation_windows(split, block_size, None)
     full = (split.tokens - 1) // block_size
-    for begin in range(first, min(last, full), batch_size):
-        count = min(batch_size, min(last, full) - begin)
-        ids = split.read(begin * block_size, count * block_size + 1)
-        split.check_ids(ids)
-        yield ids[:-1].reshape(count, block_size), ids[1:].reshape(count, block_size)
-    if first <= full < last:
-        ids = split.read(full * block_size, split.tokens - full * block_size)
-        split.check_ids(ids)
-        yield ids[None, :-1], ids[None, 1:]
+    places = (2 * np.arange(first, last) + 1) * grid // (2 * windows)
+    whole = places[places < full]
+    for begin in range(0, len(whole), batch_size):
+        rows = split.windows(whole[begin : begin + batch_size] * block_size, block_size)
+        yield rows[:, :-1], rows[:, 1:]
+    if len(whole) < len(places):
+        row = split.windows(np.array([full * block_size]), split.tokens - 1 - full * block_size)
+        yield row[:, :-1], row[:, 1:]

@@ -1,103 +1,132 @@
 """What goes on inside a GPT while it reads a text: attention weights, surprise, each layer's guess.
 
-Everything is taken from one plain pass of model.py. The pass is watched, not changed: the model's own
-code runs, and what it hands to `scaled_dot_product_attention` is read on the way. A model that nobody
-inspects does nothing more.
+Everything is taken from one plain pass of model.py. The pass is watched, not changed: the model's own code
+runs, and what it computes is read on the way. A model that nobody inspects does nothing more.
 
     seen = inspect(model, ids)          # ids (T,)
     seen.attention                      # (L, H, T, T); rows sum to 1, nothing above the diagonal
+
+L counts the layers that have attention (all of them in GPT-2), H the heads of one layer.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from model import GPT, causal_mask
+from engine.errors import UserError
+from engine.kernels import attention_layers
+from model import GPT
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A text of T tokens as the model saw it; L layers, H heads, C channels, V tokens of the tokenizer."""
+    """A text of T tokens as the model saw it; C channels, V tokens of the tokenizer."""
 
     ids: Tensor  # (T,)
     attention: Tensor  # (L, H, T, T)
-    streams: Tensor  # (L + 1, T, C): the residual stream before the first block and after each
+    streams: Tensor  # (blocks + 1, T, C): the residual stream before the first block and after each
     last_logits: Tensor  # (V,)
     surprise: list[float | None]  # nats, -ln of the probability that each token had; None for the first
 
 
-class WatchAttention(TorchFunctionMode):
-    """While active, keeps the weights of each `scaled_dot_product_attention` call, (B, H, T, T)."""
+@contextmanager
+def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
+    """A list that grows by the weights (B, H, T, T) of each layer's attention, in the order of the pass.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[Tensor] = []
+    Attention mixes values linearly, so with the identity matrix in the place of the values it returns its
+    weights. They are the layer's own, whatever is done to queries, keys and mask.
+    """
+    weights: list[Tensor] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            self.weights.append(attention_weights(args[0], args[1], args[3] if len(args) > 3 else None))
-        return func(*args, **(kwargs or {}))
+    def watched(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend_and_keep(
+            query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+        ) -> Tensor:
+            T = value.shape[-2]
+            identity = torch.eye(T, dtype=value.dtype, device=value.device).expand(*value.shape[:-1], T)
+            weights.append(attend(query, key, identity, mask, 0.0))
+            return attend(query, key, value, mask, dropout)
+
+        return attend_and_keep
+
+    layers = attention_layers(model)
+    plain = [layer.attend for layer in layers]
+    try:
+        for layer in layers:
+            layer.attend = watched(layer.attend)
+        yield weights
+    finally:
+        for layer, attend in zip(layers, plain, strict=True):
+            layer.attend = attend
 
 
-def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(Q Kᵀ / √D + mask) of (B, H, T, D) (Vaswani et al., 2017), (B, H, T, T); None: causal."""
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    if mask is None:
-        mask = causal_mask(query.shape[-2], query.dtype, query.device)
-    return (scores + mask).softmax(dim=-1)
+@contextmanager
+def watch_streams(model: GPT) -> Iterator[list[Tensor]]:
+    """A list that grows by the residual stream (B, T, C) before the first block and after each."""
+    streams: list[Tensor] = []
+
+    def keep_input(block: nn.Module, given: tuple[Tensor, ...]) -> None:
+        streams.append(given[0])
+
+    def keep_output(block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        streams.append(output)
+
+    hooks = [model.blocks[0].register_forward_pre_hook(keep_input)]
+    hooks += [block.register_forward_hook(keep_output) for block in model.blocks]
+    try:
+        yield streams
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.inference_mode()
 def inspect(model: GPT, ids: Tensor, n_tokens: int | None = None) -> Inspection:
     """Read ids (T,) and keep what happens. `n_tokens` is the tokenizer's vocabulary where it is smaller.
 
-    Raises ValueError for a text that is empty or longer than `block_size`.
+    Raises ValueError for a text that is empty or longer than `block_size`, and UserError for a model whose
+    layers have different numbers of heads.
     """
     if len(ids) == 0:
         raise ValueError("the text is empty; there is nothing to look at")
+    was_training = model.training
     model.eval()
-    kernels = [block.attention.kernel for block in model.blocks]
-    model.use_attention_kernel("sdpa")
-    streams: list[Tensor] = []
-    hooks = [
-        model.blocks[0].register_forward_pre_hook(lambda block, arguments: streams.append(arguments[0][0]))
-    ]
-    hooks += [
-        block.register_forward_hook(lambda block, arguments, output: streams.append(output[0]))
-        for block in model.blocks
-    ]
     try:
-        with WatchAttention() as watch:
+        with watch_attention(model) as weights, watch_streams(model) as streams:
             features = model.features(ids[None])[0]  # (T, C)
     finally:
-        for hook in hooks:
-            hook.remove()
-        for block, kernel in zip(model.blocks, kernels, strict=True):
-            block.attention.kernel = kernel
-    attention = torch.cat(watch.weights)
-    assert attention.shape[:2] == (model.config.n_layer, model.config.n_head), (
-        "every layer's attention was seen"
-    )
+        model.train(was_training)
     logits = model.head(features)[:, :n_tokens]
     losses = F.cross_entropy(logits[:-1].double(), ids[1:], reduction="none").tolist()
-    return Inspection(ids, attention, torch.stack(streams), logits[-1], [None, *losses])
+    return Inspection(ids, _stack_layers(weights, ids), torch.cat(streams), logits[-1], [None, *losses])
+
+
+def _stack_layers(weights: list[Tensor], ids: Tensor) -> Tensor:
+    """The weights of all layers, (1, H, T, T) each, as one tensor (L, H, T, T); (0, 0, T, T) for none."""
+    if not weights:
+        return torch.zeros(0, 0, len(ids), len(ids), device=ids.device)
+    heads = sorted({layer.shape[1] for layer in weights})
+    if len(heads) > 1:
+        numbers = " and ".join(map(str, heads))
+        raise UserError(f"this model's layers have {numbers} heads; only one number for all can be shown")
+    return torch.cat(weights)
 
 
 @torch.inference_mode()
 def layer_guesses(
     model: GPT, seen: Inspection, position: int, count: int, n_tokens: int
-) -> list[list[tuple]]:
-    """What each layer would predict if it were the last: L + 1 lists of (id, probability).
+) -> list[list[tuple[int, float]]]:
+    """What each layer would predict if it were the last: a list of (id, probability), the best first.
 
     The final norm and the head are applied to the residual stream at `position` ("logit lens",
-    nostalgebraist, 2020).
+    nostalgebraist, 2020). Before the blocks' lists comes the embedding's.
     """
-    logits = model.head(model.final_norm(seen.streams[:, position]))[:, :n_tokens]  # (L + 1, V)
+    logits = model.head(model.final_norm(seen.streams[:, position]))[:, :n_tokens]  # (blocks + 1, V)
     best = logits.double().softmax(dim=-1).topk(min(count, n_tokens))
     return [
         list(zip(ids, probabilities, strict=True))

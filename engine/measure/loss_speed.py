@@ -4,31 +4,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from engine.errors import UserError
-from engine.measure.training_speed import PLAIN, summary
+from engine.measure.timing import summary
+from engine.measure.training_step import PLAIN, ROOT
 from engine.training.metrics import read_metrics
-
-
-def measure_loss(options: Any) -> None:
-    """Train two settings to their ends, in turns, seed after seed: validation losses and seconds."""
-    pass
-
-    plain = ["configs/shakespeare_char.py", *(f"--{name}={value}" for name, value in PLAIN.items())]
-    names = [options.config or "configs/shakespeare_char_fast.py", options.compare or "the plain setting"]
-    lines = [names[0].split(), plain if options.compare is None else options.compare.split()]
-    outcomes = race(lines, options.seeds)
-    for name, found in zip(names, outcomes, strict=True):
-        print(report(name, found))
-    ratios = [mine.seconds / theirs.seconds for mine, theirs in zip(*outcomes, strict=True)]
-    print(f"{names[0]} takes {summary([100 * ratio for ratio in ratios])} % of the other's time")
-
-
-TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 
 @dataclass(frozen=True)
@@ -37,6 +21,18 @@ class Outcome:
 
     loss: float
     seconds: float
+
+
+def measure_loss(options: Namespace) -> None:
+    """Train two settings to their ends, in turns, seed after seed: validation losses and seconds."""
+    plain = ["configs/shakespeare_char.py", *(f"--{name}={value}" for name, value in PLAIN.items())]
+    names = [options.config or "configs/shakespeare_char_fast.py", options.compare or "the plain setting"]
+    lines = [names[0].split(), plain if options.compare is None else options.compare.split()]
+    outcomes = race(lines, options.seeds)
+    for name, found in zip(names, outcomes, strict=True):
+        print(report(name, found))
+    ratios = [mine.seconds / theirs.seconds for mine, theirs in zip(*outcomes, strict=True)]
+    print(f"{names[0]} takes {summary([100 * ratio for ratio in ratios])} % of the other's time")
 
 
 def race(lines: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[list[Outcome]]:
@@ -53,7 +49,9 @@ def run(line: Sequence[str], seed: int, folder: Path) -> Outcome:
     """Train in a process of its own, on the data in the current folder, and read how it ended."""
     fixed = [f"--seed={seed}", f"--out_dir={folder}", "--eval_iters=None", "--sample_tokens=0"]
     fixed += ["--eval_interval=1000000", "--keep_checkpoints=1"]
-    finished = subprocess.run([sys.executable, str(TRAIN), *line, *fixed], stdout=subprocess.DEVNULL)
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *line, *fixed], stdout=subprocess.DEVNULL
+    )
     if finished.returncode:
         raise UserError(f"train.py {' '.join(line)} ended with status {finished.returncode}")
     last = [entry for entry in read_metrics(folder / "metrics.jsonl") if entry["kind"] == "eval"][-1]

@@ -1,73 +1,80 @@
 """Predicted and measured memory of training, side by side: each case is trained in a process of its own.
 
-    python -m engine.memory_check '{"n_layer": 6, "n_embd": 768}' '{"micro_batch": 8}'
-
-The arguments are a `GPTConfig` and a `memory.Setup` as JSON. On a CPU the growth of the process is measured:
-its largest resident size while training, less what it was before the model; on a GPU the peak of PyTorch's
-allocator.
+On a CPU the growth of the process is measured: its largest resident size while training, less what it was
+before the model; on a GPU the peak of PyTorch's allocator.
 """
 
-import dataclasses
-import json
-import subprocess
-import sys
-from dataclasses import asdict
+from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from engine.device import Compute, find_device
+from engine.measure.training_step import Update, plain_compute, step_function, trial_run
 from engine.settings import TrainSettings
-from engine.training.memory import Memory, Setup, predict
+from engine.training.memory import Memory, TrainingMemory, gigabytes
 from model import GPTConfig
 
+STEPS = 3
+WIDE = GPTConfig(vocab_size=256, block_size=512, n_layer=6, n_head=8, n_embd=512, bias=False)
+DROPPING = replace(WIDE, dropout=0.1)
+TURNING = replace(WIDE, position="rotary", qk_norm=True, activation="relu2")
+GPT2 = GPTConfig(vocab_size=50304, block_size=256, bias=False)
+# Shape, attention kernel, and settings.
+CASES: list[tuple[GPTConfig, str, dict[str, Any]]] = [
+    (WIDE, "sdpa", {"batch_size": 8}),
+    (WIDE, "matmul", {"batch_size": 8}),
+    (DROPPING, "sdpa", {"batch_size": 8}),
+    (DROPPING, "matmul", {"batch_size": 8}),
+    (TURNING, "sdpa", {"batch_size": 8}),
+    (WIDE, "sdpa", {"batch_size": 12, "dtype": "bfloat16"}),
+    (GPT2, "sdpa", {"batch_size": 4}),
+    (GPT2, "sdpa", {"batch_size": 4, "gradient_accumulation_steps": 2}),
+    (GPT2, "sdpa", {"batch_size": 2, "optimizer": "muon"}),
+]
 
-def measure_memory(options: Any) -> None:
+
+def measure_memory(update: Update, options: Namespace) -> None:
     """Predicted and measured memory of three steps, for shapes that take a gigabyte and more."""
-    from engine.training.memory import Setup, gigabytes
-
-    pass
-    from model import GPTConfig
-
-    wide = GPTConfig(vocab_size=256, block_size=512, n_layer=6, n_head=8, n_embd=512, bias=False)
-    dropping = dataclasses.replace(wide, dropout=0.1)
-    turning = dataclasses.replace(wide, position="rotary", qk_norm=True, activation="relu2")
-    gpt2 = GPTConfig(vocab_size=50304, block_size=256, bias=False)
-    for config, setup in (
-        (wide, Setup(8)),
-        (wide, Setup(8, attention_kernel="matmul")),
-        (dropping, Setup(8)),
-        (dropping, Setup(8, attention_kernel="matmul")),
-        (turning, Setup(8)),
-        (wide, Setup(12, dtype="bfloat16")),
-        (gpt2, Setup(4)),
-        (gpt2, Setup(4, micro_steps=2)),
-        (gpt2, Setup(2, optimizer="muon")),
-    ):
-        predicted, measured = check_memory(config, setup)
+    for config, kernel, changes in CASES:
+        settings = TrainSettings(**{"gradient_accumulation_steps": 1, **changes})
+        compute = replace(plain_compute(settings, find_device(options.device)), attention_kernel=kernel)
+        predicted, measured = check_memory(update, config, settings, compute)
         print(
             f"{config.n_layer} × {config.n_embd}, block {config.block_size}, vocabulary {config.vocab_size}, "
-            f"{setup.micro_steps} × {setup.micro_batch} sequences, {setup.optimizer}, {setup.dtype}, "
-            f"attention {setup.attention_kernel}, dropout {config.dropout}, {config.position}: "
-            f"predicted {gigabytes(predicted.total)}, measured {gigabytes(measured)}, "
+            f"{settings.gradient_accumulation_steps} × {settings.batch_size} sequences, "
+            f"{settings.optimizer}, {compute.dtype}, attention {kernel}, dropout {config.dropout}, "
+            f"{config.position}: predicted {gigabytes(predicted.total)}, measured {gigabytes(measured)}, "
             f"ratio {predicted.total / measured:.2f}",
             flush=True,
         )
 
 
-ROOT = Path(__file__).resolve().parents[2]
-STEPS = 3
-
-
-def check_memory(config: GPTConfig, setup: Setup) -> tuple[Memory, int]:
+def check_memory(
+    update: Update, config: GPTConfig, settings: TrainSettings, compute: Compute
+) -> tuple[Memory, int]:
     """(the prediction, the bytes measured) for three steps of training in a new process."""
-    line = [
-        sys.executable,
-        "-m",
-        "engine.memory_check",
-        json.dumps(asdict(config)),
-        json.dumps(asdict(setup)),
-    ]
-    finished = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True)
-    return predict(config, setup), json.loads(finished.stdout)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        measured = pool.submit(train_and_measure, update, config, settings, compute).result()
+    return TrainingMemory(config, settings, compute).predict(settings.batch_size), measured
+
+
+def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings, compute: Compute) -> int:
+    """Train for three steps, in a process that has done nothing yet; the bytes that they took."""
+    compute.apply()
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True).step()  # loads what the first does
+    before = resident("VmRSS") if compute.device == "cpu" else 0
+    run = trial_run(settings, config, torch.device(compute.device), compute)
+    step = step_function(update, run, run.forward)
+    for _ in range(STEPS):
+        step()
+    if compute.device == "cpu":
+        return resident("VmHWM") - before
+    return torch.accelerator.max_memory_allocated()
 
 
 def resident(key: str) -> int:
@@ -76,39 +83,3 @@ def resident(key: str) -> int:
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     raise KeyError(key)
-
-
-def train_and_measure(config: GPTConfig, setup: Setup) -> int:
-    """Make a model, train it for three steps as train.py does, and return the bytes that it took."""
-    import torch
-
-    from engine.device import Choices
-    from engine.training.optimizer import clip_gradients, make_optimizer
-    from model import GPT
-
-    choices = Choices(setup.device, setup.dtype, False, torch.get_num_threads())
-    choices.apply()
-    optimizer_used = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True)
-    optimizer_used.step()  # loads what the first optimizer loads
-    before = resident("VmRSS")
-    model = GPT.empty(config, setup.device, choices.weights_dtype())
-    model.init_weights(0)
-    model.use_attention_kernel(setup.attention_kernel)
-    optimizer = make_optimizer(model, TrainSettings(optimizer=setup.optimizer))
-    rows = torch.randint(config.vocab_size, (setup.micro_batch, config.block_size + 1), device=setup.device)
-    for _ in range(STEPS):
-        for _ in range(setup.micro_steps):
-            with choices.autocast():
-                loss = model(rows[:, :-1], rows[:, 1:])[1] / setup.micro_steps
-            loss.backward()
-            del loss
-        clip_gradients(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    if setup.device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resident("VmHWM") - before
-
-
-if __name__ == "__main__":
-    print(train_and_measure(GPTConfig(**json.loads(sys.argv[1])), Setup(**json.loads(sys.argv[2]))))

@@ -1,73 +1,75 @@
-"""The speed of sampling."""
+"""The speed of sampling with the KV cache, against recomputing the text for each token."""
 
 import copy
 import statistics
 import time
-from typing import Any
+from argparse import Namespace
 
-from engine.measure.training_speed import machine_limits, summary
+import torch
+from torch import Tensor
 
+from engine import kernels
+from engine.device import find_device
+from engine.generation import Sampling, stream
+from engine.measure.timing import machine_limits, summary, synchronize
+from engine.shape import count_parameters, empty_model
+from model import GPT, GPTConfig
 
-def measure_sampling(options: Any) -> None:
-    """Tokens per second with the cache, as sample.py draws them, against recomputing the text for each."""
-    import torch
-
-    from engine.kernels import keep_freed_memory, pack_for_generation
-    from model import GPT, GPTConfig, count_parameters
-
-    limits = machine_limits()
-    keep_freed_memory()
-    small = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False)
-    large = GPTConfig(bias=False)
-    for name, config, prompt, new, batches, dtype in (
-        ("0.8 M", small, 1, 500, (1, 16), torch.float32),
-        ("124 M fp32", large, 512, 40, (1,), torch.float32),
-        ("124 M bf16", large, 512, 80, (1,), torch.bfloat16),
-    ):
-        model = GPT.empty(config, "cpu", dtype).eval()
-        model.init_weights(0)
-        plain = copy.deepcopy(model)
-        pack_for_generation(model)
-        weights = (
-            sum(count_parameters(config).values()) - config.block_size * config.n_embd
-        ) * plain.head.weight.itemsize
-        for batch in batches:
-            ids = torch.randint(config.vocab_size, (batch, prompt))
-            rates, naive = [], []
-            for _ in range(max(3, options.rounds // 3)):
-                rates.append(batch / seconds_per_token(model, ids, new))
-                naive.append(batch / seconds_without_cache(plain, ids, 20 if prompt == 1 else 1))
-            ratio = statistics.median(ours / theirs for ours, theirs in zip(rates, naive, strict=True))
-            read = statistics.median(rates) / batch * weights / limits["bandwidth"]
-            print(
-                f"{name}, {batch} at once: {summary(rates)} tokens/s with the cache, "
-                f"{summary(naive)} without: {ratio:.1f} times as fast; "
-                f"reads its weights at {read:.0%} of the memory's bandwidth"
-            )
+SMALL = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False)
+GPT2 = GPTConfig(bias=False)
+# Name, shape, type of the weights, tokens of the prompt, new tokens, and sequences at once.
+CASES = (
+    ("0.8 M", SMALL, torch.float32, 1, 500, 1),
+    ("0.8 M", SMALL, torch.float32, 1, 500, 16),
+    ("124 M fp32", GPT2, torch.float32, 512, 40, 1),
+    ("124 M bf16", GPT2, torch.bfloat16, 512, 80, 1),
+)
 
 
-def seconds_per_token(model: Any, ids: Any, new: int) -> float:
+def measure_sampling(options: Namespace) -> None:
+    """Tokens per second with and without the cache, in turns."""
+    device = find_device(options.device)
+    limits = machine_limits(device)
+    for name, config, dtype, prompt, new, batch in CASES:
+        plain = empty_model(config, device, dtype).eval()
+        plain.init_weights(0)
+        fast = kernels.install(copy.deepcopy(plain), inference=True)
+        ids = torch.randint(config.vocab_size, (batch, prompt), device=device)
+        rates, naive = [], []
+        for _ in range(max(3, options.rounds // 3)):
+            rates.append(batch / seconds_per_token(fast, ids, new))
+            naive.append(batch / seconds_without_cache(plain, ids, 20 if prompt == 1 else 1))
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates, naive, strict=True))
+        counts = count_parameters(config)
+        weights = (sum(counts.values()) - counts["positions"]) * dtype.itemsize
+        read = statistics.median(rates) / batch * weights / limits["bandwidth"]
+        print(
+            f"{name}, {batch} at once: {summary(rates)} tokens/s with the cache, "
+            f"{summary(naive)} without: {ratio:.1f} times as fast; "
+            f"reads its weights at {read:.0%} of the memory's bandwidth"
+        )
+
+
+def seconds_per_token(model: GPT, ids: Tensor, new: int) -> float:
     """Seconds of one decoding step after the prompt has been read."""
-    tokens = model.stream(ids, new, temperature=0.8)
+    tokens = stream(model, ids, new, Sampling(temperature=0.8))
     next(tokens)
+    synchronize(ids.device)
     began = time.perf_counter()
     count = sum(1 for _ in tokens)
+    synchronize(ids.device)
     return (time.perf_counter() - began) / count
 
 
-def seconds_without_cache(model: Any, ids: Any, new: int) -> float:
-    """Seconds of a token where each one recomputes the last `block_size` positions."""
-    import torch
-
+def seconds_without_cache(model: GPT, ids: Tensor, new: int) -> float:
+    """Seconds of a token where each one recomputes the text, a full block of it where the prompt is short."""
     block = model.config.block_size
-    ids = (
-        torch.cat((ids, ids[:, :1].repeat(1, block)), dim=1)[:, : max(block, ids.shape[1])]
-        if ids.shape[1] == 1
-        else ids
-    )
+    text = ids.repeat(1, block) if ids.shape[1] == 1 else ids
+    synchronize(ids.device)
     began = time.perf_counter()
     with torch.inference_mode():
         for _ in range(new):
-            logits = model.head(model.features(ids[:, -block:])[:, -1])
-            ids = torch.cat((ids, logits.float().softmax(-1).multinomial(1)), dim=1)
+            logits = model.head(model.features(text[:, -block:])[:, -1])
+            text = torch.cat((text, logits.float().softmax(-1).multinomial(1)), dim=1)
+    synchronize(ids.device)
     return (time.perf_counter() - began) / new

@@ -89,10 +89,10 @@ def score_text(
     sums: list[float] = []
     counts = [last - first + 1 for _, last, first in windows]
     for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
-        rows = [ids[begin : last + 1] for begin, last, _ in batch]
-        for losses, (_, _, first), (begin, _, _) in zip(token_losses(model, rows), batch, batch, strict=True):
-            sums.append(losses[first - begin - 1 :].sum().item())
+        batch = slice(start, start + batch_size)
+        rows = [ids[begin : last + 1] for begin, last, _ in windows[batch]]
+        for logits, targets in predictions(model, rows, counts[batch]):
+            sums.append(F.cross_entropy(logits, targets, reduction="sum").item())
     loss = ratio_of(sums, counts)
     bits = None
     if bytes_per_token:
@@ -100,26 +100,20 @@ def score_text(
     return TextScores(loss, perplexity_of(loss), bits, sum(counts))
 
 
-def token_losses(model: GPT, rows: Sequence[Tensor]) -> list[Tensor]:
-    """For each row (length,) of ids, the losses in nats of all but the first: (length - 1,) float64, CPU.
+def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each row of ids, the logits (count, V) of its last `count` tokens, and these tokens (count,).
 
+    Logits are in float64 (float32 where the device has none), so that their own rounding is all that is left.
     Rows of different lengths are padded on the right, which a causal model cannot see.
     """
     device = model.token_embedding.weight.device
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)  # (B, T)
     logits = model(padded[:, :-1])[0]  # (B, T - 1, V)
-    losses = []
-    for index, row in enumerate(rows):
-        length = len(row) - 1
-        losses.append(
-            F.cross_entropy(exact(logits[index, :length]), padded[index, 1 : length + 1], reduction="none")
-        )
-    return [loss.cpu().double() for loss in losses]
-
-
-def exact(logits: Tensor) -> Tensor:
-    """Logits in float64 (float32 where the device has none): their own rounding is all that is left."""
-    return logits.float() if logits.device.type == "mps" else logits.double()
+    for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        end = len(row)
+        scored = logits[index, end - 1 - count : end - 1]
+        exact = scored.float() if device.type == "mps" else scored.double()
+        yield exact, padded[index, end - count : end]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -145,7 +139,6 @@ def score_continuations(
     the continuation alone does not fit.
     """
     room = model.config.block_size + 1
-    device = model.token_embedding.weight.device
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
         for context, continuation in batch:
@@ -155,11 +148,7 @@ def score_continuations(
                     f"the model's block_size {room - 1}"
                 )
         rows = [torch.tensor([*context, *continuation][-room:]) for context, continuation in batch]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-        logits = model(padded[:, :-1])[0]
-        for index, (row, (_, continuation)) in enumerate(zip(rows, batch, strict=True)):
-            count = len(continuation)
-            scored = exact(logits[index, len(row) - 1 - count : len(row) - 1])  # (count, V)
-            targets = padded[index, len(row) - count : len(row)]
-            loss = F.cross_entropy(scored, targets, reduction="sum").item()
-            yield Continuation(-loss, count, bool((scored.argmax(-1) == targets).all()))
+        counts = [len(continuation) for _, continuation in batch]
+        for logits, targets in predictions(model, rows, counts):
+            loss = F.cross_entropy(logits, targets, reduction="sum").item()
+            yield Continuation(-loss, len(targets), bool((logits.argmax(-1) == targets).all()))

@@ -17,6 +17,7 @@ from engine.parallel.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTED = 8  # processes that a report names
+PATIENCE_AFTER_ERROR = 5.0  # seconds for the thread to end after an error, which may be the store's
 
 
 class HasStep(Protocol):
@@ -32,23 +33,30 @@ class Watchdog:
     times in `seconds`. The training loop does nothing for it.
     """
 
-    def __init__(self, world: World, progress: HasStep, seconds: float) -> None:
-        self.world, self.progress, self.seconds = world, progress, seconds
+    def __init__(self, world: World, state: HasStep, seconds: float) -> None:
+        self.world, self.state, self.seconds = world, state, seconds
         self._ended = threading.Event()
-        self._main = threading.main_thread().ident
+        self._thread: threading.Thread | None = None
+        self._watched = threading.get_ident()
 
     def __enter__(self) -> "Watchdog":
         if self.world.size > 1:
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._watched = threading.get_ident()
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """End the thread. A thread that is still in the store's C++ when Python ends aborts the process."""
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join(None if kind is None else PATIENCE_AFTER_ERROR)
 
     def _watch(self) -> None:
-        store = self.world.store.clone()  # a connection of its own, since the main thread may block the other
+        # A connection of its own: the training thread may block the other.
+        store = self.world.store.clone()  # pyright: ignore[reportAttributeAccessIssue]
         place, since, told = "", time.monotonic(), False
         while not self._ended.wait(self.seconds / 4):
             now = self.place()
@@ -66,12 +74,12 @@ class Watchdog:
                     print(text, file=sys.stderr, flush=True)
 
     def place(self) -> str:
-        """Where the main thread is: e.g. "step 12, in update (train.py, line 140)"."""
-        frames = traceback.extract_stack(sys._current_frames()[self._main])
+        """Where the training thread is: e.g. "step 12, in update (train.py, line 140)"."""
+        frames = traceback.extract_stack(sys._current_frames()[self._watched])
         ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT)]
         inner = (ours or frames)[-1]
         where = f"in {inner.name} ({Path(inner.filename).name}, line {inner.lineno})"
-        return f"step {self.progress.step + 1}, {where}"
+        return f"step {self.state.step + 1}, {where}"
 
 
 def report(notes: dict[int, tuple[str, float]], rank: int, seconds: float) -> str | None:

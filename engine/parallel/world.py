@@ -1,113 +1,135 @@
-"""One process or many: the few collective operations that training needs, each trivial for one process.
+"""One process or many: who this process is, and how the processes of a run talk to one another.
 
-`torchrun` starts the processes and says in environment variables which is which.
+`torchrun` starts the processes and says in environment variables which is which. Tensors are added up by a
+collective operation; small values travel as JSON through the store in which the processes found one another.
 """
 
+import itertools
 import json
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from engine.errors import UserError
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers. Rank 0 speaks, decides and writes for all."""
+    """This process among its peers. Rank 0 prints, decides and writes for all.
+
+    All processes call `broadcast`, `all_gather`, `all_reduce`, `barrier` and `wait_for_main` in the same
+    order. For one process each of them is trivial.
+    """
 
     rank: int
     size: int
     local_rank: int
     local_size: int
-    store: dist.Store | None = None  # where the processes found each other
+    store: Store = field(default_factory=Store)  # where the processes found one another
+    _calls: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that speaks for all."""
+        """Whether this is rank 0."""
         return self.rank == 0
 
-    def broadcast(self, value: Any, source: int = 0) -> Any:
-        """The value of rank `source`, anything that JSON holds, on every process."""
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, anything that JSON holds, on every process."""
         if self.size == 1:
             return value
-        length = torch.zeros(1, dtype=torch.int64)
-        if self.rank == source:
-            content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-            length[0] = len(content)
-        dist.broadcast(length, src=source)
-        if self.rank != source:
-            content = torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(content, src=source)
-        return json.loads(content.numpy().tobytes())
+        key = f"call {next(self._calls)}"
+        if self.is_main:
+            self.store.set(key, json.dumps(value))
+        return json.loads(self.store.get(key))
 
-    def collect(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """The values of all processes by rank, anything that JSON holds, on every process."""
         if self.size == 1:
             return [value]
-        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(content)]))
-        padded = torch.zeros(max(map(int, lengths)), dtype=torch.uint8)
-        padded[: len(content)] = content
-        contents = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(contents, padded)
-        return [
-            json.loads(whole[: int(length)].numpy().tobytes())
-            for whole, length in zip(contents, lengths, strict=True)
-        ]
+        call = next(self._calls)
+        self.store.set(f"call {call}, rank {self.rank}", json.dumps(value))
+        keys = [f"call {call}, rank {rank}" for rank in range(self.size)]
+        return [json.loads(content) for content in self.store.multi_get(keys)]
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor, replaced by its sum over all processes."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def wait(self) -> None:
-        """Return when every process has called it."""
+    def barrier(self) -> None:
+        """Return when every process has called this. Raises RuntimeError after the group's timeout."""
         if self.size > 1:
             dist.barrier()
 
-    def stop(self) -> None:
-        """Leave the group."""
-        if self.size > 1:
-            dist.destroy_process_group()
+    def wait_for_main(self) -> None:
+        """Return when rank 0 has called this too, however long it downloads or prepares data before."""
+        if self.size == 1:
+            return
+        key = f"call {next(self._calls)}"
+        if self.is_main:
+            self.store.set(key, "")
+        pause = 0.01
+        while not self.store.check([key]):
+            time.sleep(pause)
+            pause = min(1.0, 2 * pause)
+
+    def leave(self) -> None:
+        """Leave the group when every process is done with it. Only for a run that ended well.
+
+        After an error a process ends without this, since the others may never come. Rank 0 leaves last: where
+        no torchrun keeps the store, it does.
+        """
+        if self.size == 1:
+            return
+        self.all_gather("done")
+        dist.destroy_process_group()
+        if self.is_main:
+            self.store.wait([f"rank {rank} has left" for rank in range(1, self.size)])
+        else:
+            self.store.set(f"rank {self.rank} has left", "")
 
 
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1)
 
 
-def start(timeout: float = 1800.0) -> World:
-    """Join the group that torchrun's environment describes; a world of one without torchrun.
+def join(timeout: float = 1800.0, device: str = "auto") -> World:
+    """Join the group that torchrun's environment describes; a world of one process without torchrun.
 
-    A collective operation that has waited for `timeout` seconds fails.
+    `device` is the setting of this name. An operation that waits for other processes fails after `timeout`
+    seconds. Raises UserError where the machine has too few GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     backend = "gloo"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device != "cpu":
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on a machine with "
-                f"{torch.cuda.device_count()} GPUs; start torchrun with "
-                f"--nproc_per_node={torch.cuda.device_count()}"
+                f"{local_size} processes were started on a machine with {torch.cuda.device_count()} GPUs; "
+                f"start torchrun with --nproc_per_node={torch.cuda.device_count()}, or train with "
+                f"--device=cpu"
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1" and "TORCHELASTIC_RESTART_COUNT" in os.environ:
         # torchrun on one machine keeps its store when it restarts the processes, and gloo would find the
         # addresses of the dead ones there; each attempt gets names of its own.
-        store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
-    )
-    return World(rank, size, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]), store)
+        store = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    limit = timedelta(seconds=timeout)
+    store.set_timeout(limit)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    return World(rank, size, local_rank, local_size, store)
 
 
 def describe_ranks(ranks: list[dict[str, Any]]) -> str:

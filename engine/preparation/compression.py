@@ -4,20 +4,28 @@ import bz2
 import gzip
 import io
 import lzma
+import shlex
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from engine.errors import UserError
 
-SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
-BLOCK = 2**17
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# The suffixes of compressed files, and what decompresses one on the command line.
+UNPACK = {".gz": "gzip -cd", ".xz": "xz -cd", ".bz2": "bzip2 -cd", ".zst": "zstd -cd"}
+# `zstd --long=31` writes files that refer back by so much; the library's own limit is 2²⁷ bytes.
+ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
 
 
 @contextmanager
-def opened(path: str) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
+def open_decompressed(path: str) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
     """The content of a file, decompressed and seekable; and a function that tells the share read so far.
 
     Raises UserError, naming the file, for one that cannot be read, is damaged, or ends too early.
@@ -26,13 +34,13 @@ def opened(path: str) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
         with open(path, "rb") as raw, _decompressed(raw, path) as content:
             size = max(1, Path(path).stat().st_size)
             yield content, lambda: min(1.0, raw.tell() / size)
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError) as error:
         raise UserError(f"{path} is damaged or cut short ({error}); get it again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
+def _decompressed(raw: io.BufferedReader, path: str) -> io.BufferedIOBase:
     match Path(path).suffix.lower():
         case ".gz":
             return gzip.GzipFile(fileobj=raw)
@@ -41,83 +49,23 @@ def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
         case ".bz2":
             return bz2.open(raw)
         case ".zst":
-            return _ZstdFile(raw, path)
+            return zstd.ZstdFile(raw, options=ZSTD_OPTIONS)
     return raw
 
 
-class _ZstdFile(io.RawIOBase):
-    """The content of all frames of a zstd file. EOFError for one that is damaged or ends inside a frame.
+def without_suffix(path: str) -> Path:
+    """The path of a compressed file once it is decompressed; of another one itself."""
+    return Path(path).with_suffix("") if Path(path).suffix.lower() in UNPACK else Path(path)
 
-    The streams of the package zstandard take a file that was cut short for a complete
-    one, so frames are read here.
+
+def filter_command(command: str, path: str, addition: str, suffix: str | None = None) -> str:
+    """A line for the shell that sends a file, decompressed, through a command into a new file beside it.
+
+    filter_command("tr -d x", "my text.gz", "new")  ->  "gzip -cd 'my text.gz' | tr -d x > 'my text.new'"
     """
-
-    def __init__(self, file: BinaryIO, path: str) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise UserError(
-                f"{path}: zstd files need the package zstandard: pip install zstandard"
-            ) from error
-        self._file, self._zstandard = file, zstandard
-        self._rewind()
-
-    def _rewind(self) -> None:
-        self._file.seek(0)
-        self._frame, self._fresh = self._new_frame(), True
-        self._ready, self._position = b"", 0
-
-    def _new_frame(self) -> Any:
-        return self._zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a position of the content, by reading up to it."""
-        assert whence == 0, "only positions from the start"
-        if offset < self._position:
-            self._rewind()
-        while self._position < offset and self.read(min(BLOCK, offset - self._position)):
-            pass
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """The next `size` bytes, fewer only at the end."""
-        parts, wanted = [], 2**62 if size < 0 else size
-        while wanted and self._fill():
-            parts.append(self._ready[:wanted])
-            self._ready = self._ready[wanted:]
-            wanted -= len(parts[-1])
-        content = b"".join(parts)
-        self._position += len(content)
-        return content
-
-    def readinto(self, buffer: Any) -> int:
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def _fill(self) -> bool:
-        """Have something ready; False at the end of the last frame."""
-        while not self._ready:
-            block = b""
-            if self._frame.eof:
-                block = self._frame.unused_data
-                self._frame, self._fresh = self._new_frame(), True
-            block = block or self._file.read(BLOCK)
-            if not block and self._fresh:
-                return False
-            if not block:
-                raise EOFError("the file ends inside a zstd frame")
-            try:
-                self._ready, self._fresh = self._frame.decompress(block), False
-            except self._zstandard.ZstdError as error:
-                raise EOFError(str(error)) from error
-        return True
+    plain = without_suffix(path)
+    into = plain.with_name(f"{plain.stem}.{addition}{plain.suffix if suffix is None else suffix}")
+    unpack = UNPACK.get(Path(path).suffix.lower())
+    if unpack is None:
+        return f"{command} < {shlex.quote(path)} > {shlex.quote(str(into))}"
+    return f"{unpack} {shlex.quote(path)} | {command} > {shlex.quote(str(into))}"

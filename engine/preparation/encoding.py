@@ -1,12 +1,10 @@
 """What a worker does with a piece of input: decode it, look at it, turn it into ids. It writes nothing.
 
 A worker knows its job from `start_worker`; `survey` and `encode` are then called with one piece after the
-other, in this process or in others, and their answers depend on the piece alone.
+other, in this process or in others (`Workers`), and their answers depend on the piece alone.
 """
 
-import codecs
 import hashlib
-import json
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,17 +12,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine.errors import UserError
-from engine.preparation.inputs import Piece
-from engine.preparation.records import text_of
+from engine.preparation.inputs import FilesPiece, LinesPiece, Piece, Place, RecordsPiece, TextPiece
+from engine.preparation.records import parse_line, record_text
+from engine.preparation.utf8 import LOOKED_AT, check_not_utf16, not_utf8
 from engine.text.byte_pairs import END_OF_TEXT
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
-
-pass
 
 DIGEST_BYTES = 16  # of a document's SHA-256: equal ones are expected once in 2⁶⁴ documents
 
@@ -35,8 +32,16 @@ class Job:
 
     errors: str = "strict"  # about text that is not UTF-8: strict, replace or drop
     field: str = "text"
-    val_below: int | None = None  # documents drawing less are for validation; None: it has files of its own
+    val_below: int | None = None  # documents with a lower hash are for validation; None: that has own files
     tokenizer: dict[str, Any] | None = None  # None where it is still to be made
+
+
+class Text(NamedTuple):
+    """A document, or a stretch of one long text."""
+
+    text: str
+    utf8: bytes
+    file: str
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,13 @@ class Encoded:
     characters: np.ndarray  # (documents,) int64
     text_bytes: np.ndarray  # (documents,) int64, in UTF-8
     digests: list[bytes]  # of each document; none for one long text
-    draws: list[int]  # of each document, by which its split is chosen; none for one long text
+    split_hashes: list[int]  # of each document; none for one long text
     dropped: Counter[str]  # why, how many
+    carriage_returns: Counter[str]  # in which file, how many
 
+
+# ------------------------------------------------------------------------------------------------------------
+# in a worker
 
 _job = Job()
 _tokenizer: Tokenizer | None = None
@@ -74,19 +83,28 @@ def start_worker(job: Job, is_process: bool = False) -> None:
     _tokenizer = None if job.tokenizer is None else tokenizer_from_dict(job.tokenizer)
 
 
-def id_type(vocab_size: int) -> np.dtype:
-    """The smaller of uint16 and uint32 that holds all ids of a vocabulary."""
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-
-
 def survey(piece: Piece) -> Survey:
     """Count and collect the characters of a piece."""
     characters, seen = 0, np.zeros(0x110000, dtype=bool)
-    for text, _ in texts_of(piece, Counter()):
-        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    for found in texts_of(piece, Counter()):
+        points = np.frombuffer(found.text.encode("utf-32-le"), dtype=np.uint32)
         characters += len(points)
         seen[points] = True
     return Survey(characters, "".join(map(chr, np.flatnonzero(seen))))
+
+
+def training_texts(piece: Piece, characters: int | None) -> list[str]:
+    """The texts of a piece for the training split, without end-of-text marks: for making a vocabulary.
+
+    Of one long text the first `characters` of the piece, or what `val` says.
+    """
+    texts = []
+    for found in texts_of(piece, Counter()):
+        if isinstance(piece, TextPiece) and characters is not None:
+            texts.append(found.text[:characters])
+        elif not _is_val(piece, split_hash(hashlib.sha256(found.utf8).digest())):
+            texts.append(found.text)
+    return [part for text in texts for part in text.split(END_OF_TEXT) if part]
 
 
 def encode(piece: Piece, before_border: int | None = None) -> Encoded:
@@ -94,21 +112,25 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
     assert _tokenizer is not None, "the job has no tokenizer yet"
     dtype = id_type(_tokenizer.vocab_size)
     dropped: Counter[str] = Counter()
-    ids, rows, digests, draws = [], [], [], []
-    if piece.kind == "text":
-        ((text, _),) = texts_of(piece, dropped)
-        border = (0 if piece.val else len(text)) if before_border is None else before_border
-        for part, val in ((text[:border], False), (text[border:], True)):
-            if part:
-                ids.append(_tokenizer.encode(part).astype(dtype))
-                rows.append((len(ids[-1]), val, len(part), len(part.encode())))
-    else:
-        for text, content in texts_of(piece, dropped):
-            ids.append(_tokenizer.encode_document(text).astype(dtype))
-            digest = hashlib.sha256(content).digest()
+    carriage_returns: Counter[str] = Counter()
+    ids, rows, digests, split_hashes = [], [], [], []
+    one_text = isinstance(piece, TextPiece)
+    for found in texts_of(piece, dropped):
+        if b"\r" in found.utf8:  # which is faster than counting
+            carriage_returns[found.file] += found.utf8.count(b"\r")
+        if one_text:
+            border = (0 if piece.val else len(found.text)) if before_border is None else before_border
+            for part, val in ((found.text[:border], False), (found.text[border:], True)):
+                if part:
+                    ids.append(_tokenizer.encode(part).astype(dtype))
+                    rows.append((len(ids[-1]), val, len(part), len(part.encode())))
+        else:
+            ids.append(_tokenizer.encode_document(found.text).astype(dtype))
+            digest = hashlib.sha256(found.utf8).digest()
             digests.append(digest[:DIGEST_BYTES])
-            draws.append(draw(digest))
-            rows.append((len(ids[-1]), _is_val(piece, draws[-1]), len(text), len(content)))
+            split_hashes.append(split_hash(digest))
+            val = _is_val(piece, split_hashes[-1])
+            rows.append((len(ids[-1]), val, len(found.text), len(found.utf8)))
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)
     return Encoded(
         np.concatenate(ids) if ids else np.zeros(0, dtype=dtype),
@@ -117,90 +139,92 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
         table[:, 2],
         table[:, 3],
         digests,
-        draws,
+        split_hashes,
         dropped,
+        carriage_returns,
     )
 
 
-def draw(digest: bytes) -> int:
-    """A document's lot, 0 to 2⁶⁴ - 1, from its SHA-256."""
+def id_type(vocab_size: int) -> np.dtype:
+    """The smaller of uint16 and uint32 that holds all ids of a vocabulary."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def split_hash(digest: bytes) -> int:
+    """The number, 0 to 2⁶⁴ - 1, that decides which split a document belongs to, from its SHA-256."""
     return int.from_bytes(digest[-8:], "little")
 
 
-def _is_val(piece: Piece, lot: int) -> bool:
+def _is_val(piece: Piece, document_hash: int) -> bool:
     """Whether a document is for validation: by its content alone, so that adding others moves none."""
-    return piece.val if _job.val_below is None else lot < _job.val_below
+    return piece.val if _job.val_below is None else document_hash < _job.val_below
 
 
-def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[tuple[str, bytes]]:
-    """The texts of a piece, each also in UTF-8; those left out are counted. Raises UserError for non-text."""
-    if piece.kind == "text":
-        yield _decoded(piece.content, piece.where, piece.start.offset, piece.start.line)
-        return
-    for where, content in _documents(piece):
-        found = None if content is None else _decoded(content, where)
+def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[Text]:
+    """The texts of a piece; the documents left out are counted. Raises UserError for what is no text."""
+    one_text = isinstance(piece, TextPiece)
+    for found in _decoded(piece):
         if found is None:
             dropped["not UTF-8"] += 1
-        elif not found[0] or found[0].isspace():
+        elif not one_text and (not found.text or found.text.isspace()):
             dropped["empty"] += 1
         else:
             yield found
 
 
-def _documents(piece: Piece) -> Iterator[tuple[str, bytes | None]]:
-    """Where each document of a piece stands, and its content; None for a line of JSON to be dropped."""
-    if piece.kind == "documents":
-        for number, content in enumerate(piece.content):
-            yield piece.name(number), content
-        return
-    for line, content in enumerate(piece.content.split(b"\n"), start=piece.start.line + 1):
-        where = f"{piece.where}, line {line}"
-        content = content.removeprefix(codecs.BOM_UTF8) if line == 1 else content
-        if not content or content.isspace():
-            continue
-        found = _decoded(content, where)
-        if found is None:
-            yield where, None
-            continue
-        try:
-            value = json.loads(found[0])
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON: {error}") from error
-        yield where, text_of(value, _job.field, where).encode("utf-8", "surrogatepass")
+def _decoded(piece: Piece) -> Iterator[Text | None]:
+    """The texts of a piece, None for each that is not UTF-8 and to be dropped. Raises UserError."""
+    if isinstance(piece, TextPiece):
+        yield _decode(piece.content, piece.file, piece.file, piece.start)
+    elif isinstance(piece, FilesPiece):
+        for number, (content, file) in enumerate(zip(piece.contents, piece.files, strict=True)):
+            yield _decode(content, file, file, piece.place(number))
+    elif isinstance(piece, RecordsPiece):
+        for number, content in enumerate(piece.contents, start=piece.start.offset + 1):
+            yield _decode(content, f"{piece.file}, record {number}", piece.file)
+    elif isinstance(piece, LinesPiece):
+        for number, content in enumerate(piece.content.split(b"\n"), start=piece.start.line + 1):
+            if content and not content.isspace():
+                yield _decode_line(content, f"{piece.file}, line {number}", piece.file)
 
 
-def _decoded(content: bytes, where: str, offset: int = 0, line: int = 0) -> tuple[str, bytes] | None:
-    """A text and its UTF-8, as the job's `errors` has it; None for one to be dropped. Raises UserError.
+def _decode_line(content: bytes, where: str, file: str) -> Text | None:
+    """The text in a line of JSON."""
+    line = _decode(content, where, file)
+    if line is None:
+        return None
+    text = record_text(parse_line(line.text, where, file), _job.field, where)
+    try:
+        return Text(text, text.encode("utf-8"), file)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return _decode(text.encode("utf-8", "surrogatepass"), where, file)
 
-    `offset` and `line` count what comes before it in its file.
+
+def _decode(content: bytes, where: str, file: str, place: Place | None = None) -> Text | None:
+    """A text, as the job's `errors` has it; None for one to be dropped. Raises UserError.
+
+    `where` is what it is called in a message; `place`, where it begins in its file, makes lines count.
     """
     try:
-        return content.decode("utf-8"), content
+        if _job.errors == "strict" and content.find(0, 0, LOOKED_AT) >= 0:
+            check_not_utf16(content, file)
+        return Text(content.decode("utf-8"), content, file)
     except UnicodeDecodeError as error:
-        if _job.errors == "replace":
-            text = content.decode("utf-8", errors="replace")
-            return text, text.encode()
         if _job.errors == "drop":
             return None
-        line += content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{where} is not UTF-8 (byte {offset + error.start}, line {line}); convert it: iconv -f "
-            "ENCODING -t UTF-8; or go on with --errors replace"
-        ) from error
+        if _job.errors == "replace":
+            text = content.decode("utf-8", errors="replace")
+            return Text(text, text.encode(), file)
+        check_not_utf16(content, file)
+        position = f"byte {error.start}"
+        if place is not None:
+            line = place.line + content.count(b"\n", 0, error.start) + 1
+            position = f"byte {place.offset + error.start}, line {line}"
+        raise not_utf8(where, position, error, file) from error
 
 
-def training_texts(piece: Piece, characters: int | None) -> list[str]:
-    """The texts of a piece for the training split, without end-of-text marks: for making a vocabulary.
-
-    Of one long text the first `characters` of the piece, or what `val` says.
-    """
-    found = []
-    for text, content in texts_of(piece, Counter()):
-        if piece.kind == "text" and characters is not None:
-            found.append(text[:characters])
-        elif not _is_val(piece, draw(hashlib.sha256(content).digest())):
-            found.append(text)
-    return [part for text in found for part in text.split(END_OF_TEXT) if part]
+# ------------------------------------------------------------------------------------------------------------
+# in the main process
 
 
 class Workers:
@@ -218,7 +242,7 @@ class Workers:
         if self.number > 1:
             self._pool = ProcessPoolExecutor(self.number, get_context("spawn"), start_worker, (job, True))
 
-    def in_order(
+    def map_in_order(
         self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
     ) -> Iterator[tuple[tuple[Any, ...], Any]]:
         """Each task and the function's answer to it, in the tasks' order; a few are under way at a time."""

@@ -3,26 +3,15 @@
 The environment variable HF_ENDPOINT names another address of the hub, as it does for the hub's own tools.
 """
 
-import hashlib
-import json
-import os
-import re
-import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
+from engine.download import reach_hub
 from engine.errors import UserError
-from engine.preparation.inputs import Input
-
-ENDPOINT = "https://huggingface.co"
-TIME_LIMIT = 30.0  # seconds without an answer
-ATTEMPTS = 5
-BLOCK = 2**20
+from engine.system import hashes_of
 
 
 @dataclass(frozen=True)
@@ -33,107 +22,92 @@ class HubFolder:
     folder: str
 
 
-def list_parquet(source: HubFolder, into: Path) -> list[Input]:
-    """The Parquet files of a folder, ordered by name, to be downloaded into `into`. Raises UserError."""
-    base = f"{os.environ.get('HF_ENDPOINT', ENDPOINT).rstrip('/')}"
-    address: str | None = f"{base}/api/datasets/{source.repository}/tree/main/{quote(source.folder)}"
-    entries: list[dict[str, Any]] = []
-    try:
-        while address:
-            with _asked(address) as answer:
-                entries += json.loads(answer.read())
-                following = re.search(r'<([^>]+)>;\s*rel="next"', answer.headers.get("Link") or "")
-            address = following[1] if following else None
-        files = sorted(
-            (entry for entry in entries if entry["path"].endswith(".parquet")),
-            key=lambda entry: entry["path"],
+@dataclass(frozen=True)
+class HubFile:
+    """A file in a data set's repository, as it is at one commit."""
+
+    repository: str
+    commit: str
+    path: str
+    size: int  # bytes
+    sha256: str
+
+    @property
+    def address(self) -> str:
+        """Where a browser would get it."""
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(self.repository, self.path, repo_type="dataset", revision=self.commit)
+
+
+def list_parquet(source: HubFolder) -> list[HubFile]:
+    """The Parquet files of a folder, ordered by name. Raises UserError."""
+    from huggingface_hub import HfApi, RepoFile
+
+    found = []
+    with _hub_errors(f"the files of {source.repository} cannot be listed"):
+        commit = reach_hub(source.repository, "dataset")
+        listing = HfApi().list_repo_tree(
+            source.repository, source.folder, revision=commit, repo_type="dataset"
         )
-        found = [
-            Input(
-                str(into / Path(entry["path"]).name),
-                "parquet",
-                f"{source.repository}/{source.folder}",
-                int(entry["size"]),
-                address=f"{base}/datasets/{source.repository}/resolve/main/{quote(entry['path'])}",
-                sha256=str(entry["lfs"]["oid"]),
-            )
-            for entry in files
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"the files of {source.repository} cannot be listed: {address}: {getattr(error, 'reason', error)}"
-        ) from error
+        for entry in listing:
+            if isinstance(entry, RepoFile) and entry.path.endswith(".parquet"):
+                if entry.lfs is None:
+                    raise UserError(f"the hub lists no SHA-256 of {source.repository}/{entry.path}")
+                file = HubFile(source.repository, commit, entry.path, entry.size, entry.lfs.sha256)
+                found.append(file)
     if not found:
         raise UserError(f"{source.repository} has no Parquet files in {source.folder}")
-    return found
+    return sorted(found, key=lambda file: file.path)
 
 
-def _asked(address: str, offset: int = 0) -> Any:
-    headers = {"Range": f"bytes={offset}-"} if offset else {}
-    if not address.startswith(("http://", "https://")):
-        raise ValueError("only http and https addresses are read")
-    return urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=TIME_LIMIT)
+def download(file: HubFile, folder: Path) -> None:
+    """Download a file, going on where an earlier attempt stopped, and check its SHA-256. Raises UserError."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    with _hub_errors(f"{file.address} cannot be downloaded", "; the same command goes on"):
+        hf_hub_download(
+            file.repository, file.path, repo_type="dataset", revision=file.commit, local_dir=folder
+        )
+    if hashes_of([folder / file.path]) != [file.sha256]:
+        (folder / file.path).unlink()
+        raise UserError(f"{file.address} arrived damaged (its SHA-256 differs); run the same command again")
+
+
+@contextmanager
+def _hub_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Errors of the hub's library, and of what it stands on, as a UserError; they have no common base."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what}: {reason}{advice}") from error
 
 
 class Downloads:
-    """The files that are read now and next; those before are deleted."""
+    """The files that are read now and next, in a folder; those before are deleted. None: not from the hub."""
 
-    def __init__(self, inputs: list[Input]) -> None:
-        self.inputs = inputs
+    def __init__(self, files: list[HubFile | None], folder: Path) -> None:
+        self.files, self.folder = files, folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="downloads")
-        self._coming: dict[int, Future[None]] = {}
+        self._started: dict[int, Future[None]] = {}
 
-    def arrive(self, index: int) -> None:
-        """Wait for input number `index`, and let the next one come. Raises UserError."""
-        for number, item in enumerate(self.inputs[:index]):
-            if item.address:
-                Path(item.path).unlink(missing_ok=True)
-                self._coming.pop(number, None)
-        for number in (index, index + 1):
-            if number < len(self.inputs) and self.inputs[number].address and number not in self._coming:
-                self._coming[number] = self._thread.submit(download, self.inputs[number])
-        if index in self._coming:
-            self._coming[index].result()
+    def wait_for(self, number: int) -> None:
+        """Return when a file is there, and start to download the next. Raises UserError."""
+        for file in self.files[:number]:
+            if file is not None:
+                (self.folder / file.path).unlink(missing_ok=True)
+        for coming in (number, number + 1):
+            file = self.files[coming] if coming < len(self.files) else None
+            if file is not None and coming not in self._started:
+                self._started[coming] = self._thread.submit(download, file, self.folder)
+        if number in self._started:
+            self._started[number].result()
 
     def close(self) -> None:
-        """Let the download under way end."""
+        """Let the download under way end; start no other."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-
-
-def download(item: Input) -> None:
-    """Download a file to its path, going on where an earlier attempt stopped, and check its SHA-256."""
-    path = Path(item.path)
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    for attempt in range(ATTEMPTS):
-        try:
-            _download_rest(item, part)
-            break
-        except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
-            if attempt + 1 == ATTEMPTS:
-                reason = getattr(error, "reason", error)
-                raise UserError(
-                    f"{item.address} cannot be downloaded: {reason}; the same command goes on"
-                ) from error
-            time.sleep(2**attempt)
-    with open(part, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != item.sha256:
-        part.unlink()
-        raise UserError(f"{item.address} arrived damaged (its SHA-256 differs); run the same command again")
-    os.replace(part, path)
-
-
-def _download_rest(item: Input, part: Path) -> None:
-    offset = part.stat().st_size if part.exists() else 0
-    if offset == item.size:
-        return
-    with _asked(item.address, offset) as answer, open(part, "ab") as file:
-        if offset and answer.status != 206:  # the server sends it from the beginning
-            file.truncate(0)
-        while block := answer.read(BLOCK):
-            file.write(block)
-    if part.stat().st_size != item.size:
-        raise ConnectionError(f"{part.stat().st_size:,} of {item.size:,} bytes arrived")

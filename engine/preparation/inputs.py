@@ -4,18 +4,21 @@
     pieces(inputs, ...)                            ->  about a mebibyte at a time, and where the next begins
 
 The format follows from the name: .jsonl, .json, .csv, .tsv, .parquet; anything else is plain text. All but
-Parquet may be compressed. Nothing is decoded here: that is left to the workers (engine/encode.py).
+Parquet may be compressed. Nothing is decoded here: that is left to the workers (encoding.py).
 """
 
+import codecs
 import glob
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
 
 from engine.errors import UserError
-from engine.preparation.compression import SUFFIXES, opened
-from engine.preparation.records import READERS, Records, is_lines
+from engine.preparation.compression import open_decompressed, without_suffix
+from engine.preparation.hub import HubFile
+from engine.preparation.records import READERS, Records, holds_json_lines
+from engine.preparation.utf8 import STANDARD_INPUT
 
 PIECE_BYTES = 2**20  # about so much makes a piece,
 PIECE_DOCUMENTS = 4096  # or so many documents
@@ -32,7 +35,7 @@ FORMATS = {
     ".parquet": "parquet",
 }
 HUB = "hf:"
-SPOOL = (".partial", "stdin")  # where standard input is written to, in a data set's folder
+STDIN_FILE = (".partial", "stdin")  # where standard input is written to, in a data set's folder
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,12 @@ class Input:
     argument: str  # what the user wrote
     size: int = 0  # bytes on disk
     val: bool = False  # named for validation
-    address: str = ""  # where it is to be downloaded from
-    sha256: str = ""
+    hub_file: HubFile | None = None  # where it is to be downloaded from
 
     @property
     def name(self) -> str:
         """What it is called in a message."""
-        return "standard input" if Path(self.path).parts[-2:] == SPOOL else self.path
+        return STANDARD_INPUT if Path(self.path).parts[-2:] == STDIN_FILE else self.path
 
 
 @dataclass(frozen=True)
@@ -62,23 +64,58 @@ class Place:
     line: int = 0
 
 
+BEGINNING, AFTER_MARK = Place(), Place(offset=len(codecs.BOM_UTF8))
+
+
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one text, whole documents, or lines of JSON; and where the next piece begins."""
+    """What is read, sent to a worker and written at a time, and where the next piece begins."""
 
-    kind: Literal["text", "documents", "lines"]
-    content: bytes | list[bytes]
-    where: str | list[str]  # the file; of documents that are files, the file of each
     start: Place
     next: Place
     share: float  # of its input, read so far
-    val: bool = False
+    val: bool
+    file: str  # where it is from; of several files the first
+    marked: list[str]  # the files at whose beginning a byte-order mark was left out
 
-    def name(self, number: int) -> str:
-        """What document `number` is called in a message."""
-        if isinstance(self.where, list):
-            return self.where[number]
-        return f"{self.where}, record {self.start.offset + number + 1}"
+
+@dataclass(frozen=True)
+class TextPiece(Piece):
+    """A stretch of one long text."""
+
+    content: bytes
+
+
+@dataclass(frozen=True)
+class FilesPiece(Piece):
+    """Plain files, each a document; or a part of a file that is too large for one."""
+
+    contents: list[bytes]
+    files: list[str]  # of each document
+
+    def place(self, number: int) -> Place:
+        """Where document `number` begins in its file: at the beginning, but for a mark, or a part of one."""
+        if number == 0:
+            return self.start
+        return AFTER_MARK if self.marked and self.files[number] in self.marked else BEGINNING
+
+
+@dataclass(frozen=True)
+class RecordsPiece(Piece):
+    """The texts of some records of a file."""
+
+    contents: list[bytes]
+
+
+@dataclass(frozen=True)
+class LinesPiece(Piece):
+    """Whole lines of JSON, each a record."""
+
+    content: bytes
+
+
+# ------------------------------------------------------------------------------------------------------------
+# which files
 
 
 def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
@@ -103,7 +140,7 @@ def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
         else:
             names = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not names:
-            raise UserError(_nothing(argument))
+            raise UserError(_nothing_there(argument))
         found += [Input(name, format_of(name), argument, Path(name).stat().st_size, val) for name in names]
     return found
 
@@ -120,7 +157,7 @@ def _is_plain(file: Path, folder: Path) -> bool:
     return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _nothing(argument: str) -> str:
+def _nothing_there(argument: str) -> str:
     if Path(argument).is_dir():
         return f"the folder {argument} holds no files"
     hint = (
@@ -131,10 +168,11 @@ def _nothing(argument: str) -> str:
 
 def format_of(name: str) -> str:
     """The format that a file's name tells, a compression's suffix put aside."""
-    path = Path(name)
-    if path.suffix.lower() in SUFFIXES:
-        path = path.with_suffix("")
-    return FORMATS.get(path.suffix.lower(), "text")
+    return FORMATS.get(without_suffix(name).suffix.lower(), "text")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# their pieces
 
 
 def pieces(
@@ -142,50 +180,64 @@ def pieces(
     field: str,
     one_text: bool,
     place: Place | None = None,
-    arrive: Callable[[int], None] = lambda index: None,
+    before_opening: Callable[[int], None] = lambda number: None,
 ) -> Iterator[Piece]:
     """The inputs from a place on, in order. Raises UserError for what cannot be read.
 
     With `one_text` they are stretches of one long text; otherwise each plain file is a document, and each
-    record, whose text is named by `field`. `arrive` is called with an input's number before it is opened.
+    record, whose text is named by `field`. `before_opening` is called with the number of each input.
     """
     place = place or Place()
     while place.index < len(inputs):
         item = inputs[place.index]
-        arrive(place.index)
+        before_opening(place.index)
         last = place.index + 1
         if item.format == "text" and one_text:
-            yield from _stretches(item, place)
+            yield from _text_pieces(item, place)
         elif item.format == "text":
             while last < len(inputs) and inputs[last].format == "text" and inputs[last].val == item.val:
                 last += 1
-            yield from _whole_files(inputs[:last], place)
-        elif item.format == "jsonl" or (item.format == "json" and is_lines(item.path)):
-            yield from _lines(item, place)
+            yield from _files_pieces(inputs[:last], place)
+        elif item.format == "jsonl" or (item.format == "json" and holds_json_lines(item.path)):
+            yield from _lines_pieces(item, place)
         else:
-            yield from _records(item, place, READERS[item.format](item.path, field, place.offset))
+            yield from _records_pieces(item, place, READERS[item.format](item.path, field, place.offset))
         place = Place(last)
 
 
-def _stretches(item: Input, place: Place) -> Iterator[Piece]:
+def _text_pieces(item: Input, place: Place) -> Iterator[Piece]:
     """One long text, cut where no tokenizer looks across (see `safe_cut`)."""
-    with opened(item.path) as (file, share):
-        file.seek(place.offset)
+    with open_decompressed(item.path) as (file, share):
+        place, marked = _seek_past_mark(file, item, place)
         rest = b""
         while True:
-            rest, complete = _longer(file, rest, PIECE_BYTES)
+            rest, complete = _read_up_to(file, rest, PIECE_BYTES)
             while not complete and safe_cut(rest) is None and len(rest) < LONGEST_STRETCH:
-                rest, complete = _longer(file, rest, len(rest) + PIECE_BYTES)
+                rest, complete = _read_up_to(file, rest, len(rest) + PIECE_BYTES)
             if not rest:
                 return
             cut = len(rest) if complete else safe_cut(rest) or character_cut(rest)
             content, rest = rest[:cut], rest[cut:]
-            after = Place(place.index, place.offset + cut, place.line + content.count(b"\n"))
-            yield Piece("text", content, item.name, place, after, share(), item.val)
-            place = after
+            after = _place_after(place, content)
+            yield TextPiece(place, after, share(), item.val, item.name, marked, content)
+            place, marked = after, []
 
 
-def _longer(file: BinaryIO, rest: bytes, size: int) -> tuple[bytes, bool]:
+def _seek_past_mark(file: io.BufferedIOBase, item: Input, place: Place) -> tuple[Place, list[str]]:
+    """Go to a place in a file, past a byte-order mark; the place, and the file's name if there is a mark."""
+    file.seek(place.offset)
+    if place.offset == 0:
+        if file.read(AFTER_MARK.offset) == codecs.BOM_UTF8:
+            return Place(place.index, AFTER_MARK.offset), [item.name]
+        file.seek(0)
+    return place, []
+
+
+def _place_after(place: Place, content: bytes) -> Place:
+    return Place(place.index, place.offset + len(content), place.line + content.count(b"\n"))
+
+
+def _read_up_to(file: io.BufferedIOBase, rest: bytes, size: int) -> tuple[bytes, bool]:
     """`rest`, read on until it has `size` bytes; and whether the file ended first.
 
     So a piece depends on where it begins alone, and is the same after an interruption.
@@ -225,43 +277,46 @@ def character_cut(block: bytes) -> int:
     return cut
 
 
-def _whole_files(inputs: list[Input], place: Place) -> Iterator[Piece]:
+def _files_pieces(inputs: list[Input], place: Place) -> Iterator[Piece]:
     """Plain files as documents, small ones together. One above LONGEST_DOCUMENT becomes several documents."""
     contents: list[bytes] = []
-    names: list[str] = []
+    files: list[str] = []
+    marked: list[str] = []
     start, size = place, 0
     while place.index < len(inputs):
         item = inputs[place.index]
-        with opened(item.path) as (file, _):
-            content, goes_on = _document(file, place.offset)
+        with open_decompressed(item.path) as (file, _):
+            place, mark = _seek_past_mark(file, item, place)
+            content, goes_on = _next_document(file)
+        start = start if contents else place
         contents.append(content)
-        names.append(item.name)
+        files.append(item.name)
+        marked += mark
         size += len(content)
-        place = Place(place.index, place.offset + len(content)) if goes_on else Place(place.index + 1)
+        place = _place_after(place, content) if goes_on else Place(place.index + 1)
         full = size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS
         if goes_on or full or place.index == len(inputs):
-            yield Piece("documents", contents, names, start, place, 0.0, item.val)
-            contents, names, start, size = [], [], place, 0
+            yield FilesPiece(start, place, 0.0, item.val, files[0], marked, contents, files)
+            contents, files, marked, size = [], [], [], 0
 
 
-def _document(file: BinaryIO, offset: int) -> tuple[bytes, bool]:
+def _next_document(file: io.BufferedIOBase) -> tuple[bytes, bool]:
     """The next LONGEST_DOCUMENT bytes, up to a good place to cut, and True; or the rest, and False."""
-    file.seek(offset)
     content = file.read(LONGEST_DOCUMENT)
     if len(content) < LONGEST_DOCUMENT or not file.read(1):
         return content, False
     return content[: safe_cut(content) or character_cut(content)], True
 
 
-def _lines(item: Input, place: Place) -> Iterator[Piece]:
+def _lines_pieces(item: Input, place: Place) -> Iterator[Piece]:
     """Lines of JSON, whole ones."""
-    with opened(item.path) as (file, share):
-        file.seek(place.offset)
+    with open_decompressed(item.path) as (file, share):
+        place, marked = _seek_past_mark(file, item, place)
         rest = b""
         while True:
-            rest, complete = _longer(file, rest, PIECE_BYTES)
+            rest, complete = _read_up_to(file, rest, PIECE_BYTES)
             while not complete and b"\n" not in rest:
-                rest, complete = _longer(file, rest, len(rest) + PIECE_BYTES)
+                rest, complete = _read_up_to(file, rest, len(rest) + PIECE_BYTES)
                 if len(rest) > LONGEST_LINE:
                     raise UserError(
                         f"{item.path}: line {place.line + 1} is longer than {LONGEST_LINE:,} bytes"
@@ -270,12 +325,12 @@ def _lines(item: Input, place: Place) -> Iterator[Piece]:
                 return
             cut = len(rest) if complete else rest.rfind(b"\n") + 1
             content, rest = rest[:cut], rest[cut:]
-            after = Place(place.index, place.offset + cut, place.line + content.count(b"\n"))
-            yield Piece("lines", content, item.name, place, after, share(), item.val)
-            place = after
+            after = _place_after(place, content)
+            yield LinesPiece(place, after, share(), item.val, item.name, marked, content)
+            place, marked = after, []
 
 
-def _records(item: Input, place: Place, records: Records) -> Iterator[Piece]:
+def _records_pieces(item: Input, place: Place, records: Records) -> Iterator[Piece]:
     """Documents that a reader of records yields from `place.offset` on."""
     contents: list[bytes] = []
     size, share = 0, 0.0
@@ -284,7 +339,8 @@ def _records(item: Input, place: Place, records: Records) -> Iterator[Piece]:
         size += len(content)
         if size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS:
             after = Place(place.index, place.offset + len(contents))
-            yield Piece("documents", contents, item.name, place, after, share, item.val)
+            yield RecordsPiece(place, after, share, item.val, item.name, [], contents)
             contents, size, place = [], 0, after
     if contents:
-        yield Piece("documents", contents, item.name, place, Place(place.index + 1), share, item.val)
+        after = Place(place.index + 1)
+        yield RecordsPiece(place, after, share, item.val, item.name, [], contents)

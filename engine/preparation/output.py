@@ -1,4 +1,9 @@
-"""A data set under way: a folder inside data/NAME, whose files move to their places at the very end."""
+"""A data set under way: its files lie in a folder inside data/NAME, and move to their places at the very end.
+
+with staging_folder(data/NAME) as staging:      held by this process alone
+    TokenWriter(staging, ...)                   writes the ids
+    move_into_place(staging, data/NAME, meta)   meta.json last
+"""
 
 import contextlib
 import io
@@ -17,6 +22,7 @@ from engine.data.dataset import read_meta
 from engine.errors import UserError
 from engine.system import write_whole
 
+STAGING = ".partial"  # the folder's name
 STATE = "state.json"  # there where a long preparation has saved how far it is
 RANK_FILE = "tokenizer.tiktoken"
 FEWEST_TOKENS = 2  # of a split
@@ -46,24 +52,24 @@ def check_lengths(name: str, tokens: Mapping[str, int], say: Callable[[str], Non
 
 
 @contextlib.contextmanager
-def partial_folder(folder: Path, name: str = ".partial") -> Iterator[Path]:
+def staging_folder(folder: Path, name: str = STAGING) -> Iterator[Path]:
     """A folder for work under way in data/NAME, held by this process alone.
 
     It goes away, and after an error what was made for it, unless the error leaves saved work in it.
     """
-    partial = folder / name
+    staging = folder / name
     made = [parent for parent in (folder, folder.parent) if not parent.exists()]
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(partial / "lock")
+        staging.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(staging / "lock")
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise UserError(f"another process is preparing {folder}; wait for it") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror}") from error
     try:
-        yield partial
-        (partial / STATE).unlink(missing_ok=True)
+        yield staging
+        (staging / STATE).unlink(missing_ok=True)
     except (OSError, sqlite3.Error) as error:
         if isinstance(error, OSError) and error.errno is None:
             raise  # not the disk: a library of the network's
@@ -73,29 +79,12 @@ def partial_folder(folder: Path, name: str = ".partial") -> Iterator[Path]:
             f"put it right and run the same command again"
         ) from error
     finally:
-        if not (partial / STATE).exists():
-            shutil.rmtree(partial, ignore_errors=True)
+        if not (staging / STATE).exists():
+            shutil.rmtree(staging, ignore_errors=True)
             with contextlib.suppress(OSError):  # not empty: all went well
                 for parent in made:
                     parent.rmdir()
         lock.release()
-
-
-def commit(partial: Path, folder: Path, meta: dict[str, Any], moved: bool = True) -> None:
-    """Move the new files into their places, meta.json last; delete those that only the old one lists.
-
-    Without `moved` the token files lie in their places already.
-    """
-    write_whole(partial / "meta.json", json.dumps(meta, indent=1).encode())
-    old: list[str] = []
-    with contextlib.suppress(UserError):  # there was no data set, or none that can be read
-        old = [file["path"] for file in read_meta(folder / "meta.json")["files"]] + [RANK_FILE]
-    (folder / "meta.json").unlink(missing_ok=True)
-    new = [file["path"] for file in meta["files"]] + [RANK_FILE] * (partial / RANK_FILE).exists()
-    for name in [*(new if moved else []), "meta.json"]:
-        os.replace(partial / name, folder / name)
-    for name in set(old) - set(new):
-        (folder / name).unlink(missing_ok=True)
 
 
 class TokenWriter:
@@ -117,9 +106,9 @@ class TokenWriter:
                 self._open[split].truncate(tokens * dtype.itemsize)
                 self._open[split].seek(0, os.SEEK_END)
             else:
-                self._next(split)
+                self._next_file(split)
 
-    def _next(self, split: str) -> None:
+    def _next_file(self, split: str) -> None:
         """Begin a split's next file."""
         if split in self._open:
             os.fsync(self._open[split].fileno())
@@ -134,10 +123,10 @@ class TokenWriter:
         assert ids.dtype == self.dtype, "the ids are not of the file's type"
         while len(ids):
             if self.files[split][-1][1] == self.shard_tokens:
-                self._next(split)
+                self._next_file(split)
             entry = self.files[split][-1]
             part = ids if self.shard_tokens is None else ids[: self.shard_tokens - entry[1]]
-            content = memoryview(part).cast("B")
+            content = part.data.cast("B")
             while content:  # a disk that fills takes a part, and the next call raises OSError
                 content = content[self._open[split].write(content) :]
             entry[1] += len(part)
@@ -149,7 +138,6 @@ class TokenWriter:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Close the files."""
         for file in self._open.values():
             file.close()
 
@@ -158,3 +146,23 @@ def are_intact(folder: Path, files: dict[str, list[list[Any]]], dtype: np.dtype)
     """Whether the files listed are there, and hold at least what the list says."""
     listed = [(folder / name, tokens) for entries in files.values() for name, tokens in entries]
     return all(path.is_file() and path.stat().st_size >= tokens * dtype.itemsize for path, tokens in listed)
+
+
+def move_into_place(
+    staging: Path, folder: Path, meta: dict[str, Any], token_files: list[str] | None = None
+) -> None:
+    """Move the new files into their places, meta.json last; delete those that only the old one lists.
+
+    `token_files` are those to be moved, if not all that `meta` lists: others lie in their places already.
+    """
+    write_whole(staging / "meta.json", json.dumps(meta, indent=1).encode())
+    old: list[str] = []
+    with contextlib.suppress(UserError):  # there was no data set, or none that can be read
+        old = [file["path"] for file in read_meta(folder / "meta.json")["files"]] + [RANK_FILE]
+    (folder / "meta.json").unlink(missing_ok=True)
+    listed = [file["path"] for file in meta["files"]]
+    ranks = [RANK_FILE] if (staging / RANK_FILE).exists() else []
+    for name in [*(listed if token_files is None else token_files), *ranks, "meta.json"]:
+        os.replace(staging / name, folder / name)
+    for name in set(old) - set(listed) - set(ranks):
+        (folder / name).unlink(missing_ok=True)

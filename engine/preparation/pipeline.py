@@ -2,7 +2,7 @@
 
     plan     the vocabulary, and where one long text is divided: found by a first pass where they need one
     encode   pieces go to workers and come back in their order, so the number of workers changes nothing
-    commit   everything lies complete in data/NAME/.partial before the first file of data/NAME changes
+    finish   everything lies complete in data/NAME/.partial before the first file of data/NAME changes
 
 Memory holds a few pieces for each worker, whatever the input's size; hashes of documents are kept on disk.
 """
@@ -24,6 +24,7 @@ import numpy as np
 
 from engine.data.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.errors import UserError
+from engine.preparation.compression import filter_command
 from engine.preparation.encoding import (
     Encoded,
     Job,
@@ -35,7 +36,15 @@ from engine.preparation.encoding import (
     training_texts,
 )
 from engine.preparation.hub import Downloads, list_parquet
-from engine.preparation.inputs import SPOOL, Input, Piece, Place, find_inputs, pieces
+from engine.preparation.inputs import (
+    STDIN_FILE,
+    Input,
+    Piece,
+    Place,
+    find_inputs,
+    format_of,
+    pieces,
+)
 from engine.preparation.output import (
     RANK_FILE,
     STATE,
@@ -43,11 +52,11 @@ from engine.preparation.output import (
     are_intact,
     check_lengths,
     check_name,
-    commit,
-    partial_folder,
+    move_into_place,
+    staging_folder,
 )
-from engine.preparation.progress import Progress
-from engine.preparation.request import Plan, Request, State, identity_of, sources_of
+from engine.preparation.progress import PreparationProgress
+from engine.preparation.request import Plan, Request, State, request_hash, sources_of
 from engine.system import available_cores, hashes_of, write_whole
 from engine.text.byte_pairs import OwnBytePairTokenizer, learn_vocabulary, ranks_text
 from engine.text.characters import CharTokenizer
@@ -58,57 +67,133 @@ SAVE_EVERY = 16  # pieces; what an interruption costs at most
 IN_ONE_PROCESS = 2**22  # bytes of input that are not worth starting others for
 LEARN_FROM = 2**28  # bytes of text from which a vocabulary is learned
 NAMED = ("char", "bytes", "gpt2", "bpe")
-NAMED_FILES = 3  # of many, in a message
+FILES_NAMED = 3  # of many, in a message
+
+
+def prepare(request: Request, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
+    """Make data/NAME as requested; it changes at the very end, or not at all. Returns the folder.
+
+    Raises UserError. What a long preparation has done by then is kept in data/NAME/.partial, and the same
+    request goes on from it.
+    """
+    check_name(request.name, root)
+    folder = root / request.name
+    with staging_folder(folder) as staging:
+        meta = Preparation(request, staging, say).run()
+        tokens = tokens_of(meta)
+        check_lengths(request.name, tokens, say)
+        move_into_place(staging, folder, meta)
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in meta["dropped"].items())
+    say(
+        f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, "
+        f"vocabulary {meta['vocab_size']:,}{dropped and f'; left out: {dropped}'}"
+    )
+    return folder
 
 
 class Preparation:
-    """One request under way, in its partial folder."""
+    """One request under way, in its staging folder."""
 
-    def __init__(self, request: Request, partial: Path, say: Callable[[str], None]) -> None:
-        self.request, self.partial, self.say = request, partial, say
-        self.spool = partial.parent.joinpath(*SPOOL)
+    def __init__(self, request: Request, staging: Path, say: Callable[[str], None]) -> None:
+        self.request, self.staging, self.say = request, staging, say
+        self.stdin_file = staging.parent.joinpath(*STDIN_FILE)
+        self.downloads = staging / "downloads"
         self.inputs = self._find_inputs()
-        formats = {item.format for item in self.inputs}
-        about_documents = request.dedup or request.errors == "drop"
-        alone = sum(not item.val for item in self.inputs) == 1 and not about_documents
-        together = alone or not _has_folders(request.inputs)  # a folder of one file is like that file
-        self.one_text = formats == {"text"} and together and not request.documents
-        if self.one_text and about_documents:
-            raise UserError(
-                "--dedup and --errors drop are about documents, and text files given by name are read as "
-                "one text; add --documents to make each file a document"
-            )
-        by_lot = isinstance(request.val, float) and not self.one_text
-        self.job = Job(request.errors, request.field, math.ceil(request.val * 2**64) if by_lot else None)
         self.size = sum(item.size for item in self.inputs)
-        self.identity = identity_of(request, self.inputs, self.spool)
+        self.one_text = self._is_one_text()
+        self.val_share = None if isinstance(request.val, str) else request.val
+        val_below = None
+        if self.val_share is not None and not self.one_text:
+            val_below = math.ceil(self.val_share * 2**64)
+        self.job = Job(request.errors, request.field, val_below)
+        self.request_hash = request_hash(request, self.inputs, self.stdin_file)
         self._name_empty_files()
 
-    def _name_empty_files(self) -> None:
-        """Say which files hold nothing: mostly it is a mistake, and rarely seen in the counts."""
-        empty = [item.path for item in self.inputs if item.format != "hub" and not item.size]
-        if empty and len(empty) < len(self.inputs):
-            more = len(empty) - NAMED_FILES
-            names = ", ".join(empty[:NAMED_FILES]) + (f" and {more:,} more" if more > 0 else "")
-            self.say(f"{self.request.name}: note: nothing is in {names}")
+    def run(self) -> dict[str, Any]:
+        """Do what is left to do; returns the content of meta.json, whose files lie in the staging folder."""
+        small = self.size <= IN_ONE_PROCESS and all(item.format != "hub" for item in self.inputs)
+        number = 1 if small else self.request.workers or available_cores()
+        with contextlib.closing(Workers(number)) as workers:
+            tokenizer, state = self._plan_and_encode(workers)
+            if self._fills_empty_split(state):
+                tokenizer, state = self._plan_and_encode(workers)
+        self._check(state)
+        self._say_notes(state)
+        if isinstance(tokenizer, OwnBytePairTokenizer):
+            write_whole(self.staging / RANK_FILE, ranks_text(tokenizer))
+        return self._meta(state, tokenizer)
+
+    def _plan_and_encode(self, workers: Workers) -> tuple[Tokenizer, State]:
+        plan = self.plan(workers)
+        tokenizer = tokenizer_from_dict(plan.tokenizer)
+        workers.start(dataclasses.replace(self.job, tokenizer=plan.tokenizer))
+        return tokenizer, self._encode(plan, tokenizer, workers)
+
+    # --------------------------------------------------------------------------------------------------------
+    # input
 
     def _find_inputs(self) -> list[Input]:
         request = self.request
         if request.remote is not None:
-            return list_parquet(request.remote, self.partial / "downloads")
-        given = [str(self._spooled()) if argument == "-" else argument for argument in request.inputs]
-        found = find_inputs(given)
+            argument = f"{request.remote.repository}/{request.remote.folder}"
+            return [
+                Input(str(self.downloads / file.path), "parquet", argument, file.size, hub_file=file)
+                for file in list_parquet(request.remote)
+            ]
+        arguments = [str(self._stdin_in_file()) if path == "-" else path for path in request.inputs]
+        found = find_inputs(arguments)
         if isinstance(request.val, str):
             found += find_inputs([request.val], val=True)
         if not found:
             raise UserError("there is no input; name files, folders or patterns with --input")
         return found
 
-    def _spooled(self) -> Path:
+    def _stdin_in_file(self) -> Path:
         """Standard input, written to a file: it is read more than once."""
-        with open(self.spool, "wb") as file:
+        with open(self.stdin_file, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        return self.spool
+        return self.stdin_file
+
+    def _is_one_text(self) -> bool:
+        """Whether the input is one long text rather than documents. UserError for options that it has not."""
+        request = self.request
+        about_documents = request.dedup or request.errors == "drop"
+        one_file = sum(not item.val for item in self.inputs) == 1 and not about_documents
+        together = one_file or not _has_folders(request.inputs)  # a folder of one file is like that file
+        plain = all(item.format == "text" for item in self.inputs)
+        one_text = plain and together and not request.documents
+        if one_text and about_documents:
+            raise UserError(
+                "--dedup and --errors drop are about documents, and text files given by name are read as "
+                "one text; add --documents to make each file a document"
+            )
+        return one_text
+
+    def _name_empty_files(self) -> None:
+        """Say which files hold nothing: mostly it is a mistake, and rarely seen in the counts."""
+        empty = [item.path for item in self.inputs if item.format != "hub" and not item.size]
+        if empty and len(empty) < len(self.inputs):
+            more = len(empty) - FILES_NAMED
+            names = ", ".join(empty[:FILES_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+            self.say(f"{self.request.name}: note: nothing is in {names}")
+
+    def _pieces(self, place: Place | None = None) -> Iterator[Piece]:
+        files = [item.hub_file for item in self.inputs]
+        with contextlib.closing(Downloads(files, self.downloads)) as downloads:
+            yield from pieces(self.inputs, self.request.field, self.one_text, place, downloads.wait_for)
+
+    def _tasks(self, state: State, characters: list[int] | None) -> Iterator[tuple[Piece, int | None]]:
+        """The pieces from a state on; of one long text, each with its characters before the border."""
+        if characters is None or self.val_share is None:
+            yield from ((piece, None) for piece in self._pieces(state.place))
+            return
+        border = int((1 - self.val_share) * sum(characters))
+        seen = sum(characters[: state.number])
+        for number, piece in enumerate(self._pieces(state.place), start=state.number):
+            if number >= len(characters):
+                raise _has_changed(piece.file)
+            yield piece, min(max(0, border - seen), characters[number])
+            seen += characters[number]
 
     # --------------------------------------------------------------------------------------------------------
     # plan
@@ -122,12 +207,12 @@ class Preparation:
             return plan
         plan = Plan({}, None, self.job.val_below)
         kind = self.request.tokenizer
-        needs_border = self.one_text and not isinstance(self.request.val, str)
+        needs_border = self.one_text and self.val_share is not None
         table: set[str] = set()
         if needs_border or kind == "char":
             counts = []
             workers.start(self.job)
-            for _, found in workers.in_order(survey, ((piece,) for piece in self._pieces())):
+            for _, found in workers.map_in_order(survey, ((piece,) for piece in self._pieces())):
                 counts.append(found.characters)
                 table.update(found.different)
             if not sum(counts):
@@ -162,105 +247,62 @@ class Preparation:
                 if left <= 0:
                     return
 
-    def _pieces(self, place: Place | None = None) -> Iterator[Piece]:
-        with contextlib.closing(Downloads(self.inputs)) as downloads:
-            yield from pieces(self.inputs, self.request.field, self.one_text, place, downloads.arrive)
-
-    def _tasks(self, state: State, characters: list[int] | None) -> Iterator[tuple[Piece, int | None]]:
-        """The pieces from a state on; of one long text, each with its characters before the border."""
-        if characters is None:
-            yield from ((piece, None) for piece in self._pieces(state.place))
-            return
-        border = int((1 - self.request.val) * sum(characters))
-        seen = sum(characters[: state.number])
-        for number, piece in enumerate(self._pieces(state.place), start=state.number):
-            if number >= len(characters):
-                raise UserError(f"{piece.where} has changed while it was read; run the same command again")
-            yield piece, min(max(0, border - seen), characters[number])
-            seen += characters[number]
-
     # --------------------------------------------------------------------------------------------------------
     # encode
-
-    def run(self) -> dict[str, Any]:
-        """Do what is left to do; returns the content of meta.json, whose files lie in the partial folder."""
-        small = self.size <= IN_ONE_PROCESS and all(item.format != "hub" for item in self.inputs)
-        with contextlib.closing(
-            Workers(1 if small else self.request.workers or available_cores())
-        ) as workers:
-            tokenizer, state = self._attempt(workers)
-            if self._lots_are_redrawn(state):
-                tokenizer, state = self._attempt(workers)
-        self._check(state)
-        if isinstance(tokenizer, OwnBytePairTokenizer):
-            write_whole(self.partial / RANK_FILE, ranks_text(tokenizer))
-        return self._meta(state, tokenizer)
-
-    def _attempt(self, workers: Workers) -> tuple[Tokenizer, State]:
-        plan = self.plan(workers)
-        tokenizer = tokenizer_from_dict(plan.tokenizer)
-        workers.start(dataclasses.replace(self.job, tokenizer=plan.tokenizer))
-        return tokenizer, self._encode(plan, tokenizer, workers)
-
-    def _lots_are_redrawn(self, state: State) -> bool:
-        """Where few documents have left a split empty, let the one whose lot is nearest fall into it."""
-        empty = [split for split, number in state.documents.items() if not number]
-        if self.job.val_below is None or len(empty) != 1 or state.draws[0] == state.draws[1]:
-            return False
-        below, which = (state.draws[0] + 1, "lowest") if empty == ["val"] else (state.draws[1], "highest")
-        self.say(
-            f"{self.request.name}: note: none of the {sum(state.documents.values()):,} documents is for the "
-            f"{empty[0]} split by its hash, so the one with the {which} hash is taken"
-        )
-        self.job = dataclasses.replace(self.job, val_below=below)
-        (self.partial / "plan.json").unlink()
-        (self.partial / STATE).unlink(missing_ok=True)
-        return True
 
     def _encode(self, plan: Plan, tokenizer: Tokenizer, workers: Workers) -> State:
         saved = self._load(STATE)
         dtype = id_type(tokenizer.vocab_size)
-        state = State() if saved is None else State(**saved | {"place": Place(**saved["place"])})
-        if not are_intact(self.partial, state.files, dtype):
+        state = State() if saved is None else State.from_saved(saved)
+        if not are_intact(self.staging, state.files, dtype):
             state = State()
         if state.number:
-            self.say(f"{self.request.name}: going on after {_total(state):,} tokens")
-        writer = TokenWriter(self.partial, state.files, dtype, self.request.shard_tokens)
-        progress = Progress(self.request.name, self.inputs, self.say, state.place)
-        with contextlib.closing(writer), contextlib.closing(progress), self._seen(state) as seen:
-            for (piece, _), found in workers.in_order(encode, self._tasks(state, plan.characters)):
+            self.say(f"{self.request.name}: going on after {state.tokens:,} tokens")
+        writer = TokenWriter(self.staging, state.files, dtype, self.request.shard_tokens)
+        progress = PreparationProgress(self.request.name, self.inputs, self.say, state.place)
+        with (
+            contextlib.closing(writer),
+            contextlib.closing(progress),
+            self._document_hashes(state) as hashes,
+        ):
+            for (piece, _), found in workers.map_in_order(encode, self._tasks(state, plan.characters)):
                 if plan.characters is not None and found.characters.sum() != plan.characters[state.number]:
-                    raise UserError(
-                        f"{piece.where} has changed while it was read; run the same command again"
-                    )
-                self._take(found, state, writer, seen)
+                    raise _has_changed(piece.file)
+                self._write(piece, found, state, writer, hashes)
                 state.number, state.place = state.number + 1, piece.next
-                progress.update(piece, int(found.text_bytes.sum()), _total(state))
+                progress.update(piece, int(found.text_bytes.sum()), state.tokens)
                 if state.number % SAVE_EVERY == 0:
                     writer.sync()
-                    if seen is not None:
-                        seen.commit()
+                    if hashes is not None:
+                        hashes.commit()
                     self._save(STATE, dataclasses.asdict(state))
             writer.sync()
         if plan.characters is not None and state.number != len(plan.characters):
-            raise UserError("an input has changed while it was read; run the same command again")
+            raise _has_changed("an input")
         return state
 
-    def _take(
-        self, found: Encoded, state: State, writer: TokenWriter, seen: sqlite3.Connection | None
+    def _write(
+        self,
+        piece: Piece,
+        found: Encoded,
+        state: State,
+        writer: TokenWriter,
+        hashes: sqlite3.Connection | None,
     ) -> None:
-        """Write a piece's documents to their splits, but for those that came before."""
+        """Write a piece's documents to their splits, but for those that came before, and count them."""
         kept = np.ones(len(found.lengths), dtype=bool)
-        if seen is not None:
+        if hashes is not None:
             for number, digest in enumerate(found.digests):
-                new = seen.execute(
-                    "INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, state.number)
-                ).rowcount
-                kept[number] = new == 1
+                row = (digest, state.number)
+                kept[number] = hashes.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", row).rowcount == 1
         dropped = found.dropped + Counter({"duplicate": int((~kept).sum())})
         state.dropped = dict(sorted((Counter(state.dropped) + dropped).items()))
-        lots = list(itertools.compress(found.draws, kept)) + state.draws
-        state.draws = [min(lots), max(lots)] if lots else []
+        split_hashes = list(itertools.compress(found.split_hashes, kept)) + state.split_hashes
+        state.split_hashes = [min(split_hashes), max(split_hashes)] if split_hashes else []
+        for file, number in found.carriage_returns.items():
+            state.carriage_returns.add(number, file)
+        for file in piece.marked:
+            state.byte_order_marks.add(1, file)
         for split, is_val in (("train", False), ("val", True)):
             chosen = kept & (found.val == is_val)
             if chosen.any():
@@ -271,25 +313,47 @@ class Preparation:
                 state.text_bytes[split] += int(found.text_bytes[chosen].sum())
 
     @contextlib.contextmanager
-    def _seen(self, state: State) -> Iterator[sqlite3.Connection | None]:
-        """The hashes of the documents so far, on disk, as they were at a state; None where nobody asked."""
+    def _document_hashes(self, state: State) -> Iterator[sqlite3.Connection | None]:
+        """The hashes of the documents so far, on disk, as they were at a state; None without --dedup."""
         if not self.request.dedup:
             yield None
             return
-        with contextlib.closing(sqlite3.connect(self.partial / "seen.sqlite")) as seen:
-            seen.execute("PRAGMA cache_size = -65536")  # 64 MiB
-            seen.execute(
+        with contextlib.closing(sqlite3.connect(self.staging / "seen.sqlite")) as hashes:
+            hashes.execute("PRAGMA cache_size = -65536")  # 64 MiB
+            hashes.execute(
                 "CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, piece INTEGER) WITHOUT ROWID"
             )
-            seen.execute("DELETE FROM seen WHERE piece >= ?", (state.number,))
-            seen.commit()
-            yield seen
+            hashes.execute("DELETE FROM seen WHERE piece >= ?", (state.number,))
+            hashes.commit()
+            yield hashes
+
+    def _fills_empty_split(self, state: State) -> bool:
+        """Where few documents have left a split empty, have the one with the nearest hash fall into it.
+
+        Whether it does: then everything is planned and encoded anew.
+        """
+        empty = [split for split, number in state.documents.items() if not number]
+        if self.job.val_below is None or len(empty) != 1 or len(set(state.split_hashes)) < 2:
+            return False
+        lowest, highest = state.split_hashes
+        below, which = (lowest + 1, "lowest") if empty == ["val"] else (highest, "highest")
+        self.say(
+            f"{self.request.name}: note: none of the {sum(state.documents.values()):,} documents is for the "
+            f"{empty[0]} split by its hash, so the one with the {which} hash is taken"
+        )
+        self.job = dataclasses.replace(self.job, val_below=below)
+        (self.staging / "plan.json").unlink()
+        (self.staging / STATE).unlink(missing_ok=True)
+        return True
+
+    # --------------------------------------------------------------------------------------------------------
+    # finish
 
     def _check(self, state: State) -> None:
         """Raise UserError where a split is empty, or an input has changed on the way."""
-        if identity_of(self.request, self.inputs, self.spool) != self.identity:
-            raise UserError("an input has changed while it was read; run the same command again")
-        if not _total(state):
+        if request_hash(self.request, self.inputs, self.stdin_file) != self.request_hash:
+            raise _has_changed("an input")
+        if not state.tokens:
             raise UserError(self._nothing_to_learn_from(state.dropped))
         number = sum(state.documents.values())
         if self.job.val_below is not None and not all(state.documents.values()):
@@ -300,17 +364,30 @@ class Preparation:
 
     def _nothing_to_learn_from(self, dropped: Mapping[str, int]) -> str:
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-        names = ", ".join(dict.fromkeys(item.name for item in self.inputs[:NAMED_FILES]))
+        names = ", ".join(dict.fromkeys(item.name for item in self.inputs[:FILES_NAMED]))
         why = left_out and f" ({left_out} left out)"
         return f"the text is empty; there is nothing to learn from in {names}{why}"
 
-    # --------------------------------------------------------------------------------------------------------
-    # meta.json
+    def _say_notes(self, state: State) -> None:
+        marks, returns = state.byte_order_marks, state.carriage_returns
+        if marks.number:
+            others = f" and of {marks.number - 1:,} more" if marks.number > 1 else ""
+            self.say(
+                f"{self.request.name}: note: the byte-order mark at the beginning of {marks.file}{others} "
+                "is left out"
+            )
+        if returns.number:
+            without = ""
+            if Path(returns.file).is_file() and format_of(returns.file) == "text":
+                without = "; without them: " + filter_command(r"tr -d '\r'", returns.file, "unix")
+            self.say(
+                f"{self.request.name}: note: the text holds {returns.number:,} carriage returns, with which "
+                f"Windows ends lines, the first in {returns.file}; they become tokens{without}"
+            )
 
     def _meta(self, state: State, tokenizer: Tokenizer) -> dict[str, Any]:
-        dtype = id_type(tokenizer.vocab_size)
         named = [(split, name, tokens) for split, files in state.files.items() for name, tokens in files]
-        hashes = hashes_of([self.partial / name for _, name, _ in named])
+        hashes = hashes_of([self.staging / name for _, name, _ in named])
         files = [
             {"path": name, "split": split, "tokens": tokens, "header_bytes": 0, "sha256": sha256}
             for (split, name, tokens), sha256 in zip(named, hashes, strict=True)
@@ -319,7 +396,7 @@ class Preparation:
         return {
             "format": FORMAT,
             "name": self.request.name,
-            "dtype": dtype.name,
+            "dtype": id_type(tokenizer.vocab_size).name,
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": tokenizer.to_dict(),
             "text_bytes": state.text_bytes,
@@ -328,44 +405,27 @@ class Preparation:
             "dropped": state.dropped,
             "asked": asked,
             "files": files,
-            "sources": self.request.sources or sources_of(self.inputs, self.spool),
+            "sources": self.request.sources or sources_of(self.inputs, self.stdin_file),
         }
+
+    # --------------------------------------------------------------------------------------------------------
+    # what an interrupted run leaves
 
     def _load(self, name: str) -> dict[str, Any] | None:
         """What an earlier run of the same request saved."""
-        path = self.partial / name
+        path = self.staging / name
         saved = json.loads(path.read_bytes()) if path.exists() else {}
-        return saved.get("content") if saved.get("identity") == self.identity else None
+        return saved.get("content") if saved.get("request") == self.request_hash else None
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
-        write_whole(self.partial / name, json.dumps({"identity": self.identity, "content": content}).encode())
+        saved = {"request": self.request_hash, "content": content}
+        write_whole(self.staging / name, json.dumps(saved).encode())
+
+
+def _has_changed(what: str) -> UserError:
+    return UserError(f"{what} has changed while it was read; run the same command again")
 
 
 def _has_folders(arguments: list[str]) -> bool:
     """Whether some argument is a folder or a pattern rather than a file."""
     return any(argument != "-" and not Path(argument).expanduser().is_file() for argument in arguments)
-
-
-def _total(state: State) -> int:
-    return sum(tokens for files in state.files.values() for _, tokens in files)
-
-
-def prepare(request: Request, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Make data/NAME as requested; it changes at the very end, or not at all. Returns the folder.
-
-    Raises UserError. What a long preparation has done by then is kept in data/NAME/.partial, and the same
-    request goes on from it.
-    """
-    check_name(request.name, root)
-    folder = root / request.name
-    with partial_folder(folder) as partial:
-        meta = Preparation(request, partial, say).run()
-        tokens = tokens_of(meta)
-        check_lengths(request.name, tokens, say)
-        commit(partial, folder, meta)
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in meta["dropped"].items())
-    say(
-        f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, "
-        f"vocabulary {meta['vocab_size']:,}{dropped and f'; left out: {dropped}'}"
-    )
-    return folder

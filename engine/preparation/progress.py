@@ -12,7 +12,7 @@ from engine.preparation.inputs import Input, Piece, Place
 INTERVAL = 20.0  # seconds between two lines
 
 
-class Progress:
+class PreparationProgress:
     """Follows the pieces of inputs whose size on disk is known; of others it tells the rate alone."""
 
     def __init__(self, name: str, inputs: list[Input], say: Callable[[str], None], place: Place) -> None:

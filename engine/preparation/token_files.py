@@ -7,7 +7,9 @@
 A file is for validation where its name says "val".
 """
 
+import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,33 @@ import numpy as np
 
 from engine.data.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.errors import UserError
+from engine.preparation.encoding import id_type
 from engine.preparation.inputs import find_inputs
-from engine.preparation.output import check_lengths, check_name, commit, partial_folder
+from engine.preparation.output import STAGING, check_lengths, check_name, move_into_place, staging_folder
 from engine.system import hashes_of
 from engine.text.characters import NumberTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.text.tokenizer_files import tokenizer_of_file
 
-HEADER_BYTES = 1024
-MAGIC = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}
-AT_ONCE = 2**24  # ids
+HEADER_NUMBERS = 256  # int32
+HEADER_BYTES = 4 * HEADER_NUMBERS
+GPT2_IDS, OTHER_IDS = 20240520, 20240801  # magic numbers
+ID_TYPES = {GPT2_IDS: np.dtype("<u2"), OTHER_IDS: np.dtype("<u4")}
+READ_AT_ONCE = 2**24  # ids
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a token file says about itself."""
+
+    size: int = 0  # bytes; 0 of a file without a header, which says nothing
+    dtype: np.dtype | None = None
+    magic: int = 0
 
 
 def holds_token_files(folder: Path) -> bool:
     """Whether a folder holds token files and no meta.json that describes them."""
-    undescribed = (
-        folder.is_dir() and not (folder / "meta.json").exists() and not (folder / ".partial").exists()
-    )
+    undescribed = folder.is_dir() and not (folder / "meta.json").exists() and not (folder / STAGING).exists()
     return undescribed and any(folder.glob("*.bin"))
 
 
@@ -40,63 +52,38 @@ def are_token_files(inputs: list[str]) -> bool:
     return "-" not in inputs and all(item.path.endswith(".bin") for item in find_inputs(inputs))
 
 
-def adopt(
+def describe_token_files(
     name: str, paths: list[str], tokenizer: str | None, say: Callable[[str], None], root: Path = DATA_FOLDER
 ) -> Path:
-    """Describe token files in data/NAME: those at `paths` through links, or without any those that lie there.
+    """Write a meta.json for token files: those at `paths` through links, or without any those in data/NAME.
 
-    `tokenizer` is one by name or file; None finds it out from the header and the ids. Raises UserError.
+    `tokenizer` is one by name or file; None finds it out from the header and the ids. Returns data/NAME.
+    Raises UserError.
     """
     check_name(name, root)
     folder = root / name
-    if not paths and (folder / "meta.pkl").exists():
-        raise UserError(
-            f"the vocabulary of {folder} is in its meta.pkl, which is not read: such a file can run any "
-            f"program; prepare the data set again from its text: python prepare.py {name} --input FILE"
-        )
-    found = [Path(item.path) for item in find_inputs(paths)] if paths else sorted(folder.glob("*.bin"))
-    names = [file.name for file in found]
-    if len(set(names)) < len(names):
-        raise UserError(f"two of the token files have the same name: {sorted(names)[:6]}")
-    headers = [read_header(file) for file in found]
-    vocabulary = _vocabulary(tokenizer, headers, found)
-    dtype = headers[0][1] or np.dtype(
-        "<u2" if vocabulary is None or vocabulary.vocab_size <= 2**16 else "<u4"
-    )
-    entries, largest = [], 0
-    for file, (header_bytes, own, _), sha256 in zip(found, headers, hashes_of(found), strict=True):
-        if (own or dtype) != dtype:
-            raise UserError(f"{file} holds {own.name} ids, the other files {dtype.name}; keep them apart")
-        tokens, rest = divmod(file.stat().st_size - header_bytes, dtype.itemsize)
-        if rest:
-            raise UserError(f"{file} is no file of {dtype.name} ids: it has {file.stat().st_size:,} bytes")
-        largest = max(largest, largest_id(file, dtype, header_bytes, tokens))
-        split = "val" if "val" in file.name else "train"
-        entry = {
-            "path": file.name,
-            "split": split,
-            "tokens": tokens,
-            "header_bytes": header_bytes,
-            "sha256": sha256,
-        }
-        entries.append(entry)
+    files = _files_to_describe(name, paths, folder)
+    headers = [read_header(file) for file in files]
+    vocabulary = _vocabulary(tokenizer, headers, files)
+    dtype = headers[0].dtype
+    if dtype is None:
+        dtype = np.dtype("<u2") if vocabulary is None else id_type(vocabulary.vocab_size)
+    entries, largest = _entries(files, headers, dtype)
     vocabulary = vocabulary or NumberTokenizer(largest + 1)
     if largest >= vocabulary.vocab_size:
         raise UserError(
             f"{name} holds the token id {largest:,}, and the vocabulary has {vocabulary.vocab_size:,} "
             "entries; name the right one with --tokenizer FILE, or --tokenizer numbers if there is none"
         )
-    for split in ("train", "val"):
-        if not any(entry["split"] == split for entry in entries):
-            raise UserError(f"none of the token files is for {split}: their names must say train or val")
     meta = _meta(name, dtype, vocabulary, entries)
     tokens = tokens_of(meta)
     check_lengths(name, tokens, say)
-    with partial_folder(folder) as partial:
-        for file in found:
-            if paths:
-                (partial / file.name).symlink_to(file.resolve())
-        commit(partial, folder, meta, moved=bool(paths))
+    # A link in the place of the file itself would be the end of it.
+    elsewhere = [file for file in files if file.resolve() != (folder / file.name).resolve()]
+    with staging_folder(folder) as staging:
+        for file in elsewhere:
+            (staging / file.name).symlink_to(file.resolve())
+        move_into_place(staging, folder, meta, [file.name for file in elsewhere])
     say(
         f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens as they were, "
         f"vocabulary {vocabulary.vocab_size:,} ({vocabulary.to_dict()['kind']})"
@@ -104,39 +91,84 @@ def adopt(
     return folder
 
 
-def read_header(file: Path) -> tuple[int, np.dtype | None, int]:
-    """(bytes of the header, type of the ids, magic number) of a token file; (0, None, 0) without a header."""
+def _files_to_describe(name: str, paths: list[str], folder: Path) -> list[Path]:
+    if not paths and (folder / "meta.pkl").exists():
+        raise UserError(
+            f"the vocabulary of {folder} is in its meta.pkl, which is not read: such a file can run any "
+            f"program; prepare the data set again from its text: "
+            f"python prepare.py {shlex.quote(name)} --input FILE"
+        )
+    files = [Path(item.path) for item in find_inputs(paths)] if paths else sorted(folder.glob("*.bin"))
+    names = [file.name for file in files]
+    if len(set(names)) < len(names):
+        raise UserError(f"two of the token files have the same name: {sorted(names)[:6]}")
+    for split in ("train", "val"):
+        if not any(_split_of(file) == split for file in files):
+            raise UserError(f"none of the token files is for {split}: their names must say train or val")
+    return files
+
+
+def _split_of(file: Path) -> str:
+    return "val" if "val" in file.name else "train"
+
+
+def read_header(file: Path) -> Header:
+    """The header of a token file. Raises UserError where the file is not as long as it says."""
     try:
         with open(file, "rb") as content:
-            header = np.frombuffer(
-                content.read(HEADER_BYTES), dtype="<i4", count=-1 if file.stat().st_size >= 1024 else 0
-            )
+            numbers = np.frombuffer(content.read(HEADER_BYTES), dtype=np.uint8)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    if len(header) < 256 or int(header[0]) not in MAGIC:
-        return 0, None, 0
-    dtype, tokens = MAGIC[int(header[0])], int(header[2])
-    if file.stat().st_size != HEADER_BYTES + tokens * dtype.itemsize:
+    if len(numbers) < HEADER_BYTES:
+        return Header()
+    magic, _, tokens = numbers.view("<i4")[:3].tolist()
+    if magic not in ID_TYPES:
+        return Header()
+    expected = HEADER_BYTES + tokens * ID_TYPES[magic].itemsize
+    if file.stat().st_size != expected:
         raise UserError(
-            f"{file} has {file.stat().st_size:,} bytes where its header says "
-            f"{HEADER_BYTES + tokens * dtype.itemsize:,}; get it again"
+            f"{file} has {file.stat().st_size:,} bytes where its header says {expected:,}; get it again"
         )
-    return HEADER_BYTES, dtype, int(header[0])
+    return Header(HEADER_BYTES, ID_TYPES[magic], magic)
 
 
-def _vocabulary(
-    tokenizer: str | None, headers: list[tuple[int, Any, int]], found: list[Path]
-) -> Tokenizer | None:
+def _vocabulary(tokenizer: str | None, headers: list[Header], files: list[Path]) -> Tokenizer | None:
     """The tokenizer asked for, or GPT-2's; None where the ids are numbers and no more is known."""
-    if tokenizer == "numbers" or (tokenizer is None and any(magic == 20240801 for _, _, magic in headers)):
+    if tokenizer == "numbers":
+        return None
+    if tokenizer is None and any(header.magic == OTHER_IDS for header in headers):
         return None
     if tokenizer in (None, "gpt2", "bytes"):
         return tokenizer_from_dict({"kind": tokenizer or "gpt2"})
     if tokenizer in ("char", "bpe"):
         raise UserError(
-            f"{found[0]} holds token ids, whose vocabulary is given; name it with --tokenizer FILE"
+            f"{files[0]} holds token ids, whose vocabulary is given; name it with --tokenizer FILE"
         )
     return tokenizer_of_file(Path(tokenizer))
+
+
+def _entries(files: list[Path], headers: list[Header], dtype: np.dtype) -> tuple[list[dict[str, Any]], int]:
+    """The entries of meta.json's list of files, and the largest id in them. Raises UserError."""
+    entries: list[dict[str, Any]] = []
+    largest = -1
+    for file, header, sha256 in zip(files, headers, hashes_of(files), strict=True):
+        if header.dtype is not None and header.dtype != dtype:
+            raise UserError(
+                f"{file} holds {header.dtype.name} ids, the other files {dtype.name}; keep them apart"
+            )
+        tokens, rest = divmod(file.stat().st_size - header.size, dtype.itemsize)
+        if rest:
+            raise UserError(f"{file} is no file of {dtype.name} ids: it has {file.stat().st_size:,} bytes")
+        largest = max(largest, largest_id(file, dtype, header.size, tokens))
+        entry = {
+            "path": file.name,
+            "split": _split_of(file),
+            "tokens": tokens,
+            "header_bytes": header.size,
+            "sha256": sha256,
+        }
+        entries.append(entry)
+    return entries, largest
 
 
 def largest_id(file: Path, dtype: np.dtype, header_bytes: int, tokens: int) -> int:
@@ -144,7 +176,7 @@ def largest_id(file: Path, dtype: np.dtype, header_bytes: int, tokens: int) -> i
     if not tokens:
         return -1
     ids = np.memmap(file, dtype=dtype, mode="r", offset=header_bytes, shape=(tokens,))
-    return max(int(ids[first : first + AT_ONCE].max()) for first in range(0, tokens, AT_ONCE))
+    return max(int(ids[first : first + READ_AT_ONCE].max()) for first in range(0, tokens, READ_AT_ONCE))
 
 
 def _meta(name: str, dtype: np.dtype, vocabulary: Tokenizer, entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,58 +1,91 @@
-"""Byte-pair encodings through tiktoken: GPT-2's, or a vocabulary learned from your own text.
+"""Byte-pair encodings (Sennrich et al., 2016) over bytes, as in GPT-2 (Radford et al., 2019).
 
-Sennrich et al., 2016; over bytes as in GPT-2 (Radford et al., 2019). A vocabulary of your own is the 256
-bytes, the sequences in the order of their merges, then the end-of-text token.
+GPT-2's own and those learned from your text have their ids in the order of their merges: tiktoken runs them.
+Those of Hugging Face folders have ids in any order, and added tokens: `tokenizers` runs them.
+
+    merges [("h", "e"), ("he", "y")]:   h e y  ->  he y  ->  hey
 """
 
 import base64
 import binascii
-from collections.abc import Iterable, Sequence
+import copy
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import tiktoken
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as LibraryTokenizer
 
 from engine.errors import UserError
-from engine.text.merges import byte_characters
-
-SMALLEST_VOCABULARY = 257  # the bytes and the end of text
-
+from engine.text.characters import to_bytes
+from engine.text.gpt2_vocabulary import ensure_gpt2_vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
-# How GPT-2 (Radford et al., 2019) cuts a text before merging: contractions, words, numbers, signs, space.
+# How GPT-2 cuts a text before merging: contractions, words, numbers, signs, space.
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+SMALLEST_VOCABULARY = 257  # the bytes and the end of text
 LARGEST_VOCABULARY = 2**20
+LARGEST_ID = 2**24  # of other programs' vocabularies; the library walks through all ids below
+LONGEST_WORD = 256  # bytes; longer ones are cut before learning, whose time grows with the square of a word
+
+
+def byte_characters() -> str:
+    """The 256 printable characters that stand for the bytes 0 … 255 in GPT-2's files.
+
+    Printable Latin-1 characters stand for themselves, the other bytes in turn for U+0100, U+0101, …
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+BYTE_CHARACTERS = byte_characters()
+BYTES = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
+
+
+def as_characters(sequence: bytes) -> str:
+    """Bytes as GPT-2's files write them: b" a" is "Ġa"."""
+    return "".join(BYTE_CHARACTERS[byte] for byte in sequence)
+
+
+def from_characters(word: str) -> bytes:
+    """The bytes of "Ġa"; a word with any other character is its UTF-8."""
+    try:
+        return bytes([BYTES[character] for character in word])
+    except KeyError:
+        return word.encode()
 
 
 class BytePairTokenizer:
     """A byte-pair encoding through tiktoken; `<|endoftext|>` in a text is the end-of-text token."""
 
-    def __init__(self, encoding: Any) -> None:
-        self.encoding = encoding  # a tiktoken.Encoding
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self.encoding = encoding
         self.vocab_size = encoding.n_vocab
-        self.end_of_text = encoding.eot_token
+        self.end_of_text: int | None = encoding.eot_token
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text."""
-        return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}).astype(np.int64)
+        return self._ids(text, {END_OF_TEXT})
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Ids of a text and the end-of-text token."""
-        ids = self.encoding.encode_to_numpy(text, disallowed_special=())
-        return np.append(ids, np.uint32(self.end_of_text)).astype(np.int64)
+        return np.append(self._ids(text, set()), self.encoding.eot_token)
+
+    def _ids(self, text: str, special: set[str]) -> np.ndarray:
+        to_bytes(text)  # tiktoken's own error for half a surrogate pair is no UserError
+        ids = self.encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+        return ids.astype(np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
         return self.encoding.decode(list(ids))
 
 
 class GPT2Tokenizer(BytePairTokenizer):
-    """GPT-2's byte-pair encoding: 50,257 entries."""
+    """GPT-2's byte-pair encoding: 50,257 entries. UserError where its files cannot be had."""
 
     def __init__(self) -> None:
-        import tiktoken
-
-        from engine.text.gpt2_vocabulary import ensure_gpt2_vocabulary
-
         ensure_gpt2_vocabulary()
         super().__init__(tiktoken.get_encoding("gpt2"))
 
@@ -68,8 +101,6 @@ class OwnBytePairTokenizer(BytePairTokenizer):
     """
 
     def __init__(self, sequences: Sequence[bytes]) -> None:
-        import tiktoken
-
         ranks = {sequence: rank for rank, sequence in enumerate(sequences)}
         if len(ranks) != len(sequences) or not 256 <= len(sequences) < LARGEST_VOCABULARY or b"" in ranks:
             raise ValueError(
@@ -105,26 +136,21 @@ def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> OwnBytePairTokeni
         raise UserError(
             f"--vocab_size is {vocab_size}; it must be {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY}"
         )
-    try:
-        from tokenizers import Tokenizer as Learner
-        from tokenizers.models import BPE
-        from tokenizers.pre_tokenizers import ByteLevel
-        from tokenizers.trainers import BpeTrainer
-    except ImportError as error:
-        raise UserError(
-            "learning a vocabulary needs the package tokenizers: pip install tokenizers"
-        ) from error
-    learner = Learner(BPE())
-    learner.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
-    trainer = BpeTrainer(
-        vocab_size=vocab_size - 1, min_frequency=2, show_progress=False, initial_alphabet=ByteLevel.alphabet()
+    learner = LibraryTokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.FixedLength(LONGEST_WORD)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=list(BYTE_CHARACTERS),
     )
     learner.train_from_iterator(texts, trainer)
-    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     ranks = learner.get_vocab()
-    learned = [bytes(byte_of[character] for character in word) for word in sorted(ranks, key=ranks.get)]
+    words = sorted((word for word in ranks if len(word) > 1), key=ranks.__getitem__)
     return OwnBytePairTokenizer(
-        [bytes([byte]) for byte in range(256)] + [word for word in learned if len(word) > 1]
+        [bytes([byte]) for byte in range(256)] + [from_characters(word) for word in words]
     )
 
 
@@ -132,3 +158,126 @@ def ranks_text(tokenizer: OwnBytePairTokenizer) -> bytes:
     """The content of a file that tiktoken can load."""
     words = tokenizer.to_dict()["vocabulary"].split()
     return "".join(f"{word} {rank}\n" for rank, word in enumerate(words)).encode("ascii")
+
+
+class MergesTokenizer:
+    """A byte-level byte-pair encoding by vocabulary, merges and added tokens, as files spell them.
+
+    Added tokens are found as they are written, before a text is cut into words. Their ids are those of the
+    vocabulary, or follow it. `end` is the one that ends a document.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        added: Sequence[AddedToken],
+        end: str = END_OF_TEXT,
+    ) -> None:
+        check_merges(vocabulary, merges)
+        self.merges, self.added, self.end = list(merges), list(added), end
+        self.library = LibraryTokenizer(models.BPE(dict(vocabulary), self.merges))
+        self.library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self.library.decoder = decoders.ByteLevel()
+        self.library.add_tokens(self.added)
+        entries = self.library.get_vocab().items()
+        self.vocabulary = dict(sorted(entries, key=lambda entry: entry[1]))
+        if len(set(self.vocabulary.values())) < len(self.vocabulary):
+            raise ValueError("two entries have the same id")
+        self.vocab_size = max(self.vocabulary.values()) + 1
+        names = {token.content for token in self.added}
+        self.end_of_text: int | None = self.vocabulary[end] if end in names else None
+        self._pieces = {
+            index: name.encode() if name in names else from_characters(name) for name, index in entries
+        }
+        self._missing = {byte for character, byte in BYTES.items() if character not in self.vocabulary}
+        self._description: dict[str, Any] | None = None
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text; added tokens written in it count as such. UserError for a byte without an id."""
+        return self._ids(self.library, text)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """Ids of a text in which special tokens are text, and the end-of-text token where there is one."""
+        end = [] if self.end_of_text is None else [self.end_of_text]
+        return np.append(self._ids(self._library_for_documents, text), np.array(end, dtype=np.int64))
+
+    @cached_property
+    def _library_for_documents(self) -> LibraryTokenizer:
+        library = copy.deepcopy(self.library)
+        library.encode_special_tokens = True
+        return library
+
+    def _ids(self, library: LibraryTokenizer, text: str) -> np.ndarray:
+        content = to_bytes(text)
+        ids = library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        if self._missing.intersection(content):  # the library leaves out what has no entry
+            lost = self._missing & (Counter(content) - Counter(self._to_bytes(ids))).keys()
+            if lost:
+                byte = next(byte for byte in content if byte in lost)
+                raise UserError(
+                    f"the vocabulary has no entry for {BYTE_CHARACTERS[byte]!r}, which the text needs"
+                )
+        return np.array(ids, dtype=np.int64)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are not UTF-8, and ids without an entry, become U+FFFD."""
+        return self._to_bytes(ids).decode(errors="replace")
+
+    def _to_bytes(self, ids: Sequence[int]) -> bytes:
+        unknown = "\N{REPLACEMENT CHARACTER}".encode()
+        return b"".join(self._pieces.get(int(index), unknown) for index in ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The description that it came from, or the files' content."""
+        return self._description or {
+            "kind": "merges",
+            "vocabulary": self.vocabulary,
+            "merges": [f"{left} {right}" for left, right in self.merges],
+            "added_tokens": [token.__getstate__() for token in self.added],
+            "end": self.end,
+        }
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> "MergesTokenizer":
+        """What `to_dict` described, or earlier versions, which knew special tokens alone.
+
+        Raises ValueError or TypeError for anything else.
+        """
+        vocabulary, merges = description.get("vocabulary"), description.get("merges")
+        special, listed = description.get("special", {}), description.get("added_tokens", [])
+        if not isinstance(vocabulary, dict) or not isinstance(merges, list) or not isinstance(special, dict):
+            raise ValueError("vocabulary and special must be objects, merges a list")
+        added = [AddedToken(name, special=True) for name in special] + [AddedToken(**one) for one in listed]
+        pairs = [parse_merge(line) for line in merges]
+        found = cls(vocabulary | special, pairs, added, description.get("end", END_OF_TEXT))
+        found._description = dict(description)
+        return found
+
+
+def check_merges(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> None:
+    """Raise ValueError for files that contradict themselves, on which the library would crash or guess."""
+    if not vocabulary or not all(
+        type(index) is int and 0 <= index < LARGEST_ID for index in vocabulary.values()
+    ):
+        raise ValueError(f"every entry needs an id of 0 or more, below {LARGEST_ID}")
+    if "" in vocabulary:
+        raise ValueError("an entry is empty")
+    "".join(vocabulary).encode()  # half a surrogate pair is a ValueError
+    if not BYTES.keys() >= set("".join(left + right for left, right in merges)):
+        raise ValueError("a merge is not one of bytes")
+    for left, right in merges:
+        if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+            raise ValueError(f"the merge {left} {right} needs an entry that the vocabulary lacks")
+
+
+def parse_merge(line: Any) -> tuple[str, str]:
+    """A pair from "a b", or from ["a", "b"] as newer files write it. Raises ValueError."""
+    parts = line.split(" ") if isinstance(line, str) else line
+    if (
+        not isinstance(parts, list)
+        or len(parts) != 2
+        or not all(isinstance(part, str) and part for part in parts)
+    ):
+        raise ValueError(f"{str(line)[:40]!r} is no merge of two parts")
+    return parts[0], parts[1]

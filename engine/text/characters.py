@@ -11,6 +11,8 @@ from engine.errors import UserError
 class CharTokenizer:
     """One id for each character of a table, in the order of their code points."""
 
+    end_of_text: int | None = None  # a line break ends a document
+
     def __init__(self, characters: str) -> None:
         self.characters = characters
         self.vocab_size = len(characters)
@@ -41,11 +43,9 @@ class CharTokenizer:
         return self.encode(ended_line(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The characters of ids, joined."""
         return "".join(self.characters[index] for index in ids)
 
     def to_dict(self) -> dict[str, Any]:
-        """The table itself."""
         return {"kind": "char", "characters": self.characters}
 
 
@@ -53,26 +53,27 @@ class ByteTokenizer:
     """The 256 bytes of UTF-8: any text, no vocabulary to keep."""
 
     vocab_size = 256
+    end_of_text: int | None = None  # a line break ends a document
 
     def encode(self, text: str) -> np.ndarray:
-        """One id for each byte."""
-        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
+        """One id for each byte. UserError for half a surrogate pair."""
+        return np.frombuffer(to_bytes(text), dtype=np.uint8).astype(np.int64)
 
     def encode_document(self, text: str) -> np.ndarray:
         """The bytes of a text and a line break."""
         return self.encode(ended_line(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the bytes."""
         return bytes(int(index) for index in ids).decode("utf-8", errors="replace")
 
     def to_dict(self) -> dict[str, Any]:
-        """Nothing but the kind."""
         return {"kind": "bytes"}
 
 
 class NumberTokenizer:
     """Ids of an unknown vocabulary, written as numbers: for token files that came without one."""
+
+    end_of_text: int | None = None
 
     def __init__(self, vocab_size: int) -> None:
         if not 1 <= vocab_size <= 2**32:
@@ -100,7 +101,6 @@ class NumberTokenizer:
         return "".join(f" {int(index)}" for index in ids)
 
     def to_dict(self) -> dict[str, Any]:
-        """The size."""
         return {"kind": "numbers", "vocab_size": self.vocab_size}
 
 
@@ -109,11 +109,16 @@ def ended_line(text: str) -> str:
     return text if text.endswith("\n") else text + "\n"
 
 
-def _code_points(text: str) -> np.ndarray:
-    """The code points of a text, (length,) uint32. UserError for half a surrogate pair."""
+def to_bytes(text: str, encoding: str = "utf-8") -> bytes:
+    """A text in a Unicode encoding. UserError for half a surrogate pair."""
     try:
-        return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        return text.encode(encoding)
     except UnicodeEncodeError as error:
         raise UserError(
             f"position {error.start} holds half a surrogate pair, which is no character"
         ) from error
+
+
+def _code_points(text: str) -> np.ndarray:
+    """The code points of a text, (length,) uint32. UserError for half a surrogate pair."""
+    return np.frombuffer(to_bytes(text, "utf-32-le"), dtype=np.uint32)

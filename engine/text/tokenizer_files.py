@@ -1,29 +1,35 @@
-"""Tokenizers as Hugging Face's files, in and out: tokenizer.json and its config, vocab.json, merges.txt.
+"""Tokenizers as files: Hugging Face's tokenizer.json and its neighbours, in and out, and tiktoken's ranks.
 
-The JSON is that of the `tokenizers` library, so that `AutoTokenizer` loads what is written here; the
-library itself is not needed. A tokenizer with GPT-2's own vocabulary is known by its hashes, and
-stays a name in checkpoints.
+`AutoTokenizer` loads what is written here, and what is read here gives the ids that it gives. A tokenizer
+with GPT-2's own vocabulary is known by its hashes, and stays a name in checkpoints.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as LibraryTokenizer
+
 from engine.errors import UserError
-from engine.text.byte_pairs import GPT2Tokenizer, OwnBytePairTokenizer
-from engine.text.characters import ByteTokenizer, CharTokenizer, NumberTokenizer
-from engine.text.gpt2_vocabulary import keep_gpt2_vocabulary
-from engine.text.merges import (
-    BYTE_CHARACTERS,
+from engine.text.byte_pairs import (
     BYTES,
     END_OF_TEXT,
+    BytePairTokenizer,
+    GPT2Tokenizer,
     MergesTokenizer,
+    OwnBytePairTokenizer,
     as_characters,
-    merges_of,
+    from_characters,
     parse_merge,
 )
+from engine.text.characters import ByteTokenizer, CharTokenizer, NumberTokenizer
+from engine.text.gpt2_vocabulary import keep_gpt2_vocabulary
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
+
+SINGLE_CHARACTER = r"[\s\S]"
 
 
 def tokenizer_of_file(path: Path) -> Tokenizer:
@@ -54,39 +60,54 @@ def tokenizer_of_file(path: Path) -> Tokenizer:
         raise UserError(f"{path}: {error}") from error
 
 
-SINGLE_CHARACTERS = {
-    "type": "Split",
-    "pattern": {"Regex": "[\\s\\S]"},
-    "behavior": "Isolated",
-    "invert": False,
-}
-
-
 def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
     """The same tokenizer with vocabulary and merges spelled out; None if it is no byte-pair encoding."""
     if isinstance(tokenizer, MergesTokenizer):
         return tokenizer
     if isinstance(tokenizer, ByteTokenizer):
-        return MergesTokenizer({character: byte for byte, character in enumerate(BYTE_CHARACTERS)}, [], {})
-    encoding = getattr(tokenizer, "encoding", None)  # tiktoken's
-    if encoding is None:
+        pairs = MergesTokenizer(BYTES, [], [])
+        pairs.library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pairs
+    if not isinstance(tokenizer, BytePairTokenizer):
         return None
-    ranks: dict[bytes, int] = encoding._mergeable_ranks
-    vocabulary = {as_characters(token): rank for token, rank in ranks.items()}
+    ranks: dict[bytes, int] = tokenizer.encoding._mergeable_ranks
+    special: dict[str, int] = tokenizer.encoding._special_tokens
+    vocabulary = {as_characters(token): rank for token, rank in ranks.items()} | special
     merges = [(as_characters(left), as_characters(right)) for left, right in merges_of(ranks)]
-    return MergesTokenizer(vocabulary, merges, encoding._special_tokens)
+    return MergesTokenizer(vocabulary, merges, [AddedToken(name, special=True) for name in special])
+
+
+def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The merges behind a table that lists tokens in the order of their making, as tiktoken keeps it.
+
+    A token of several bytes was made of the two parts that are left when all earlier merges have been done.
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            joined = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
+            earliest = min(range(len(joined)), key=joined.__getitem__)
+            if joined[earliest] >= rank:
+                break
+            parts[earliest : earliest + 2] = [parts[earliest] + parts[earliest + 1]]
+        if len(parts) > 2:
+            raise UserError(
+                f"the token {token!r} cannot be made by merging two earlier ones, so it cannot be exported"
+            )
+        if len(parts) == 2:
+            merges.append((parts[0], parts[1]))
+    return merges
 
 
 def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers give the same ids the same meaning, however they are described."""
     if one.to_dict() == other.to_dict():
         return True
-    pair = (byte_pairs_of(one), byte_pairs_of(other))
-    if None in pair:
+    left, right = byte_pairs_of(one), byte_pairs_of(other)
+    if left is None or right is None:
         return False
-    return all(
-        getattr(pair[0], name) == getattr(pair[1], name) for name in ("vocabulary", "merges", "special")
-    )
+    return left.vocabulary == right.vocabulary and left.merges == right.merges
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -105,149 +126,174 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     }
-    files: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
     if isinstance(tokenizer, CharTokenizer):
-        vocabulary = {character: index for index, character in enumerate(tokenizer.characters)}
-        model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unknown>"}
-        files["tokenizer.json"] = pipeline(model, SINGLE_CHARACTERS, {"type": "Fuse"}, {})
+        library = character_library(tokenizer)
     elif (pairs := byte_pairs_of(tokenizer)) is not None:
-        files["tokenizer.json"] = byte_level(pairs, cut_words=not isinstance(tokenizer, ByteTokenizer))
-        if END_OF_TEXT in pairs.special:
+        library = pairs.library
+        if pairs.end_of_text is not None:
             config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
-            config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-            openai = openai_files(pairs.vocabulary | pairs.special, pairs.merges)
+            config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), pairs.end)
+            openai = openai_files(pairs.vocabulary, pairs.merges)
             files |= {"vocab.json": openai["encoder.json"], "merges.txt": openai["vocab.bpe"]}
     else:
         raise UserError(
             f"a tokenizer of the kind {tokenizer.to_dict().get('kind')} has no form in Hugging Face's files"
         )
-    files["tokenizer_config.json"] = config
-    return {
-        name: content
-        if isinstance(content, bytes)
-        else json.dumps(content, ensure_ascii=False, indent=1).encode()
-        for name, content in files.items()
-    }
+    files["tokenizer.json"] = library.to_str(pretty=True).encode()
+    files["tokenizer_config.json"] = json.dumps(config, ensure_ascii=False, indent=1).encode()
+    return files
 
 
-def byte_level(pairs: MergesTokenizer, cut_words: bool) -> dict[str, Any]:
-    """tokenizer.json of a byte-level BPE; without `cut_words` the text is not cut before merging."""
-    options = {"add_prefix_space": False, "trim_offsets": True, "use_regex": cut_words}
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": "",
-        "end_of_word_suffix": "",
-        "fuse_unk": False,
-        "vocab": pairs.vocabulary | pairs.special,
-        "merges": [f"{left} {right}" for left, right in pairs.merges],
-    }
-    return pipeline(model, {"type": "ByteLevel"} | options, {"type": "ByteLevel"} | options, pairs.special)
+def character_library(tokenizer: CharTokenizer) -> LibraryTokenizer:
+    """A table of characters as words of one character each."""
+    vocabulary = {character: index for index, character in enumerate(tokenizer.characters)}
+    library = LibraryTokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    library.pre_tokenizer = pre_tokenizers.Split(Regex(SINGLE_CHARACTER), "isolated")
+    library.decoder = decoders.Fuse()
+    return library
 
 
-def pipeline(
-    model: dict[str, Any], pre_tokenizer: dict[str, Any], decoder: dict[str, Any], special: Mapping[str, int]
-) -> dict[str, Any]:
-    """The frame of a tokenizer.json."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = sorted(special.items(), key=lambda item: item[1])
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": index, "content": name} | flags for name, index in added],
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": decoder,
-        "model": model,
-    }
+def openai_files(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, bytes]:
+    """A vocabulary as OpenAI published GPT-2's, byte for byte, so that hashes tell whether it is that one."""
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    return {"encoder.json": json.dumps(vocabulary).encode(), "vocab.bpe": ("\n".join(lines) + "\n").encode()}
 
 
 # ------------------------------------------------------------------------------------------------------------
 # in
 
+# What is known of GPT-2's own pipeline. Any other option must be off.
+GPT2_PIPELINE = {"model": "BPE", "normalizer": None, "pre_tokenizer": "ByteLevel", "use_regex": True}
+BPE_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+# Names of special tokens, in the order in which AutoTokenizer gives ids to those that have none.
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+ADDED_TOKEN_OPTIONS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+class UnsupportedTokenizer(UserError):
+    """A tokenizer that is whole but of a kind that this program does not run: it can train on its ids."""
+
+    def __init__(self, where: Path, kind: str) -> None:
+        super().__init__(
+            f"{where} holds a tokenizer of another kind than GPT-2's byte-level BPE ({kind}); encode the "
+            "text with the program that made it and train on its ids: prepare.py --tokenizer numbers"
+        )
+
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a folder: tokenizer.json, or vocab.json and merges.txt; None where it has neither.
+    """The tokenizer of a folder: tokenizer.json, or vocab.json and merges.txt; None where it has none.
 
-    Raises UserError for files that are damaged, or of a kind that this program does not compute.
+    Raises UnsupportedTokenizer for one of another kind, UserError for damaged files.
     """
     try:
-        if (folder / "tokenizer.json").is_file():
-            return from_pipeline(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-            lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-            merges = [line for line in lines if line and not line.startswith("#version")]
-            special = {END_OF_TEXT: vocabulary[END_OF_TEXT]} if END_OF_TEXT in vocabulary else {}
-            return from_byte_pairs(vocabulary, merges, special)
+        return _read(folder)
     except UserError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"the tokenizer files in {folder} are damaged: {type(error).__name__}: {error}"
         ) from error
-    return None
 
 
-def from_pipeline(content: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a tokenizer.json: a byte-level BPE, or a table of characters as written above."""
-    model, before = content["model"], content.get("pre_tokenizer") or {}
-    if model["type"] == "WordLevel" and before == SINGLE_CHARACTERS:
-        return CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
-    plain = (
-        not before.get("add_prefix_space") and content.get("normalizer") is None and not model.get("dropout")
-    )
-    whole = before.get("use_regex") is False
-    if (
-        model["type"] != "BPE"
-        or before.get("type") != "ByteLevel"
-        or not plain
-        or (whole and model["merges"])
-    ):
-        raise UserError(
-            f"tokenizer.json holds a {model['type']} tokenizer of another kind than GPT-2's byte-level BPE; "
-            f"prepare the text yourself and use the weights through train.py"
-        )
-    special = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-    if (
-        whole
-        and model["vocab"] == {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
-        and not special
-    ):
-        return ByteTokenizer()
-    return from_byte_pairs(model["vocab"], model["merges"], special)
-
-
-def from_byte_pairs(vocabulary: dict[str, int], merges: list[Any], special: dict[str, int]) -> Tokenizer:
-    """GPT-2's own tokenizer where the vocabulary is GPT-2's, else one by its merges.
-
-    One whose ids are in the order of the merges, as `prepare.py` learns them, comes back as it was.
-    """
-    pairs = [parse_merge(merge) for merge in merges]
-    if special == {END_OF_TEXT: 50256} and keep_gpt2_vocabulary(openai_files(vocabulary | special, pairs)):
-        return GPT2Tokenizer()
-    found = MergesTokenizer(
-        {name: index for name, index in vocabulary.items() if name not in special}, pairs, special
-    )
-    return own_byte_pairs(found) or found
-
-
-def own_byte_pairs(tokenizer: MergesTokenizer) -> OwnBytePairTokenizer | None:
-    """The same tokenizer as ranks, which are faster and smaller; None where ranks cannot say the same."""
-    names = sorted(tokenizer.vocabulary, key=tokenizer.vocabulary.__getitem__)
-    sequences = [bytes(BYTES.get(character, 0) for character in name) for name in names]
-    try:
-        found = OwnBytePairTokenizer(sequences)
-        return found if same_ids(found, tokenizer) else None
-    except ValueError:  # UserError too: not all bytes are there, or a token comes before its parts
+def _read(folder: Path) -> Tokenizer | None:
+    where, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if where.is_file():
+        content = _read_object(where)
+    elif vocabulary.is_file() and merges.is_file():
+        where, lines = vocabulary, merges.read_text(encoding="utf-8").split("\n")
+        pairs = [line for line in lines if line and not line.startswith("#version")]
+        model = {"vocab": _read_object(vocabulary), "merges": pairs}
+        content = {"model": model, "pre_tokenizer": {"type": "ByteLevel"}}
+    else:
+        for other in (*folder.glob("vocab.txt"), *folder.glob("*.model")):
+            raise UnsupportedTokenizer(other, "WordPiece" if other.name == "vocab.txt" else "SentencePiece")
         return None
+    model, cut = content["model"], content.get("pre_tokenizer") or {}
+    if model.get("type") == "WordLevel" and cut.get("pattern") == {"Regex": SINGLE_CHARACTER}:
+        return CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
+    if cut.get("use_regex") is False and model["vocab"] == BYTES and not content.get("added_tokens"):
+        return ByteTokenizer()
+    config = _read_object(folder / "tokenizer_config.json")
+    if others := _differences_from_gpt2(content, config):
+        raise UnsupportedTokenizer(where, ", ".join(others))
+    return _from_byte_pairs(folder, config, content)
 
 
-def openai_files(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> dict[str, bytes]:
-    """A vocabulary as OpenAI published GPT-2's, byte for byte, so that hashes tell whether it is that one."""
-    ordered = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    return {"encoder.json": json.dumps(ordered).encode(), "vocab.bpe": ("\n".join(lines) + "\n").encode()}
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no file. Raises ValueError and its kind."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return content
+
+
+def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The parts and options of a tokenizer.json that are not as GPT-2's."""
+    model, cut = content["model"], content.get("pre_tokenizer") or {}
+    found = {
+        "model": model.get("type") or ("BPE" if "merges" in model else "unnamed"),  # old files do not say
+        "normalizer": (content.get("normalizer") or {}).get("type"),
+        "pre_tokenizer": cut.get("type"),
+        "use_regex": bool(cut.get("use_regex", True) or not model.get("merges")),
+        "add_prefix_space": bool(cut.get("add_prefix_space") or config.get("add_prefix_space")),
+    }
+    found |= {option: bool(model.get(option)) for option in BPE_OPTIONS}
+    return [f"{name} {value}" for name, value in found.items() if value != GPT2_PIPELINE.get(name, False)]
+
+
+def _from_byte_pairs(folder: Path, config: dict[str, Any], content: dict[str, Any]) -> Tokenizer:
+    """GPT-2's own tokenizer where the vocabulary is GPT-2's, ranks where they say the same, or merges.
+
+    Ranks are faster; so what `prepare.py` has learned comes back as it was.
+    """
+    names, merges = content["model"]["vocab"], [parse_merge(pair) for pair in content["model"]["merges"]]
+    if not config.get("added_tokens_decoder"):  # which says all that the older files say
+        config = config | _read_object(folder / "special_tokens_map.json")
+    tokens = _added_tokens(folder, config, content.get("added_tokens") or [], names)
+    names = {name: token["id"] for name, token in tokens.items() if "id" in token} | names
+    if len(tokens) == 1:  # it says which of several are looked for first
+        tokens = {name: token | {"normalized": False} for name, token in tokens.items()}
+    added = [
+        AddedToken(name, **{option: token[option] for option in ADDED_TOKEN_OPTIONS if option in token})
+        for name, token in tokens.items()
+    ]
+    end = config.get("eos_token") or END_OF_TEXT
+    found = MergesTokenizer(names, merges, added, end["content"] if isinstance(end, dict) else end)
+    if found.added != [AddedToken(END_OF_TEXT, special=True)]:
+        return found
+    if found.end_of_text == 50256 and keep_gpt2_vocabulary(openai_files(found.vocabulary, merges)):
+        return GPT2Tokenizer()
+    try:
+        ranks = OwnBytePairTokenizer([from_characters(name) for name in [*found.vocabulary][:-1]])
+        return ranks if same_ids(ranks, found) else found
+    except ValueError:  # UserError too: not all bytes are there, or a token comes before its parts
+        return found
+
+
+def _added_tokens(
+    folder: Path, config: dict[str, Any], listed: list[dict[str, Any]], names: dict[str, int]
+) -> dict[str, dict[str, Any]]:
+    """Added tokens by their content, from added_tokens.json, tokenizer.json and tokenizer_config.json.
+
+    Last come special tokens that are named there, with no "id" if no file gives them one.
+    """
+    tokens = {
+        name: {"content": name, "id": index, "special": False}
+        for name, index in _read_object(folder / "added_tokens.json").items()
+    }
+    tokens |= {token["content"]: token for token in listed}
+    for index, token in (config.get("added_tokens_decoder") or {}).items():
+        tokens[token["content"]] = token | {"id": int(index)}
+    tokens = dict(sorted(tokens.items(), key=lambda item: item[1]["id"]))
+    if END_OF_TEXT in names or END_OF_TEXT in tokens:
+        config = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT) | config
+    named = [config.get(key) for key in SPECIAL_TOKENS]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        several = config.get(key) or []
+        named += several.values() if isinstance(several, dict) else several
+    for value in named:
+        if value is not None:
+            token = value if isinstance(value, dict) else {"content": value}
+            tokens[token["content"]] = tokens.get(token["content"], token) | {"special": True}
+    return tokens

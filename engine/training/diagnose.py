@@ -1,53 +1,52 @@
 """Where a run diverged: the failing update, computed again from the last checkpoint under watch."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from engine.errors import UserError
-from engine.parallel.sharding import local
-from engine.training.batches import Batches
-from engine.training.run import Progress, Run
+from engine.parallel.sharding import local_tensor
+from engine.training.batches import Batch, Batches
+from engine.training.report import Update
+from engine.training.run import Run, RunState
 from engine.weights import checkpoint as checkpoints
+from engine.weights.training_state import restore_optimizer
+
+UpdateFunction = Callable[[Run, Any, Batch, int], Update]  # train.py's update
 
 
-class Diverged(UserError):
-    """The loss or the gradient of an update is not finite, or far above those before it."""
+def explain_divergence(run: Run, forward: Any, update: UpdateFunction, step: int) -> str:
+    """Name the first tensor that is not finite in the update to `step`, replayed from the last checkpoint.
 
-    def __init__(self, step: int, message: str) -> None:
-        super().__init__(message)
-        self.step = step
-
-
-def first_not_finite(run: Run, forward: Any, update: Callable[..., Any], step: int) -> str:
-    """Name the first tensor not finite in the update to `step`, replayed from the last checkpoint.
-
-    Leaves the model in the state of that update. All processes take part.
+    Leaves the model in the state of that update. All processes take part. A compiled model is replayed
+    uncompiled, since hooks see nothing inside compiled code.
     """
+    assert run.folder is not None, "a run that trains has a folder"
     checkpoint, _ = checkpoints.open_newest(run.folder)
-    progress = Progress.from_meta(checkpoint.meta)
+    state = RunState.from_meta(checkpoint.meta)
     checkpoints.load_weights(run.model, checkpoint.tensors("model"), str(checkpoint.folder))
-    checkpoints.restore_optimizer(run.model, run.optimizer, checkpoint.tensors("optimizer"))
+    restore_optimizer(run.model, run.optimizer, checkpoint.tensors("optimizer"))
     run.scaler.load_state_dict(checkpoint.meta["scaler"])
     run.optimizer.zero_grad(set_to_none=True)
-    batches = Batches(run, progress.sequences)
-    for number in range(progress.step, step - 1):
-        update(run, forward, batches.step(), number, False)
-    found = _first(
-        run, (f"the weight {name}" for name, value in run.model.named_parameters() if not _is_finite(value))
-    )
+    eager = torch.compiler.set_stance("force_eager") if run.compute.compile else contextlib.nullcontext()
+    with eager, contextlib.closing(Batches(run, state.sequences)) as batches:
+        for number in range(state.step, step - 1):
+            update(run, forward, batches.step(), number)
+        weights = (f"the weight {name}" for name, value in run.model.named_parameters() if not _finite(value))
+        found = _first_of_all(run, weights)
+        if found is None:
+            last = batches.step()
+            found = _first_of_all(run, _watch(run.model, lambda: update(run, forward, last, step - 1)))
     if found is None:
-        found = _first(run, _watch(run.model, lambda: update(run, forward, batches.step(), step - 1, False)))
-    batches.close()
-    if found is None:
-        return f"replayed from step {progress.step}, all is finite: no repeat, which points at the hardware"
-    return f"replayed from step {progress.step}, the first tensor that is not finite is {found}"
+        return f"replayed from step {state.step}, all is finite: no repeat, which points at the hardware"
+    return f"replayed from step {state.step}, the first tensor that is not finite is {found}"
 
 
-def _first(run: Run, found: Iterable[str]) -> str | None:
+def _first_of_all(run: Run, found: Iterable[str]) -> str | None:
     """What was found first, on any process, an output before a gradient, which has passed from one to all."""
-    firsts = filter(None, run.world.collect(next(iter(found), None)))
+    firsts = filter(None, run.world.all_gather(next(iter(found), None)))
     return min(firsts, key=lambda what: not what.startswith("the output"), default=None)
 
 
@@ -59,8 +58,7 @@ def _watch(model: nn.Module, run_update: Callable[[], Any]) -> list[str]:
         """A hook that notes a module whose output is not finite."""
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            if isinstance(first, Tensor) and not _is_finite(first):
+            if isinstance(output, Tensor) and not _finite(output):
                 found.append(f"the output of {name}")
 
         return hook
@@ -69,7 +67,7 @@ def _watch(model: nn.Module, run_update: Callable[[], Any]) -> list[str]:
         """A hook that notes a parameter whose gradient is not finite."""
 
         def hook(parameter: Tensor) -> None:
-            if not _is_finite(parameter.grad):
+            if parameter.grad is not None and not _finite(parameter.grad):
                 found.append(f"the gradient of {name}")
 
         return hook
@@ -89,5 +87,5 @@ def _watch(model: nn.Module, run_update: Callable[[], Any]) -> list[str]:
     return found
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(local(tensor).isfinite().all())
+def _finite(tensor: Tensor) -> bool:
+    return bool(local_tensor(tensor).isfinite().all())

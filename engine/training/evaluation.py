@@ -4,22 +4,18 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from engine.data.dataset import Dataset, Split
+from engine.data.dataset import Split
 from engine.data.order import evaluation_batches, evaluation_windows
-from engine.device import Choices
+from engine.generation import Sampling, generate
 from engine.parallel.sharding import is_sharded
 from engine.parallel.world import World
-from engine.text.tokenizer import Tokenizer, encode_prompt
-from engine.training.run import EVALUATION_TOKENS
-from model import GPT
-
-if TYPE_CHECKING:
-    pass
+from engine.settings import TrainSettings
+from engine.text.tokenizer import encode_prompt
+from engine.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -35,82 +31,83 @@ class Evaluation:
         return f"training loss {self.train_loss:.4f}, validation loss {self.val_loss:.4f}{bits}"
 
 
-def evaluate(
-    forward: GPT,
-    data: Dataset,
-    *,
-    block_size: int,
-    batches: int | None,
-    batch_size: int,
-    choices: Choices,
-    world: World,
-    device: torch.device,
-) -> Evaluation:
-    """Evaluate on the first `batches` × `batch_size` fixed windows of the validation split, or on all.
+def windows_of(settings: TrainSettings) -> int | None:
+    """How many windows a run that begins with these settings evaluates on; None: all of a split.
 
-    The training loss is taken the same way over as many windows of the training split.
+    The number is kept for the whole run, so that its losses can be compared whatever `batch_size` becomes.
     """
-    windows = evaluation_windows(data.val, block_size, None if batches is None else batches * batch_size)
-    at_once = choices.batch_size or max(batch_size, EVALUATION_TOKENS // block_size)
-    losses = []
-    for split in (data.train, data.val):
-        count = evaluation_windows(split, block_size, windows)
-        losses.append(mean_loss(forward, split, block_size, count, at_once, choices, world, device))
-    per_token = data.bytes_per_token(data.val)
-    return Evaluation(
-        losses[0], losses[1], None if per_token is None else losses[1] / math.log(2) / per_token
-    )
+    return None if settings.eval_iters is None else settings.eval_iters * settings.batch_size
+
+
+def evaluate(run: Run, windows: int | None) -> Evaluation:
+    """The losses on so many windows of either split, None: on all of the validation split's.
+
+    The plain model computes them: compiling it for each shape of window would take longer.
+    """
+    block_size = run.settings.block_size
+    count = evaluation_windows(run.data.val, block_size, windows)
+    with inference_mode_of(run.model):
+        train_loss, val_loss = (
+            mean_loss(run, split, evaluation_windows(split, block_size, count))
+            for split in (run.data.train, run.data.val)
+        )
+    per_token = run.data.bytes_per_token(run.data.val)
+    return Evaluation(train_loss, val_loss, None if per_token is None else val_loss / math.log(2) / per_token)
 
 
 @torch.no_grad()
-def mean_loss(
-    forward: GPT,
-    split: Split,
-    block_size: int,
-    windows: int,
-    batch_size: int,
-    choices: Choices,
-    world: World,
-    device: torch.device,
-) -> float:
-    """Mean loss in nats of all tokens in the first `windows` fixed windows, shared out over the processes."""
+def mean_loss(run: Run, split: Split, windows: int) -> float:
+    """Mean loss in nats over the targets of so many fixed windows, shared out over the processes."""
+    world, settings = run.world, run.settings
+    at_once = run.compute.evaluation_batch or settings.batch_size
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
-    total = torch.zeros(2, dtype=torch.float64)
-    for inputs, targets in evaluation_batches(split, block_size, first, last, batch_size):
-        some_have_work(forward, world, own=True)
-        ids, wanted = (torch.from_numpy(array).to(device) for array in (inputs, targets))
-        with choices.autocast():
-            loss = forward(ids, wanted)[1]
-        total += torch.tensor([loss.item() * wanted.numel(), wanted.numel()], dtype=torch.float64)
-    while some_have_work(forward, world, own=False):
-        forward(torch.zeros(1, 1, dtype=torch.int64, device=device))
-    loss, count = world.sum(total).tolist()
-    return loss / count
+    total = torch.zeros(2, dtype=torch.float64)  # loss sum, targets
+    for inputs, targets in evaluation_batches(split, settings.block_size, windows, first, last, at_once):
+        some_have_work(run.model, world, own=True)
+        ids, wanted = (torch.from_numpy(array).to(run.device) for array in (inputs, targets))
+        with run.compute.autocast():
+            loss_sum = run.model(ids, wanted)
+        total += torch.tensor([loss_sum.item(), (targets >= 0).sum()], dtype=torch.float64)
+    while some_have_work(run.model, world, own=False):
+        run.model(torch.zeros(1, 1, dtype=torch.int64, device=run.device))
+    loss_sum, count = world.all_reduce(total).tolist()
+    return loss_sum / count
 
 
 def some_have_work(model: nn.Module, world: World, own: bool) -> bool:
     """Whether any process has a batch left: a sharded model's forward pass takes all, idle ones too."""
-    return is_sharded(model) and int(world.sum(torch.tensor(int(own)))) > 0
+    return is_sharded(model) and int(world.all_reduce(torch.tensor(int(own)))) > 0
 
 
 @contextlib.contextmanager
 def inference_mode_of(model: nn.Module) -> Iterator[None]:
-    """The model without dropout; afterwards as it was before."""
+    """The model without dropout; afterwards as it was before.
+
+    Of a sharded model what is around the blocks is gathered meanwhile, since sampling looks at it.
+    """
     before = model.training
     model.eval()
+    if is_sharded(model):
+        model.unshard()  # pyright: ignore[reportCallIssue]
     try:
         yield
     finally:
         model.train(before)
         if is_sharded(model):
-            model.reshard()  # what the root gathered: a backward pass would free it, and there is none
+            model.reshard()  # pyright: ignore[reportCallIssue]
 
 
-def write_text(model: GPT, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
-    """A sample of so many tokens that begins after a line break."""
+def print_sample(run: Run, tokens: int) -> None:
+    """Print what the model writes after a line break. Rank 0 writes, or all processes a sharded model."""
+    if not tokens or not (run.world.is_main or is_sharded(run.model)):
+        return
+    tokenizer = run.data.tokenizer
     prompt = encode_prompt(tokenizer, None)
-    ids = torch.from_numpy(prompt)[None].to(model.token_embedding.weight.device)
-    written = model.generate(
-        ids, tokens, temperature=0.8, top_k=200, seed=seed, n_tokens=tokenizer.vocab_size
-    )
-    return tokenizer.decode(written[0, len(prompt) :].tolist())
+    ids = torch.from_numpy(prompt)[None].to(run.device)
+    with inference_mode_of(run.model), run.compute.autocast():
+        sampling = Sampling(temperature=0.8, top_k=200)
+        written = generate(
+            run.model, ids, tokens, sampling, seed=run.settings.seed, n_tokens=tokenizer.vocab_size
+        )
+    text = tokenizer.decode(written[0, len(prompt) :].tolist())
+    run.console.say("\n".join(f"    {line}" for line in text.strip("\n").split("\n")))

@@ -1,4 +1,4 @@
-"""A run's folder: chosen, claimed and locked."""
+"""A run's folder: chosen, claimed, locked, and written to."""
 
 import contextlib
 import dataclasses
@@ -10,12 +10,17 @@ import filelock
 
 from engine.command_line import Sources
 from engine.errors import UserError
+from engine.parallel.sharding import is_sharded
+from engine.parallel.world import ALONE
 from engine.system import write_whole
 from engine.training.metrics import MetricsLog, WandbLog
-from engine.training.run import Progress, Run, versions
+from engine.training.run import Run, RunState
 from engine.training.start import run_name
+from engine.versions import versions
 from engine.weights import checkpoint as checkpoints
+from engine.weights import saving
 from engine.weights.checkpoint import Checkpoint
+from engine.weights.training_state import optimizer_tensors
 
 
 def refuse_taken_folder(folder: Path) -> None:
@@ -31,7 +36,7 @@ def claim_folder(
     run: Run,
     folder: Path | None,
     sources: Sources,
-    progress: Progress,
+    state: RunState,
     checkpoint: Checkpoint | None,
     cleanup: contextlib.ExitStack,
 ) -> None:
@@ -49,28 +54,28 @@ def claim_folder(
             problem = f"another process is training in {run.folder}; wait for it, or give another --out_dir"
         except OSError as error:
             problem = f"the run's folder cannot be made: {error.filename}: {error.strerror}"
-    answer = run.world.broadcast([problem, None if run.folder is None else str(run.folder)])
-    if answer[0] is not None:
-        raise UserError(answer[0])
-    run.folder = Path(answer[1])
+    problem, chosen = run.world.broadcast([problem, str(run.folder)])
+    if problem is not None:
+        raise UserError(problem)
+    run.folder = Path(chosen)
     if not run.world.is_main:
         return
-    checkpoints.clean_leftovers(run.folder)
-    if checkpoint is not None and progress.best_step is not None:
-        checkpoints.mark_best(run.folder, progress.best_step)
+    saving.clean_leftovers(run.folder)
+    if checkpoint is not None and state.best_step is not None:
+        saving.mark_best(run.folder, state.best_step)
     content = {
         "settings": dataclasses.asdict(settings),
-        "choices": run.choices.to_dict(),
+        "choices": run.compute.to_dict(),
         "ranks": run.ranks,
         "versions": versions(),
         "command": sys.argv,
     }
     write_whole(run.folder / "config.json", json.dumps(content, indent=1).encode())
     run.metrics = MetricsLog(run.folder / "metrics.jsonl")
-    run.metrics.start(progress.step if checkpoint is not None else -1)
+    run.metrics.start(state.step if checkpoint is not None else -1)
     cleanup.callback(run.metrics.close)
-    run.wandb = WandbLog(run.console)
     if settings.wandb_log:
+        run.wandb = WandbLog(run.console)
         name = settings.wandb_run_name or run.folder.name
         run_id = None if checkpoint is None else checkpoint.meta["wandb_id"]
         run.wandb.start(settings.wandb_project, name, run_id, run.folder, dataclasses.asdict(settings))
@@ -94,3 +99,42 @@ def new_folder(out_dir: str | None, name: str, init_from: str) -> Path:
             if init_from == "auto" and folder.is_dir():
                 return folder
             number += 1
+
+
+def save(run: Run, state: RunState) -> None:
+    """Write a checkpoint of this step, point `last` (and `best`) at it, delete what is no longer kept.
+
+    A sharded model's processes write together, otherwise rank 0 writes. Raises UserError where the disk does
+    not take it, unless save_errors is "continue".
+    """
+    assert run.folder is not None, "a run that saves has claimed a folder"
+    writers = run.world if is_sharded(run.model) else ALONE
+    if writers is ALONE and not run.world.is_main:
+        return
+    meta = {
+        "model": dataclasses.asdict(run.model.config),
+        "settings": dataclasses.asdict(run.settings),
+        "choices": run.compute.to_dict(),
+        "used_cpu_part": run.used_cpu_part,
+        "processes": run.world.size,
+        "tokenizer": run.data.tokenizer.to_dict(),
+        "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
+        "scaler": run.scaler.state_dict(),
+        "wandb_id": None if run.wandb is None else run.wandb.run_id,
+        "versions": versions(),
+    }
+    parts = {
+        "model": dict(run.model.named_parameters()),
+        "optimizer": optimizer_tensors(run.model, run.optimizer),
+    }
+    try:
+        saving.save_checkpoint(run.folder, meta | dataclasses.asdict(state), parts, writers)
+    except UserError as error:
+        if run.settings.save_errors == "stop":
+            raise
+        run.console.say(f"warning: {error}; going on, since save_errors is continue")
+        return
+    if run.world.is_main:
+        if state.best_step == state.step:
+            saving.mark_best(run.folder, state.step)
+        saving.prune(run.folder, run.settings.keep_checkpoints)

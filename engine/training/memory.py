@@ -1,76 +1,57 @@
-"""How much memory training will take, from the shape of the model and the settings; and what a machine has.
+"""How much memory training takes, and how much a machine has.
 
-What a process holds, in bytes, with P parameters, n = B·T tokens in a micro-batch, w bytes of a weight (4)
-and a bytes of an activation (2 under bf16 or fp16 autocast, otherwise w):
+A training step is made once with fake tensors (PyTorch's `FakeTensorMode`): the real operations run for
+shapes and types alone, without numbers, memory or noticeable time, and the bytes of the tensors that are
+alive are added up. So a changed model is measured as it is. Written down instead of measured are
 
-    weights, gradients   w P each; under FSDP a process holds its share, and whole what it works on
-    optimizer            AdamW 2 w P; Muon w P for its matrices
-    a block              n C (2 w + 14 a): the residual stream before attention and MLP, two normalised
-                         copies, queries, keys and values, what attention gives, the MLP's four-fold width
-                         twice; H·T scores a token where attention is written out; masks of dropout
-    the loss             3 w n V: log-probabilities, their gradient and that of the logits
+    GPUs        whose fused attention keeps no scores: query, key, value, output and a number for each row,
+                which is what the CPU's keeps without dropout
+    FSDP        a process holds its share of weights, gradients and optimizer state, and whole what it works
+                on: what lies outside the blocks, a block and the next one, and their gradients
+    the heap    of a CPU process, which holds more than what is in use: glibc before 2.38 gives no hole to an
+                aligned request of the same size, and PyTorch's are aligned. That was 14 to 30% of what is in
+                use in the four cases measured with glibc 2.36.
 
-The bytes of a block are those that autograd saves (tests/test_memory.py counts them). The peak is the largest
-of several moments: the loss and the last block's backward pass, when all activations are there; the end of
-the backward pass, when all gradients are; the optimizer's step; an evaluation. torch.compile saves less than
-this, so under it the figure is a bound.
-
-On a CPU the heap of the C library holds more than what is in use: glibc before 2.38 gives no hole to an
-aligned request of the same size, and PyTorch's are aligned. That was 14 to 30% of what is in use in the four
-cases measured with glibc 2.36; `HEAP_UNUSED` was chosen from them and from earlier runs like them.
+torch.compile saves less than this, so under it the figure is a bound.
 """
 
+import contextlib
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
-from engine.parallel.world import World, share_of_step
-from model import LARGEST_CHUNK, LARGEST_LOGITS, GPTConfig, count_parameters
+from engine import kernels
+from engine.device import Compute
+from engine.parallel.sharding import recompute_blocks, uses_fsdp
+from engine.parallel.world import ALONE, World, share_of_step
+from engine.settings import TrainSettings
+from engine.training.optimizer import make_optimizer
+from model import GPT, GPTConfig
 
 HEAP_UNUSED = 0.2  # on CPUs, as a share of what is in use
 FITS = 0.9  # share of the free memory that a prediction may fill
+EVALUATION_TOKENS = 4096  # about as many are evaluated at a time, or a batch if that is more
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What the memory of a process depends on beside the shape of the model."""
-
-    micro_batch: int
-    micro_steps: int = 1
-    optimizer: str = "adamw"
-    dtype: str = "float32"  # of the arithmetic, as in the setting of this name
-    attention_kernel: str = "sdpa"
-    device: str = "cpu"  # a kind
-    processes: int = 1
-    parallel: str | None = None  # None, "ddp" or "fsdp"
-    recompute: bool = False
-    evaluated: int = 0  # sequences of an evaluation's pass
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of a weight, of its gradient, and of a number of the optimizer."""
-        return 8 if self.dtype == "float64" else 4
-
-    @property
-    def activation_bytes(self) -> int:
-        """Bytes of what matrix products read and write."""
-        return 2 if self.dtype in ("bfloat16", "float16") else self.weight_bytes
-
-
-@dataclass(frozen=True)
 class Memory:
-    """Bytes of one process at one moment, by what they are for."""
+    """Bytes of one process at its peak, by what they are for."""
 
     weights: int
-    gradients: int
     optimizer: int
-    activations: int
-    loss: int
-    buffers: int
-    heap: int = 0
+    gradients_and_activations: int
+    unused_heap: int
 
     @property
     def total(self) -> int:
@@ -78,8 +59,8 @@ class Memory:
         return sum(asdict(self).values())
 
     def __str__(self) -> str:
-        large = {name: size for name, size in asdict(self).items() if size >= 0.01 * self.total}
-        return f"{gigabytes(self.total)} ({', '.join(f'{name} {gigabytes(large[name])}' for name in large)})"
+        parts = [f"{name.replace('_', ' ')} {gigabytes(size)}" for name, size in asdict(self).items() if size]
+        return f"{gigabytes(self.total)} ({', '.join(parts)})"
 
 
 def gigabytes(size: float) -> str:
@@ -87,212 +68,182 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
-def predict(config: GPTConfig, setup: Setup) -> Memory:
-    """The peak of one process: the largest of its moments, and on a CPU what its heap holds unused."""
-    peak = max(moments(config, setup).values(), key=lambda memory: memory.total)
-    return replace(peak, heap=heap_bytes(config, setup, peak.total)) if setup.device == "cpu" else peak
+# ------------------------------------------------------------------------------------------------------------
+# counting on fake tensors
 
 
-def heap_bytes(config: GPTConfig, setup: Setup, used: int) -> int:
-    """What the heap of the C library holds beside what is in use.
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make while this mode is on: alive now, and at most."""
 
-    Each block frees the scores before its softmax, and their hole takes only smaller tensors: what the rest
-    of the block keeps.
-    """
-    scores = score_bytes(config, setup)
-    rest = block_bytes(replace(config, dropout=0.0), replace(setup, attention_kernel="sdpa"))
-    blocks = 1 if setup.recompute else config.n_layer
-    return int(HEAP_UNUSED * used) + blocks * max(0, scores - rest)
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._counted: set[int] = set()
 
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
 
-def moments(config: GPTConfig, setup: Setup) -> dict[str, Memory]:
-    """The memory at the loss, at the end of the backward pass, and in the optimizer's step."""
-    weights, gradients, optimizer = state_bytes(config, setup)
-    accumulated = accumulated_bytes(config, setup)
-    whole_weights, whole_gradients = gathered_bytes(config, setup)
-    casts = cast_bytes(config, setup)
-    block, one_at_work = block_bytes(config, setup), working_bytes(config, setup)
-    kept = setup.micro_batch * config.block_size * config.n_embd * setup.weight_bytes
-    stored = config.n_layer * (kept if setup.recompute else block) + outside_bytes(config, setup)
-    held = Memory(weights, gradients, optimizer, 0, 0, whole_weights)
-    embedding = config.vocab_size * config.n_embd * setup.weight_bytes
-    loss, whole = loss_bytes(config, setup), whole_weights + casts
-    head = config.vocab_size * config.n_embd * setup.weight_bytes  # its gradient comes first
-    found = {
-        "loss": replace(held, gradients=accumulated, activations=stored, loss=loss, buffers=whole),
-        "last block": replace(
-            held, gradients=max(accumulated, head), activations=stored + one_at_work, buffers=whole
-        ),
-        "backward": replace(
-            held, gradients=max(gradients, accumulated), activations=block + one_at_work,
-            buffers=whole_weights + whole_gradients + embedding + casts
-        ),
-        "optimizer": replace(held, buffers=muon_bytes(config, setup)),
-        "evaluation": replace(held, gradients=0, **evaluation_bytes(config, setup)),
-    }  # fmt: skip
-    if setup.recompute:
-        found["recompute"] = replace(
-            held, gradients=accumulated, activations=stored + block + one_at_work,
-            buffers=whole_weights + whole_gradients + embedding + casts,
-        )  # fmt: skip
-    return found
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._counted:
+            self._counted.add(key)
+            weakref.finalize(storage, self._forget, key, size)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._counted.remove(key)
+        self.now -= size
 
 
-def matrix_parameters(config: GPTConfig) -> int:
-    """Parameters in the matrices of the blocks, which are Muon's."""
-    return 12 * config.n_layer * config.n_embd**2
+class AttentionWithoutDropout(TorchFunctionMode):
+    """Leaves dropout out of `scaled_dot_product_attention`, since on a CPU it takes the fused kernel away."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            query, key, value, mask, _, causal = args
+            return function(query, key, value, mask, 0.0, causal)
+        return function(*args, **(kwargs or {}))
 
 
-def block_parameters(config: GPTConfig) -> int:
-    """Parameters of one block."""
-    counts = count_parameters(config)
-    norms = (1 + int(config.bias)) * config.n_embd  # the final one
-    return (counts["attention"] + counts["mlp"] + counts["norms"] - norms) // config.n_layer
+def bytes_of(module: nn.Module) -> int:
+    """Bytes of a module's parameters."""
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def state_bytes(config: GPTConfig, setup: Setup) -> tuple[int, int, int]:
-    """(weights, gradients, optimizer state) that one process keeps; under FSDP its share, rounded up."""
-    parameters = sum(count_parameters(config).values())
-    moments_kept = 2 * parameters - (matrix_parameters(config) if setup.optimizer == "muon" else 0)
-    shares = setup.processes if setup.parallel == "fsdp" else 1
-    weights, optimizer = (-(-count // shares) * setup.weight_bytes for count in (parameters, moments_kept))
-    return weights, weights, optimizer
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Counts what a process takes that trains a model of this shape, with these settings and compute."""
+
+    config: GPTConfig
+    settings: TrainSettings
+    compute: Compute
+    world: World = ALONE
+
+    def fit(self, wanted: int, available: int | None) -> tuple[int, Memory]:
+        """The batch size `wanted`, or the first of its halves that fits (or 1), and what it takes."""
+        size = wanted
+        while True:
+            memory = self.predict(size)
+            if size == 1 or available is None or memory.total <= FITS * available:
+                return size, memory
+            size //= 2
+
+    def predict(self, batch_size: int) -> Memory:
+        """What the process takes at its peak with this batch size."""
+        micro_batch, micro_steps = share_of_step(self.settings.sequences_per_step(), batch_size, self.world)
+        weights, gradients, optimizer, update = self.state_bytes()
+        update //= self.world.size  # Muon's work is shared out
+        at_work = self.pass_bytes(micro_batch, first=micro_steps == 1)
+        if uses_fsdp(self.settings, self.world):
+            size, whole = self.world.size, gradients
+            weights, gradients, optimizer = -(-weights // size), -(-gradients // size), -(-optimizer // size)
+            at_work += self.gathered_bytes()
+            at_work += whole if micro_steps > 1 else gradients  # they are summed and sliced once a step
+        at_peak = max(at_work, gradients + update)
+        heap = HEAP_UNUSED * (weights + optimizer + at_peak) if self.compute.device == "cpu" else 0
+        return Memory(weights, optimizer, at_peak, int(heap))
+
+    def evaluation_batch(self, batch_size: int, memory: Memory) -> int:
+        """Sequences that an evaluation takes at a time: `EVALUATION_TOKENS`, or a batch if that is more.
+
+        Fewer, down to a batch, where they would take more than the training step that `memory` describes.
+        """
+        size = EVALUATION_TOKENS // self.config.block_size
+        room = memory.gradients_and_activations - memory.weights  # DDP's gradients stay
+        while size > batch_size and self.evaluation_bytes(size) > room:
+            size //= 2
+        return max(size, batch_size)
+
+    def state_bytes(self) -> tuple[int, int, int, int]:
+        """Bytes of weights, gradients and optimizer state, and the most that an update makes for a while."""
+        with self.fake_model() as (model, live):
+            weights = live.now
+            optimizer = make_optimizer(model, self.settings)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            gradients = live.now - weights
+            live.peak = live.now
+            optimizer.step()  # the first one makes the state
+            return weights, gradients, live.now - gradients - weights, live.peak - live.now
+
+    def saved_bytes(self, sequences: int) -> int:
+        """What a forward pass keeps for its backward pass, copies of weights in half precision included."""
+        with self.fake_model() as (model, live):
+            before = live.now
+            loss = self.loss(model, sequences)
+            return live.now - before - loss.nbytes
+
+    def pass_bytes(self, sequences: int, first: bool) -> int:
+        """The most that a forward and backward pass takes beside the weights; `first`: of a step.
+
+        Gradients are there before where another micro-batch made them, or DDP its buckets. Under FSDP they
+        are left out: each leaves as it comes.
+        """
+        with self.fake_model() as (model, live):
+            for parameter in model.parameters():
+                if uses_fsdp(self.settings, self.world):
+                    parameter.register_post_accumulate_grad_hook(_drop_gradient)
+                elif self.world.size > 1 or not first:
+                    parameter.grad = torch.zeros_like(parameter)
+            live.peak = live.now
+            self.loss(model, sequences).backward()
+            return live.peak - bytes_of(model)
+
+    def evaluation_bytes(self, sequences: int) -> int:
+        """The most that an evaluation of so many sequences at a time takes beside the weights."""
+        with self.fake_model() as (model, live), torch.no_grad():
+            self.loss(model.eval(), sequences)
+            return live.peak - bytes_of(model)
+
+    def gathered_bytes(self) -> int:
+        """What FSDP gathers whole: weights outside the blocks, two blocks, and the gradients of these two.
+
+        Blocks that arrive in half precision need no copy in it, which `pass_bytes` has counted.
+        """
+        with self.fake_model() as (model, _):
+            blocks, one = bytes_of(model.blocks), bytes_of(model.blocks[0])
+            outside = bytes_of(model) - blocks
+        if self.compute.gathered_dtype() is None:
+            return outside + 2 * one + 2 * one
+        return outside + one + 2 * one - blocks // 2
+
+    def loss(self, model: GPT, sequences: int) -> Tensor:
+        """The loss of so many sequences, in the precision that training has."""
+        ids = torch.zeros(sequences, self.config.block_size, dtype=torch.int64)
+        with replace(self.compute, device="cpu").autocast():
+            return model(ids, ids)
+
+    @contextlib.contextmanager
+    def fake_model(self) -> Iterator[tuple[GPT, LiveBytes]]:
+        """A model of fake tensors as training makes it, all on the CPU, and the count of what is alive."""
+        attention = contextlib.nullcontext() if self.compute.device == "cpu" else AttentionWithoutDropout()
+        with FakeTensorMode(), LiveBytes() as live, attention:
+            usual = torch.get_default_dtype()
+            torch.set_default_dtype(self.compute.weights_dtype())  # fake parameters cannot be converted
+            try:
+                model = GPT(self.config)
+            finally:
+                torch.set_default_dtype(usual)
+            if self.compute.device == "cpu":
+                kernels.install(model, self.compute.attention_kernel)
+            else:  # what `install` does there, where neither attention nor dropout is replaced
+                model.loss = kernels.chunked_sum_of_losses
+            if self.settings.recompute:
+                recompute_blocks(model)
+            yield model, live
 
 
-def accumulated_bytes(config: GPTConfig, setup: Setup) -> int:
-    """Gradients that are there while activations are: of the micro-batches before, or the buckets of DDP.
-
-    Under FSDP these are whole, since gradients are summed and sliced once a step.
-    """
-    if setup.micro_steps == 1 and setup.parallel != "ddp":
-        return 0
-    return sum(count_parameters(config).values()) * setup.weight_bytes
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
-def gathered_bytes(config: GPTConfig, setup: Setup) -> tuple[int, int]:
-    """(weights, gradients) that FSDP holds whole for a while: embeddings, head, a block and the next one.
-
-    On GPUs blocks are gathered in half precision where that is the precision of the arithmetic.
-    """
-    if setup.parallel != "fsdp":
-        return 0, 0
-    block, weight = block_parameters(config), setup.weight_bytes
-    outside = sum(count_parameters(config).values()) - config.n_layer * block
-    gathered = weight if setup.device == "cpu" else setup.activation_bytes
-    return outside * weight + 2 * block * gathered, (outside + 2 * block) * weight
-
-
-def cast_bytes(config: GPTConfig, setup: Setup) -> int:
-    """Half-precision copies of the matrices, which autocast makes once and keeps for the backward pass."""
-    if setup.activation_bytes == setup.weight_bytes:
-        return 0
-    arrive_so = setup.parallel == "fsdp" and setup.device != "cpu"
-    matrices = 0 if arrive_so else matrix_parameters(config)
-    return setup.activation_bytes * (matrices + config.vocab_size * config.n_embd)
-
-
-def attention_is_written_out(config: GPTConfig, setup: Setup) -> bool:
-    """Whether scores are stored: by choice, or since PyTorch has no fused kernel with dropout on CPUs."""
-    return setup.attention_kernel == "matmul" or (setup.device == "cpu" and config.dropout > 0)
-
-
-def block_bytes(config: GPTConfig, setup: Setup) -> int:
-    """What autograd saves of one block for a micro-batch."""
-    weight, half, dropout = setup.weight_bytes, setup.activation_bytes, config.dropout > 0
-    fused = setup.attention_kernel == "sdpa"
-    inside = max(half, 4) if fused and dropout and setup.device == "cpu" else half  # computed in fp32 there
-    channels = 2 * weight + (2 + 1 + 8) * half + 3 * inside
-    if config.position == "rotary" or config.qk_norm:
-        copies_output = fused and setup.device == "cpu" and not dropout
-        channels += (3 if copies_output else 2) * half
-    if dropout:
-        channels += 2 * mask_bytes(setup)
-    masks = 1 if setup.device == "cpu" else 1 / inside
-    copies = 2 + masks if dropout else 1  # before and after dropout, and its mask
-    tokens = setup.micro_batch * config.block_size
-    return int(tokens * channels * config.n_embd + copies * score_bytes(config, setup))
-
-
-def score_bytes(config: GPTConfig, setup: Setup) -> int:
-    """The attention weights of one block, where they are written out."""
-    if not attention_is_written_out(config, setup):
-        return 0
-    in_fp32 = setup.attention_kernel == "sdpa"  # whose replacement computes so
-    size = max(4, setup.activation_bytes) if in_fp32 else setup.activation_bytes
-    return size * setup.micro_batch * config.n_head * config.block_size**2
-
-
-def mask_bytes(setup: Setup) -> int:
-    """Bytes of a number in a dropout mask: a truth value on GPUs, on CPUs a factor of the tensor's type."""
-    return setup.activation_bytes if setup.device == "cpu" else 1
-
-
-def working_bytes(config: GPTConfig, setup: Setup) -> int:
-    """What the backward pass of one block makes beside what it saved."""
-    tokens = setup.micro_batch * config.block_size
-    wide = config.n_embd * (setup.weight_bytes + 8 * setup.activation_bytes)
-    scores = 0
-    if attention_is_written_out(config, setup):
-        several = 2 if config.separator is None else 3  # a mask for each row of the batch
-        scores = several * setup.activation_bytes * config.n_head * config.block_size
-    return tokens * max(wide, scores)
-
-
-def outside_bytes(config: GPTConfig, setup: Setup) -> int:
-    """What autograd saves beside the blocks: the last normalisation's input and output, masks."""
-    mask = (setup.weight_bytes if setup.device == "cpu" else 1) if config.dropout > 0 else 0
-    shifted = setup.weight_bytes if config.token_shift else 0
-    per_channel = setup.weight_bytes + setup.activation_bytes + mask + shifted
-    documents = setup.weight_bytes * config.block_size if config.separator is not None else 0
-    return setup.micro_batch * config.block_size * (config.n_embd * per_channel + documents)
-
-
-def loss_bytes(config: GPTConfig, setup: Setup) -> int:
-    """Log-probabilities, their gradient and the gradient of the logits, all in full precision.
-
-    Where the logits are too many the model takes them in chunks, and keeps the gradients of its head.
-    """
-    tokens, weight = setup.micro_batch * config.block_size, setup.weight_bytes
-    if tokens * config.vocab_size <= LARGEST_LOGITS:
-        return 3 * weight * tokens * config.vocab_size
-    kept = weight * config.n_embd * (tokens + config.vocab_size)
-    return kept + (2 * weight + setup.activation_bytes) * LARGEST_CHUNK
-
-
-def evaluation_bytes(config: GPTConfig, setup: Setup) -> dict[str, int]:
-    """An evaluation's pass, which keeps nothing for a backward pass: activations at work, the loss."""
-    at_work = working_bytes(replace(config, dropout=0.0), replace(setup, micro_batch=setup.evaluated))
-    tokens = setup.evaluated * config.block_size
-    logits = tokens * config.vocab_size
-    return {
-        "activations": at_work,
-        "loss": 2 * setup.weight_bytes * (logits if logits <= LARGEST_LOGITS else LARGEST_CHUNK),
-    }
-
-
-def muon_bytes(config: GPTConfig, setup: Setup) -> int:
-    """What Muon's step makes: the directions of all its matrices, and for those of one shape (L of them, C by
-    4 C) a stack, its normalised copy, the result, five Gram matrices, and the result of the shape before.
-    """
-    if setup.optimizer != "muon":
-        return 0
-    at_work = (3 * 4 + 5 + 4) * config.n_layer * config.n_embd**2
-    return setup.weight_bytes * (matrix_parameters(config) + at_work) // max(1, setup.processes)
-
-
-def fitting_batch_size(
-    config: GPTConfig, setup: Setup, sequences: int, wanted: int, world: World, available: int | None
-) -> int:
-    """`wanted`, or the first of its halves whose micro-batch is predicted to fit; 1 where none is."""
-    size, evaluated = wanted, setup.evaluated
-    while size > 1 and available is not None:
-        micro_batch, micro_steps = share_of_step(sequences, size, world)
-        shared = replace(setup, micro_batch=micro_batch, micro_steps=micro_steps, evaluated=evaluated)
-        if predict(config, shared).total <= FITS * available:
-            break
-        size //= 2
-        evaluated = size
-    return size
+# ------------------------------------------------------------------------------------------------------------
+# what a machine has
 
 
 def available_bytes(device: torch.device, processes_here: int = 1) -> int | None:

@@ -5,25 +5,32 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from engine.console import silence
 from engine.errors import UserError
 
 
 class Console:
-    """Lines on the standard output; on a terminal a progress bar below them. Silent unless `is_main`."""
+    """Lines on the standard output; on a terminal a progress bar below them. Silent unless `is_main`.
+
+    When nobody reads any more (a closed pipe, a terminal that is gone) the run goes on in silence.
+    """
 
     def __init__(self, is_main: bool) -> None:
-        self.is_main = is_main
+        self.speaks = is_main
         self.bar: tqdm | None = None
         self.on_terminal = is_main and sys.stdout.isatty()
 
     def say(self, text: str = "") -> None:
         """Print a line, above the bar if there is one."""
-        if self.is_main:
+        if not self.speaks:
+            return
+        with self._silence_when_closed():
             if self.bar is not None:
                 self.bar.write(text)
             else:
@@ -32,21 +39,36 @@ class Console:
     def start_bar(self, done: int, total: int) -> None:
         """Show the bar, on a terminal."""
         if self.on_terminal and done < total:
-            self.bar = tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, leave=False)
+            with self._silence_when_closed():
+                self.bar = tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, leave=False)
 
     def progress(self, step: int, line: str, due: bool) -> None:
         """Step `step` is done: move the bar, or print the line where one is due."""
         if self.bar is not None:
-            self.bar.set_postfix_str(line, refresh=False)
-            self.bar.update(step - self.bar.n)
+            with self._silence_when_closed():
+                self.bar.set_postfix_str(line, refresh=False)
+                self.bar.update(step - self.bar.n)
         elif due:
             self.say(f"step {step}: {line}")
 
     def stop_bar(self) -> None:
         """Take the bar away."""
         if self.bar is not None:
-            self.bar.close()
+            with self._silence_when_closed():
+                self.bar.close()
             self.bar = None
+
+    @contextlib.contextmanager
+    def _silence_when_closed(self) -> Iterator[None]:
+        """Say no more after an OSError of the output, not even what Python still holds of it at its end."""
+        try:
+            yield
+        except OSError:
+            self.speaks = False
+            if self.bar is not None:
+                self.bar.disable = True
+                self.bar = None
+            silence(sys.stdout)
 
 
 class MetricsLog:
@@ -81,7 +103,6 @@ class MetricsLog:
             ) from error
 
     def close(self) -> None:
-        """Close the file."""
         if self._file is not None:
             file, self._file = self._file, None
             with contextlib.suppress(OSError):  # a full disk, of which `record` has told

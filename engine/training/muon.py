@@ -1,5 +1,8 @@
 """Muon: momentum orthogonalised, for the matrices of the blocks."""
 
+# pyright: reportPrivateImportUsage=false
+# (torch's _foreach_ functions, one call for many tensors, have no public name)
+
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -8,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.parallel.sharding import is_slice, local
+from engine.parallel.sharding import is_dtensor, local_tensor
 from engine.parallel.world import ALONE, World
 from engine.settings import TrainSettings
 
@@ -32,7 +35,7 @@ class MuonWithAdamW(torch.optim.AdamW):
         muon = {
             "params": matrices,
             "weight_decay": settings.weight_decay,
-            "peak": settings.muon_learning_rate,
+            "max_lr": settings.muon_learning_rate,
         }
         super().__init__([muon, *groups], lr=settings.learning_rate, betas=betas, fused=fused)
         self._world = world
@@ -66,13 +69,13 @@ def apply_muon(
         ]:  # AdamW, whose class this is, wants to find a count in every state that it loads
             state[matrix].update(step=torch.zeros(()), momentum=torch.zeros_like(matrix))
         state[matrix]["step"] += 1
-    weights = [local(matrix) for matrix in matrices]
-    gradients = [local(matrix.grad) for matrix in matrices]
-    averages = [local(state[matrix]["momentum"]) for matrix in matrices]
+    weights = [local_tensor(matrix) for matrix in matrices]
+    gradients = [local_tensor(matrix.grad) for matrix in matrices]
+    averages = [local_tensor(state[matrix]["momentum"]) for matrix in matrices]
     torch._foreach_lerp_(averages, gradients, 1 - momentum)
     directions = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's look ahead
     shapes = [matrix.shape for matrix in matrices]
-    updates = on_owners(muon_updates, directions, shapes, is_slice(matrices[0]), world)
+    updates = on_owners(muon_updates, directions, shapes, is_dtensor(matrices[0]), world)
     torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
     torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
@@ -129,11 +132,12 @@ def orthogonalise_by_gram(x: Tensor) -> Tensor:
     """The same on the small Gram matrix x xᵀ, which commutes with each p: half the work where x is wide."""
     gram = x @ x.mT
     identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
-    total = None
+    total: Tensor | None = None
     for a, b, c in POLYNOMIALS:
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * identity
         total = factor if total is None else factor @ total
         gram = factor @ gram @ factor
+    assert total is not None, "there are polynomials"
     return total @ x
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from engine.parallel.sharding import whole
+from engine.parallel.sharding import full_tensor
 from engine.parallel.world import ALONE, World
 from engine.settings import TrainSettings
 from engine.training.muon import MuonWithAdamW
@@ -18,7 +18,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings, world: World = ALO
     With `optimizer="muon"` the matrices of the blocks go to Muon, and the rest to the same AdamW.
     """
     named = dict(model.named_parameters())
-    by_muon = [
+    by_muon: list[Tensor] = [
         value
         for name, value in named.items()
         if settings.optimizer == "muon" and _is_block_matrix(name, value)
@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings, world: World = ALO
         {"params": [value for value in others if value.dim() < 2], "weight_decay": 0.0},
     ]
     for group in groups:
-        group["peak"] = settings.learning_rate
+        group["max_lr"] = settings.learning_rate
     fused = next(iter(named.values())).device.type in ("cpu", "cuda", "xpu")
     betas = (settings.beta1, settings.beta2)
     if not by_muon:
@@ -47,7 +47,8 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
     On a GPU the product is made in any case, since asking whether it is needed would make the host wait.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     if largest > 0 and (norm.device.type != "cpu" or norm + 1e-6 > largest):
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

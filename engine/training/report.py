@@ -1,49 +1,72 @@
 """What a step reports, and the clock of training time."""
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.parallel.world import World
 
-if TYPE_CHECKING:
-    pass
+
+class Update(NamedTuple):
+    """What one update tells. The tensors are scalars on the device."""
+
+    loss_sum: Tensor  # in nats, over this process's targets
+    targets: int  # over all processes
+    gradient_norm: Tensor  # before clipping
+    learning_rate: float
 
 
-class StepReport:
-    """What one update tells: mean loss, gradient norm, and whether some process was asked to stop.
+@dataclass(frozen=True)
+class Report:
+    """An update's numbers, over all processes."""
 
-    The numbers are on their way from the device when this is made; `read` waits for them, so reading a
-    step later costs the GPU no pause.
+    step: int
+    seconds: float  # of training, when the step had been sent to the device
+    learning_rate: float
+    loss: float | None  # mean in nats over the step's targets; None: it had none
+    gradient_norm: float
+    stop_asked: bool  # of some process
+
+
+class PendingReport:
+    """A report whose numbers are on their way from the device.
+
+    `read` waits for them, so reading a step later costs the GPU no pause.
     """
 
-    def __init__(self, step: int, seconds: float, learning_rate: float, values: Tensor, world: World) -> None:
+    def __init__(self, step: int, seconds: float, update: Update, stop_asked: bool, world: World) -> None:
         self.step = step
-        self.seconds = seconds
-        self.learning_rate = learning_rate
-        self.size = world.size
-        values = world.sum(values)
-        self.arrived = None
-        if values.device.type == "cuda":
-            self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self.values.copy_(values, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
-        else:
-            self.values = values
+        self._seconds, self._update, self._size = seconds, update, world.size
+        loss_sum = update.loss_sum
+        stop = torch.full_like(loss_sum, float(stop_asked))
+        numbers = world.all_reduce(torch.stack((loss_sum, update.gradient_norm.to(loss_sum), stop)))
+        self._numbers, self._arrived = numbers, None
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
 
-    def read(self) -> tuple[float, float, bool]:
-        """(mean loss in nats over the whole step, gradient norm, stop asked)."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        loss, norm, stop = self.values.tolist()
-        return loss / self.size, norm / self.size, stop > 0
+    def read(self) -> Report:
+        """The numbers, when they have arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss_sum, norms, stops = self._numbers.tolist()
+        return Report(
+            step=self.step,
+            seconds=self._seconds,
+            learning_rate=self._update.learning_rate,
+            loss=loss_sum / self._update.targets if self._update.targets else None,
+            gradient_norm=norms / self._size,  # the same on all processes
+            stop_asked=stops > 0,
+        )
 
 
 class Clock:
-    """Seconds of training: it stands still while something else is done."""
+    """Seconds of training: it is paused while something else is done."""
 
     def __init__(self, step: int, seconds: float) -> None:
         self._before = seconds
@@ -61,11 +84,11 @@ class Clock:
         self._asked = (step, seconds)
         return steps / spent if spent > 0 else 0.0
 
-    def go(self) -> None:
-        """Go on."""
+    def start(self) -> None:
+        """Run, if it does not."""
         if self._since is None:
             self._since = time.perf_counter()
 
-    def stand(self) -> None:
-        """Stand still."""
+    def pause(self) -> None:
+        """Stop counting until `start`."""
         self._before, self._since = self.seconds, None

@@ -1,39 +1,57 @@
-"""A training run: what stays the same while it goes on, and where it stands."""
+"""A training run: what stays the same while it goes on, and how far it is."""
 
 import dataclasses
-import platform
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine.data.dataset import Dataset
-from engine.device import Choices, peak_flops
+from engine.device import Compute, peak_flops
+from engine.errors import UserError
 from engine.parallel.world import World
 from engine.settings import TrainSettings
+from engine.shape import flops_per_token
 from engine.training.memory import Memory
 from engine.training.metrics import Console, MetricsLog, WandbLog
-from model import GPT, flops_per_token
+from model import GPT
 
 
 @dataclass
-class Progress:
-    """Where a run stands; every checkpoint holds it."""
+class RunState:
+    """How far a run is; every checkpoint holds it."""
 
-    step: int = 0
-    sequences: int = 0
-    seconds: float = 0.0
+    step: int = 0  # completed updates
+    sequences: int = 0  # consumed by them
+    seconds: float = 0.0  # of training
     best_step: int | None = None
     best_loss: float | None = None
     evaluations_without_gain: int = 0
+    evaluation_windows: int | None = None  # that an evaluation covers; None: all of a split
+    steps_without_targets: int = 0  # whose sequences held nothing to learn, so that no update was made
 
     @classmethod
-    def from_meta(cls, meta: dict[str, Any]) -> "Progress":
-        """What a checkpoint's meta.json says of it."""
-        return cls(**{field.name: meta[field.name] for field in dataclasses.fields(cls)})
+    def from_meta(cls, meta: dict[str, Any]) -> "RunState":
+        """What a checkpoint's meta.json says of it. Raises UserError for a number that cannot be."""
+        windows, empty = meta.get("evaluation_windows"), meta.get("steps_without_targets", 0)
+        if not (windows is None or (type(windows) is int and windows > 0)) or type(empty) is not int:
+            raise UserError("the checkpoint's evaluation_windows or steps_without_targets is damaged")
+        return cls(
+            **{field.name: meta[field.name] for field in dataclasses.fields(cls) if field.name in meta}
+        )
+
+    def count_evaluation(self, val_loss: float) -> None:
+        """Note an evaluation at this step: whether it is the best one so far, or one more without a gain."""
+        if self.best_loss is None or val_loss < self.best_loss:
+            self.best_loss, self.best_step = val_loss, self.step
+            self.evaluations_without_gain = 0
+        else:
+            self.evaluations_without_gain += 1
+
+    def forget_best(self) -> None:
+        """Start the search for the best loss anew, since later ones cannot be compared with those before."""
+        self.best_loss, self.best_step, self.evaluations_without_gain = None, None, 0
 
 
 @dataclass
@@ -43,45 +61,42 @@ class Run:
     settings: TrainSettings
     world: World
     console: Console
-    choices: Choices
+    compute: Compute
     used_cpu_part: bool
     device: torch.device
     data: Dataset
     model: GPT
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    micro_batch: int
-    micro_steps: int
+    micro_batch: int  # sequences that this process works on at a time
+    micro_steps: int  # micro-batches of a step
     memory: Memory  # predicted
     ranks: list[dict[str, Any]]  # host, device and seed of each process
-    folder: Path | None = None  # the fields from here on are None where nothing is to be written
+    resumed: bool
+    folder: Path | None = None  # None where nothing is written, and so are the logs but on rank 0
     metrics: MetricsLog | None = None
     wandb: WandbLog | None = None
-    recent_losses: deque[float] = field(default_factory=lambda: deque(maxlen=100))
 
     @property
     def tokens_per_step(self) -> int:
-        """Targets of one step, over all processes."""
+        """Tokens that a step reads, over all processes."""
         return self.settings.sequences_per_step() * self.settings.block_size
 
     def mfu(self, tokens_per_second: float) -> float | None:
         """The share of the hardware's peak that the model's arithmetic takes; None where that is unknown."""
-        peak = peak_flops(self.device, self.choices.dtype)
-        return (
-            None
-            if peak is None
-            else tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
-        )
+        peak = peak_flops(self.device, self.compute.dtype)
+        if peak is None:
+            return None
+        return tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
 
-
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-    }
-
-
-EVALUATION_TOKENS = 4096  # about as many are evaluated at a time, or a micro-batch if that is more
+    def record(self, step: int, kind: str, seconds: float, values: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl, and send it to Weights & Biases; only rank 0 has these logs."""
+        line = {
+            "step": step,
+            "kind": kind,
+            "tokens": step * self.tokens_per_step,
+            "seconds": round(seconds, 4),
+        }
+        for log in (self.metrics, self.wandb):
+            if log is not None:
+                log.record(line | values)

@@ -1,19 +1,19 @@
 """Signals that end a run: caught, agreed on by all processes, answered by a save."""
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import Any
 
 from engine.parallel.world import World
 
-if TYPE_CHECKING:
-    pass
-
-STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+# SIGQUIT (Ctrl-\) is left alone: it ends a run at once, without a save.
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 AGREEMENT_SECONDS = 10.0
 
 
@@ -22,6 +22,8 @@ class StopRequests:
 
     Several processes must agree on the step to stop at. Where they have not agreed after `patience` seconds
     of updating, one must be gone or stuck; this one leaves, without writing. A second Ctrl-C leaves at once.
+    A SIGHUP that is ignored, as under nohup, stays so. Outside the main thread, to which Python delivers all
+    signals, none is caught.
     """
 
     def __init__(self, world: World) -> None:
@@ -31,38 +33,49 @@ class StopRequests:
         self.patience = AGREEMENT_SECONDS
         self._world = world
         self._at = 0.0
-        self._old: dict[int, object] = {}
+        self._handlers_before: dict[int, Any] = {}
         self._wake, self._woken = socket.socketpair()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def step_took(self, seconds: float) -> None:
         """Agreement comes two or three steps after the signal, so slow steps need more patience."""
         self.patience = max(AGREEMENT_SECONDS, 4 * seconds)
 
     def __enter__(self) -> "StopRequests":
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for name in STOP_SIGNALS:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
-                self._old[number] = signal.signal(number, self._receive)
+            number = getattr(signal, name, None)  # Windows lacks some
+            if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                continue
+            self._handlers_before[number] = signal.signal(number, self._receive)
         if self._world.size > 1:
             # Python runs no handler while the main thread waits for other processes; a byte arrives anyhow.
             self._wake.setblocking(False)
             signal.set_wakeup_fd(self._wake.fileno())
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.updating = False
-        if self._world.size > 1:
+        if self._thread is not None:
             signal.set_wakeup_fd(-1)
-        for number, handler in self._old.items():
+            self._ended.set()
+            self._wake.send(b"\0")
+            self._thread.join()
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
+        self._wake.close()
+        self._woken.close()
 
-    def _receive(self, number: int, frame: object) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
             self.received, self._at = number, now
             if self._world.is_main:
-                os.write(2, b"stopping: a checkpoint is written after the step in progress\n")
+                with contextlib.suppress(OSError):  # the terminal is gone
+                    os.write(2, b"stopping: a checkpoint is written after the step in progress\n")
         # torchrun passes on a Ctrl-C that has arrived already.
         elif number == signal.SIGINT and now - self._at > 2:
             raise KeyboardInterrupt
@@ -72,12 +85,14 @@ class StopRequests:
         number = self._woken.recv(1)[0]
         waited = 0.0
         while waited < self.patience:
-            time.sleep(0.1)
+            if self._ended.wait(0.1):
+                return
             waited = waited + 0.1 if self.updating else 0.0
-        print(
-            f"rank {self._world.rank}: no agreement to stop within {self.patience:.0f} s, so a process is "
-            f"gone or stuck; leaving without a checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        with contextlib.suppress(OSError):
+            print(
+                f"rank {self._world.rank}: no agreement to stop within {self.patience:.0f} s, so a process "
+                f"is gone or stuck; leaving without a checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
         os._exit(128 + number)

@@ -1,7 +1,10 @@
 """Where a run starts: from scratch, from a checkpoint, or from weights."""
 
 import dataclasses
+import math
+import shlex
 from pathlib import Path
+from typing import Any
 
 from engine.command_line import Sources
 from engine.data.dataset import Dataset
@@ -9,10 +12,28 @@ from engine.errors import UserError
 from engine.parallel.world import World
 from engine.settings import STARTS, TrainSettings
 from engine.shape import shape_settings
+from engine.training.evaluation import windows_of
 from engine.training.metrics import Console
+from engine.training.optimizer import learning_rate_factor
+from engine.training.run import RunState
 from engine.weights import checkpoint as checkpoints
 from engine.weights.checkpoint import Checkpoint
-from engine.weights.pretrained import NANOGPT_FILE, Pretrained, read_pretrained
+from engine.weights.nanogpt import NANOGPT_FILE
+from engine.weights.pretrained import Pretrained, read_pretrained
+from engine.weights.training_state import require_resumable
+
+# What a resumed run may not change: the shape of the model, and what determines its sequences.
+NEVER_CHANGED = (
+    "n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "position", "qk_norm", "zero_init",
+    "token_shift", "tied_head", "documents", "dataset", "seed", "optimizer",
+)  # fmt: skip
+# What belongs to one start of a run rather than to the run: a resumed run does not take it over.
+NOT_TAKEN_OVER = ("out_dir", "init_from", "checkpoint", "eval_only")
+# What the learning rate of a step follows from.
+SCHEDULE = (
+    "learning_rate", "muon_learning_rate", "decay_lr", "schedule", "decay_share", "warmup_iters",
+    "lr_decay_iters", "min_lr",
+)  # fmt: skip
 
 
 def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world: World) -> Pretrained | None:
@@ -23,7 +44,7 @@ def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world:
     if settings.init_from in STARTS:
         return None
     found = read_pretrained(settings.init_from) if world.is_main else None
-    world.wait()
+    world.wait_for_main()
     found = found or read_pretrained(settings.init_from)
     given = sources.file.keys() | sources.command_line.keys() | (sources.cpu.keys() if on_cpu else set())
     if "block_size" in given:
@@ -47,18 +68,9 @@ def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) ->
     return dataclasses.replace(pretrained, config=dataclasses.replace(pretrained.config, **changes))
 
 
-# What a resumed run may not change: the shape of the model, and what determines its sequences.
-FIXED = (
-    "n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "position", "qk_norm", "zero_init",
-    "token_shift", "tied_head", "documents", "dataset", "seed", "optimizer",
-)  # fmt: skip
-# What belongs to one start of a run rather than to the run.
-OF_ONE_START = ("out_dir", "init_from", "checkpoint", "eval_only")
-
-
 def find_start(sources: Sources, world: World, console: Console) -> tuple[Path | None, Checkpoint | None]:
     """The folder and checkpoint to go on from; (None, None) for a new run. Rank 0 looks, all read."""
-    init_from, out_dir, which = (sources.peek(name) for name in ("init_from", "out_dir", "checkpoint"))
+    init_from, out_dir, which = (sources.get(name) for name in ("init_from", "out_dir", "checkpoint"))
     found: list[str] | None = None
     if world.is_main and init_from in ("resume", "auto"):
         found = _find_checkpoint(sources, init_from, out_dir, which, console)
@@ -68,9 +80,10 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
     checkpoint = checkpoints.read_checkpoint(Path(found[1]))
     if "choices" not in checkpoint.meta:  # made by convert.py
         raise UserError(
-            f"{found[0]} holds weights and no training state; start from them: --init_from={found[0]}"
+            f"{found[0]} holds weights and no training state; start from them: "
+            f"--init_from={shlex.quote(found[0])}"
         )
-    checkpoints.require_resumable(checkpoint)
+    require_resumable(checkpoint)
     return Path(found[0]), checkpoint
 
 
@@ -85,9 +98,10 @@ def _find_checkpoint(
         if init_from == "auto":
             return None
         if out_dir is not None and (Path(out_dir) / NANOGPT_FILE).is_file():
+            weights = shlex.quote(str(Path(out_dir) / NANOGPT_FILE))
             raise UserError(
                 f"{out_dir} holds a nanoGPT checkpoint, whose optimizer state has no place here; "
-                f"start from its weights: --init_from={Path(out_dir) / NANOGPT_FILE}"
+                f"start from its weights: --init_from={weights}"
             )
         where = out_dir or (f"{checkpoints.RUNS_FOLDER}/{name}" if name else str(checkpoints.RUNS_FOLDER))
         raise UserError(f"there is no run to resume in {where}; start one without --init_from=resume")
@@ -104,10 +118,10 @@ def run_name(sources: Sources) -> str | None:
     return None if sources.path is None else Path(sources.path).stem
 
 
-def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoint, console: Console) -> None:
-    """Print the settings that differ from the checkpoint's; raise UserError for those that may not."""
+def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoint) -> None:
+    """Raise UserError for settings or data with which the checkpoint's run cannot go on."""
     before, now = checkpoint.meta["settings"], dataclasses.asdict(settings)
-    for name in FIXED:
+    for name in NEVER_CHANGED:
         if name in before and before[name] != now[name]:
             raise UserError(
                 f"{name} is {now[name]}, but the checkpoint {checkpoint.folder} was trained with "
@@ -119,13 +133,79 @@ def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
             f"the vocabulary of {data.folder} is not the one that {checkpoint.folder} was trained with; put "
             f"the data set of then back, or start a new run without --init_from"
         )
+
+
+def describe_resume(settings: TrainSettings, data: Dataset, checkpoint: Checkpoint, console: Console) -> None:
+    """Say where the run goes on, and what differs from before: settings, learning rate, data."""
+    before, now = checkpoint.meta["settings"], dataclasses.asdict(settings)
     changed = [
         f"{name}: {before[name]} → {now[name]}"
         for name in now
-        if name not in OF_ONE_START and before.get(name, now[name]) != now[name]
+        if name not in NOT_TAKEN_OVER and before.get(name, now[name]) != now[name]
     ]
-    console.say(f"resuming {checkpoint.folder}" + (f", with {', '.join(changed)}" if changed else ""))
+    line = f"resuming {checkpoint.folder}" + (f", with {', '.join(changed)}" if changed else "")
+    jump = learning_rate_jump(before, settings, checkpoint.meta["step"])
+    console.say(line if jump is None else f"{line}; {jump}")
     if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
         console.say(
             f"warning: {data.folder} has changed since this run began; its sequences are not those of before"
         )
+
+
+def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: int) -> str | None:
+    """What to say where update `step` has another learning rate than with the settings of `before`.
+
+    E.g. "the learning rate goes from 0.00033 to 0.00195; --lr_decay_iters=20 keeps it where it was". None
+    where it is the same, or no update is to come.
+    """
+    names = {field.name for field in dataclasses.fields(TrainSettings)}
+    old = TrainSettings(**{name: value for name, value in before.items() if name in names})
+    if step >= settings.max_iters or settings.eval_only:
+        return None
+    jumps = []
+    rates = ["learning_rate"] + (["muon_learning_rate"] if settings.optimizer == "muon" else [])
+    for name in rates:
+        last, expected, coming = (
+            learning_rate_factor(at, given) * getattr(given, name)
+            for at, given in ((max(0, step - 1), old), (step, old), (step, settings))
+        )
+        if not math.isclose(expected, coming, rel_tol=1e-9):
+            jumps.append(f"the {name.replace('_', ' ')} goes from {last:.3g} to {coming:.3g}")
+    if not jumps:
+        return None
+    then, now = _schedule_of(old, settings), _schedule_of(settings, old)
+    keeping = " ".join(f"--{name}={then[name]}" for name in SCHEDULE if then[name] != now[name])
+    return f"{' and '.join(jumps)}; {keeping} keeps {'it' if len(jumps) == 1 else 'them'} where it was"
+
+
+def _schedule_of(settings: TrainSettings, other: TrainSettings) -> dict[str, Any]:
+    """The settings of the schedule; where one of the two gives none, the end of the decay that follows."""
+    found = {name: getattr(settings, name) for name in SCHEDULE}
+    found["lr_decay_iters"] = settings.decay_steps()
+    if settings.min_lr is not None or other.min_lr is not None:
+        found["min_lr"] = settings.lowest_learning_rate()
+    return found
+
+
+def resumed_state(checkpoint: Checkpoint, settings: TrainSettings, console: Console) -> RunState:
+    """Where the checkpoint's run stands. What it evaluates on stays, unless `eval_iters` is changed.
+
+    Checkpoints that do not hold the number of windows yet get one now. Losses on other windows cannot be
+    compared, so `best` starts anew where they change.
+    """
+    state = RunState.from_meta(checkpoint.meta)
+    known = "evaluation_windows" in checkpoint.meta
+    eval_iters = checkpoint.meta["settings"].get("eval_iters", settings.eval_iters)
+    if known and eval_iters == settings.eval_iters:
+        return state
+    if known and state.evaluation_windows is not None and settings.eval_iters is not None:
+        state.evaluation_windows = settings.eval_iters * max(1, state.evaluation_windows // eval_iters)
+    else:
+        state.evaluation_windows = windows_of(settings)
+    state.forget_best()
+    windows = "all windows" if state.evaluation_windows is None else f"{state.evaluation_windows} windows"
+    reason = (
+        "eval_iters has changed" if known else "the checkpoint is older than the rule that a run keeps them"
+    )
+    console.say(f"evaluation: from here on {windows} of each split ({reason}); the best loss starts anew")
+    return state

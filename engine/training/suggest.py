@@ -8,45 +8,20 @@ from typing import Any
 
 from engine.data.dataset import tokens_of
 
-# Up to so many training tokens: epochs, and the settings. The last is GPT-2's smallest size, nanoGPT's batch.
+SMALL = dict(
+    n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, learning_rate=1e-3, beta2=0.99
+)  # fmt: skip
+MEDIUM = dict(n_layer=8, n_head=8, n_embd=512, block_size=512, batch_size=64, learning_rate=1e-3)
+GPT2 = dict(
+    n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12
+)  # its smallest, and nanoGPT's batch
+# Up to so many training tokens: epochs, and the settings.
 SIZES: list[tuple[float, float, dict[str, Any]]] = [
-    (
-        3e6,
-        30,
-        dict(
-            n_layer=6,
-            n_head=6,
-            n_embd=384,
-            block_size=256,
-            batch_size=64,
-            dropout=0.2,
-            learning_rate=1e-3,
-            beta2=0.99,
-        ),
-    ),
-    (
-        3e7,
-        10,
-        dict(
-            n_layer=6,
-            n_head=6,
-            n_embd=384,
-            block_size=256,
-            batch_size=64,
-            dropout=0.1,
-            learning_rate=1e-3,
-            beta2=0.99,
-        ),
-    ),
-    (3e8, 4, dict(n_layer=8, n_head=8, n_embd=512, block_size=512, batch_size=64, learning_rate=1e-3)),
-    (
-        3e9,
-        4,
-        dict(
-            n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12, gradient_accumulation_steps=20
-        ),
-    ),
-    (float("inf"), 1, dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12)),
+    (3e6, 30, SMALL | dict(dropout=0.2)),
+    (3e7, 10, SMALL | dict(dropout=0.1)),
+    (3e8, 4, MEDIUM),
+    (3e9, 4, GPT2 | dict(gradient_accumulation_steps=20)),
+    (float("inf"), 1, GPT2),
 ]
 # Without an accelerator: minutes, whatever the data's size.
 ON_CPU = dict(
@@ -63,7 +38,7 @@ def suggest(meta: dict[str, Any], on_cpu: bool, given: dict[str, Any]) -> dict[s
     """
     tokens = tokens_of(meta)
     epochs, shape = next((epochs, settings) for limit, epochs, settings in SIZES if tokens["train"] <= limit)
-    chosen = dict(ON_CPU if on_cpu else shape)
+    chosen: dict[str, Any] = dict(ON_CPU if on_cpu else shape)
     if on_cpu or tokens["train"] <= 3e8:
         chosen["gradient_accumulation_steps"] = 1
     longest = max(1, min(tokens.values()) - 1)

@@ -1,132 +1,159 @@
-"""A local web server for one page: loopback only, host and origin checked."""
+"""A web server for one page and its questions: on this machine's loopback address, for that page alone.
 
-import base64
-import hashlib
+    server = make_server(page, answer, port=0)
+    print(f"http://127.0.0.1:{server.server_port}/")
+    server.serve_forever()
+
+GET gives the page. What the page sends by POST is read as JSON and handed to `answer(path, question)`, which
+returns a dictionary, sent as JSON, or a generator of dictionaries, sent as they come, a line of JSON each.
+What it will not answer it refuses: `raise Refused(400, "the prompt is empty")`. Several questions may be
+asked at once, each from a thread of its own.
+
+Host and Origin must be the server's own, which keeps other sites' scripts out, and names that were made to
+point here. A question has at most MAX_BODY bytes.
+"""
+
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.web.page import Page
 
-PAGE = Path(__file__).resolve().parents[1] / "explore/page"
-SCRIPTS = ("sampling.js", "attention.js", "page.js", "events.js")
-MAX_BODY = 100_000  # bytes of a request
+MAX_BODY = 100_000  # bytes of a question
+MAX_SKIPPED = 100 * MAX_BODY  # bytes of a longer one that are read after its refusal
+SECONDS_TO_SEND = 30  # that a client may take to send what it announced, or to take what it is sent
+
+Answers = Generator[dict[str, Any], None, None]
+Answer = Callable[[str, Any], dict[str, Any] | Answers]
 
 
 class Refused(Exception):
-    """A request that is not answered: HTTP status and a sentence."""
+    """A request that is not answered: an HTTP status, and a sentence for the person at the page."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
 
 
-def build_page(data: dict[str, Any]) -> tuple[str, str]:
-    """The page as one HTML text that needs nothing else, and its Content-Security-Policy.
+def make_server(page: Page, answer: Answer, port: int) -> ThreadingHTTPServer:
+    """A server at `port` (0: any free one, see its `server_port`), not yet serving.
 
-    `data` travels as JSON that cannot end its element; only our own script and style, named by hash, may run.
+    Raises UserError for a port that cannot be had.
     """
-    style = (PAGE / "page.css").read_text(encoding="utf-8")
-    parts = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f'(() => {{\n"use strict";\n{parts}\n}})();\n'
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    text = (PAGE / "page.html").read_text(encoding="utf-8")
-    content = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
-    for mark, part in (("POLICY", policy), ("STYLE", style), ("SCRIPT", script), ("DATA", content)):
-        before, after = text.split(f"@@{mark}@@")
-        text = before + part + after
-    return text, policy
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def make_server(explorer: Any, port: int) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1 (`port` 0: any free one), not yet serving. Raises UserError for a taken port."""
-    page, policy = build_page({"model": explorer.describe()})
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), handler_of(explorer, page.encode(), policy))
+        return ThreadingHTTPServer(("127.0.0.1", port), partial(PageHandler, page, answer))
     except (OSError, OverflowError) as error:
         raise UserError(f"port {port} cannot be used ({error}); choose another with --port") from error
-    server.daemon_threads = True
-    return server
 
 
-def handler_of(explorer: Any, page: bytes, policy: str) -> Callable[..., BaseHTTPRequestHandler]:
-    """The class that answers each request."""
+class PageHandler(BaseHTTPRequestHandler):
+    """One request. It is answered while the object is made, as `socketserver` has it."""
 
-    class Handler(BaseHTTPRequestHandler):
-        """GET is answered with the page, POST with the explorer's answer."""
+    timeout = SECONDS_TO_SEND
 
-        timeout = 30  # seconds that a client may take to send what it announced
+    def __init__(self, page: Page, answer: Answer, *connection: Any) -> None:
+        self.page, self.answer = page, answer
+        super().__init__(*connection)
 
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except ConnectionError:
-                self.close_connection = True  # the page was closed while its answer was on the way
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the page was closed while its answer was on the way
+            super().handle()
 
-        def do_GET(self) -> None:
-            self._respond(self._page)
-
-        def do_POST(self) -> None:
-            self._respond(self._question)
-
-        def _page(self) -> tuple[str, bytes]:
+    def do_GET(self) -> None:
+        try:
+            self._check_host()
             if self.path not in ("/", "/index.html"):
                 raise Refused(404, f"there is no {self.path[:50]}")
-            return "text/html; charset=utf-8", page
+        except Refused as refused:
+            self._send_json(refused.status, {"error": str(refused)})
+        else:
+            self._send(200, "text/html; charset=utf-8", self.page.html.encode())
 
-        def _question(self) -> tuple[str, bytes]:
-            host = self.headers.get("Host", "")
-            if self.headers.get("Origin") != f"http://{host}":
-                raise Refused(403, "only the page itself may ask")
-            length = self.headers.get("Content-Length", "")
-            if not (length.isascii() and length.isdigit()):
-                raise Refused(411, "a question says how long it is")
-            if int(length[:20]) > MAX_BODY:
-                raise Refused(413, f"a question has at most {MAX_BODY:,} bytes; shorten the prompt")
-            try:
-                question = json.loads(self.rfile.read(int(length)))
-            except (ValueError, RecursionError) as error:
-                raise Refused(400, "a question is JSON") from error
-            return "application/json", json.dumps(explorer.answer(self.path, question)).encode()
+    def do_POST(self) -> None:
+        try:
+            self._check_host()
+            self._check_origin()
+            answer = self.answer(self.path, self._read_question())
+        except Refused as refused:
+            self._send_json(refused.status, {"error": str(refused)})
+            if refused.status == 413:
+                self._skip_body()
+        else:
+            if isinstance(answer, dict):
+                self._send_json(200, answer)
+            else:
+                self._send_lines(answer)
 
-        def _respond(self, answer: Callable[[], tuple[str, bytes]]) -> None:
-            """Send the answer, or the reason why there is none."""
-            status = 200
+    def _check_host(self) -> None:
+        """Raise Refused for a request to another name, which a site may have made to point here."""
+        port = self.connection.getsockname()[1]
+        if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            raise Refused(403, f"ask for http://127.0.0.1:{port}/")
+
+    def _check_origin(self) -> None:
+        """Raise Refused for a question from another site's page, or from none."""
+        if self.headers.get("Origin") != f"http://{self.headers['Host']}":
+            raise Refused(403, "only the page itself may ask")
+
+    def _read_question(self) -> Any:
+        """The request's body, read as JSON. Raises Refused."""
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()):
+            raise Refused(411, "a question says how long it is")
+        if int(length[:20]) > MAX_BODY:
+            raise Refused(413, f"a question has at most {MAX_BODY:,} bytes; shorten the prompt")
+        try:
+            return json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, "a question is JSON") from error
+
+    def _skip_body(self) -> None:
+        """Read and forget what the page still sends: a connection that is closed before loses the answer."""
+        for _ in range(0, MAX_SKIPPED, MAX_BODY):
+            if not self.rfile.read(MAX_BODY):
+                return
+
+    def _send_json(self, status: int, answer: dict[str, Any]) -> None:
+        self._send(status, "application/json", _as_json(answer))
+
+    def _send(self, status: int, content_type: str, body: bytes) -> None:
+        self._send_head(status, content_type, {"Content-Length": str(len(body))})
+        self.wfile.write(body)
+
+    def _send_lines(self, answers: Answers) -> None:
+        """Send answers as they come; the connection's end is theirs (HTTP/1.0).
+
+        What is refused from here on is the last line, {"error": …}. Where the page goes away before the end,
+        the generator is closed.
+        """
+        self._send_head(200, "application/x-ndjson")
+        with contextlib.closing(answers):
             try:
-                port = self.server.server_address[1]
-                if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
-                    raise Refused(403, f"ask for http://127.0.0.1:{port}/")
-                kind, body = answer()
+                for answer in answers:
+                    self.wfile.write(_as_json(answer) + b"\n")
             except Refused as refused:
-                status, kind, body = (
-                    refused.status,
-                    "application/json",
-                    json.dumps({"error": str(refused)}).encode(),
-                )
-                self.close_connection = True  # what is left of the request stays unread
-            self.send_response(status)
-            for name, value in (
-                ("Content-Type", kind),
-                ("Content-Length", str(len(body))),
-                ("Content-Security-Policy", policy + "; frame-ancestors 'none'"),
-                ("X-Content-Type-Options", "nosniff"),
-                ("Referrer-Policy", "no-referrer"),
-                ("Cache-Control", "no-store"),
-            ):
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+                self.wfile.write(_as_json({"error": str(refused)}) + b"\n")
 
-        def log_message(self, *arguments: Any) -> None:
-            """Say nothing: the terminal shows the address, not every slider's move."""
+    def _send_head(self, status: int, content_type: str, more: dict[str, str] | None = None) -> None:
+        headers = {
+            "Content-Type": content_type,
+            "Content-Security-Policy": self.page.policy + "; frame-ancestors 'none'",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+        }
+        self.send_response(status)
+        for name, value in (headers | (more or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
 
-    return Handler
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the terminal shows the address, not every slider's move."""
+
+
+def _as_json(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, allow_nan=False).encode()

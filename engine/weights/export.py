@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
 
 from engine.errors import UserError
 from engine.settings import TrainSettings
-from engine.text.merges import END_OF_TEXT, MergesTokenizer
+from engine.text.byte_pairs import MergesTokenizer
 from engine.text.tokenizer_files import byte_pairs_of, tokenizer_files
-from engine.weights import checkpoint as checkpoints
-from engine.weights.gpt2_layout import ACTIVATIONS, TRANSPOSED, gpt2_name
+from engine.versions import versions
+from engine.weights.gpt2_layout import TRANSPOSED, gpt2_name, tensors_for_gpt2
+from engine.weights.hugging_face import ACTIVATIONS
 from engine.weights.pretrained import Pretrained
-from model import GPT, GPTConfig
+from engine.weights.saving import save_checkpoint
+from model import GPTConfig
 
 # Fields of GPTConfig that GPT-2's layout can hold at any value. Every other field must have its default.
 HELD = (
@@ -68,17 +69,6 @@ def check_is_gpt2(config: GPTConfig) -> None:
         )
 
 
-def with_biases(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with a zero for each bias that the model goes without: GPT-2's layout has them all."""
-    if config.bias:
-        return tensors
-    missing = {}
-    for name, tensor in tensors.items():
-        if not name.endswith("embedding.weight") and name != "head.weight":
-            missing[name.removesuffix("weight") + "bias"] = tensor.new_zeros(tensor.shape[0])
-    return tensors | missing
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Hugging Face
 
@@ -86,7 +76,7 @@ def with_biases(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tens
 def hugging_face_config(found: Pretrained) -> dict[str, Any]:
     """config.json of `GPT2LMHeadModel`. `bias` is our own note: models without biases come back as such."""
     config = found.config
-    end_of_text = getattr(found.tokenizer, "end_of_text", None)
+    end_of_text = None if found.tokenizer is None else found.tokenizer.end_of_text
     description = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -119,7 +109,7 @@ def write_hugging_face(found: Pretrained, folder: Path) -> None:
     generation = {name: description[name] for name in ("bos_token_id", "eos_token_id")}
     files["generation_config.json"] = json.dumps(generation, indent=1).encode()
     weights = {}
-    for name, tensor in with_biases(found.config, found.tensors).items():
+    for name, tensor in tensors_for_gpt2(found.config, found.tensors).items():
         weights[gpt2_name(name)] = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
 
     def fill(beside: Path) -> None:
@@ -169,6 +159,7 @@ def write_gguf(found: Pretrained, path: Path) -> None:
         raise UserError("writing GGUF takes the package gguf: pip install gguf") from error
     config = found.config
     check_is_gpt2(config)
+    tensors = tensors_for_gpt2(config, found.tensors)
     pairs = gguf_byte_pairs(found)
     if path.exists():
         raise UserError(f"{path} exists already; give the name of a new file")
@@ -185,7 +176,7 @@ def write_gguf(found: Pretrained, path: Path) -> None:
         writer.add_layer_norm_eps(1e-5)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
         add_vocabulary(writer, pairs, config.vocab_size)
-        for name, tensor in with_biases(config, found.tensors).items():
+        for name, tensor in tensors.items():
             writer.add_tensor(gguf_name(name), tensor.float().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -204,7 +195,7 @@ def gguf_byte_pairs(found: Pretrained) -> MergesTokenizer:
     Where none is named, llama.cpp takes token 11 for the end of a text, whatever it is, so one is needed.
     """
     pairs = byte_pairs_of(found.known_tokenizer())
-    if pairs is None or not pairs.merges or END_OF_TEXT not in pairs.special:
+    if pairs is None or not pairs.merges or pairs.end_of_text is None:
         raise UserError(
             "llama.cpp reads GPT-2 models of byte pairs with an end-of-text token, "
             "and this model has none; --to hf takes it"
@@ -218,17 +209,19 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
 
     tokens = [f"[unused{index}]" for index in range(vocab_size)]
     kinds = [gguf.TokenType.UNUSED] * vocab_size
-    for names, kind in ((pairs.vocabulary, gguf.TokenType.NORMAL), (pairs.special, gguf.TokenType.CONTROL)):
-        for name, index in names.items():
-            tokens[index], kinds[index] = name, kind
+    for name, index in pairs.vocabulary.items():
+        tokens[index], kinds[index] = name, gguf.TokenType.NORMAL
+    for token in pairs.added:
+        kind = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
+        kinds[pairs.vocabulary[token.content]] = kind
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges([f"{left} {right}" for left, right in pairs.merges])
     writer.add_add_bos_token(False)
-    writer.add_bos_token_id(pairs.special[END_OF_TEXT])
-    writer.add_eos_token_id(pairs.special[END_OF_TEXT])
+    writer.add_bos_token_id(pairs.end_of_text)
+    writer.add_eos_token_id(pairs.end_of_text)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -245,7 +238,6 @@ def write_run(found: Pretrained, folder: Path) -> None:
         "tokenizer": found.known_tokenizer().to_dict(),
         "step": 0,
         "source": found.source,
+        "versions": versions(),
     }
-    names = [name for name, _ in GPT.empty(config, "meta").named_parameters()]
-    parts = {"model": {name: found.tensors[name] for name in names}}
-    write_folder(folder, lambda beside: checkpoints.save_checkpoint(beside, meta, parts))
+    write_folder(folder, lambda beside: save_checkpoint(beside, meta, {"model": found.tensors}))

@@ -1,20 +1,19 @@
-"""GPT-2's layout as other programs write it: names and shapes of weights, settings of config.json.
+"""GPT-2's layout as other programs write it: names and shapes of weights, there and back.
 
 Hugging Face keeps the four matrices of a block as (in, out), we and nanoGPT as (out, in), like `nn.Linear`.
 
     blocks.3.mlp.up.weight  <->  transformer.h.3.mlp.c_fc.weight
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from model import GPT, GPTConfig
+from engine.weights.shapes import parameter_shapes
+from model import GPTConfig
 
 GPT2_NAMES = {
     "token_embedding": "wte",
@@ -27,114 +26,112 @@ GPT2_NAMES = {
     "mlp.down": "mlp.c_proj",
     "final_norm": "ln_f",
 }
+GPT2_VOCABULARY_SIZES = (50257, 50304)  # GPT-2's own, and padded to a multiple of 64
 TRANSPOSED = ("attention.qkv.weight", "attention.out.weight", "mlp.up.weight", "mlp.down.weight")
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-# Settings of Hugging Face's GPT-2 that change what it computes, and the values that our model computes.
-REQUIRED = {
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "layer_norm_epsilon": (1e-5,),
-}
+# What wraps a module and leaves its own name in those of the parameters: torch.compile, FSDP, recomputation
+# at any depth; DDP and trainers that keep the network in a field, in front.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+OUTER_WRAPPERS = ("module", "model")
 
 
-def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
-    """Our configuration of a GPT-2 config.json, GPT-2's where silent. Raises UserError for other models."""
-    if description.get("model_type") != "gpt2":
-        raise UserError(
-            f"{where} describes a model of type {description.get('model_type')!r}; only gpt2 can be read, "
-            f"since other networks compute something else"
-        )
-    for name, accepted in REQUIRED.items():
-        if description.get(name, accepted[0]) not in accepted:
-            raise UserError(
-                f"{where}: {name} is {description[name]}; this program computes {name}={accepted[0]} only"
-            )
-    width = description.get("n_embd", 768)
-    if description.get("n_inner") not in (None, 4 * width if isinstance(width, int) else None):
-        raise UserError(
-            f"{where}: n_inner is {description['n_inner']}; this program's MLPs are 4 n_embd = {4 * width}"
-        )
-    activation = description.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{where}: activation_function is {activation}; known are {', '.join(ACTIVATIONS)}")
-    values = {
-        "vocab_size": description.get("vocab_size", 50257),
-        "block_size": description.get("n_positions", 1024),
-        "n_layer": description.get("n_layer", 12),
-        "n_head": description.get("n_head", 12),
-        "n_embd": width,
-        "dropout": description.get("resid_pdrop", 0.1),
-        "bias": True,
-        "activation": ACTIVATIONS[activation],
-        "tied_head": description.get("tie_word_embeddings", True),
+def gpt2_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """What GPT-2's layout has a place for, biases included: names of ours, and shapes as (out, in)."""
+    width = config.n_embd
+    block = {
+        "attention_norm": (width,),
+        "attention.qkv": (3 * width, width),
+        "attention.out": (width, width),
+        "mlp_norm": (width,),
+        "mlp.up": (4 * width, width),
+        "mlp.down": (width, 4 * width),
     }
-    return checked_config(values, where)
-
-
-def checked_config(values: Mapping[str, Any], where: str) -> GPTConfig:
-    """A configuration from values that a stranger wrote. Raises UserError."""
-    for field in dataclasses.fields(GPTConfig):
-        if field.name in values:
-            value = values[field.name]
-            kind = (int, float) if field.type is float else (field.type,)
-            if type(value) not in kind:
-                raise UserError(
-                    f"{where}: the value of {field.name} is {value!r}; it must be {field.type.__name__}"
-                )
-    try:
-        return GPTConfig(**values)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embedding.weight": (config.vocab_size, width),
+        "position_embedding.weight": (config.block_size, width),
+    }
+    modules = {f"blocks.{layer}.{name}": block[name] for layer in range(config.n_layer) for name in block}
+    for name, shape in (modules | {"final_norm": (width,)}).items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    if not config.tied_head:
+        shapes["head.weight"] = (config.vocab_size, width)
+    return shapes
 
 
 def gpt2_name(name: str) -> str:
-    """GPT-2's name of our parameter: blocks.3.mlp.up.weight is transformer.h.3.mlp.c_fc.weight."""
+    """GPT-2's name of our parameter: blocks.3.mlp.up.weight is transformer.h.3.mlp.c_fc.weight.
+
+    Raises UserError for a parameter that GPT-2 does not have.
+    """
     if name == "head.weight":
         return "lm_head.weight"
     place, _, kind = name.rpartition(".")
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", place)
-    if match:
-        return f"transformer.h.{match[1]}.{GPT2_NAMES[match[2]]}.{kind}"
-    return f"transformer.{GPT2_NAMES[place]}.{kind}"
+    block, module = (f"h.{match[1]}.", match[2]) if match else ("", place)
+    if module not in GPT2_NAMES:
+        raise UserError(f"{name} has no place in GPT-2's layout: this model is more than a GPT-2")
+    return f"transformer.{block}{GPT2_NAMES[module]}.{kind}"
 
 
-def rename(
-    config: GPTConfig, foreign: Mapping[str, Tensor], *, transposed: bool, where: str
+def unwrapped(name: str) -> str:
+    """A foreign weight's own name: module._orig_mod.transformer.wte.weight is transformer.wte.weight."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while len(parts) > 1 and parts[0] in OUTER_WRAPPERS:
+        del parts[0]
+    if parts[0] not in ("transformer", "lm_head"):
+        parts.insert(0, "transformer")
+    return ".".join(parts)
+
+
+def unwrap(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Foreign weights by their own names; attention masks that older files carry are left out.
+
+    Raises UserError where two of them have the same name.
+    """
+    tensors: dict[str, Tensor] = {}
+    for stored_name, tensor in weights.items():
+        name = unwrapped(stored_name)
+        if name in tensors:
+            raise UserError(f"{where}: the weights hold {name} twice, once as {stored_name}")
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):
+            tensors[name] = tensor
+    return tensors
+
+
+def head_is_tied(weights: Mapping[str, Tensor]) -> bool:
+    """Whether unwrapped weights leave the head and the token embedding one: not where two differ."""
+    head, embedding = weights.get("lm_head.weight"), weights.get("transformer.wte.weight")
+    return head is None or embedding is None or torch.equal(head, embedding)
+
+
+def tensors_from_gpt2(
+    config: GPTConfig, weights: Mapping[str, Tensor], *, transposed: bool, where: str
 ) -> dict[str, Tensor]:
-    """Tensors under our names, as `config` asks for them: float64 stays, everything else becomes float32.
+    """Unwrapped weights under our names, as `config` asks for them: float64 stays, the rest becomes float32.
 
     `transposed` says that matrices are (in, out). Raises UserError for a tensor that is missing, has another
-    shape, or has no place in GPT-2. Masks that older files carry are left out.
+    shape, or has no place in GPT-2. Where the head is tied, one of it and the token embedding is enough.
     """
-    there = {}
-    for name, tensor in foreign.items():
-        name = name.removeprefix("_orig_mod.").removeprefix("module.")
-        if not name.endswith((".attn.bias", ".attn.masked_bias")):
-            there[name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"] = tensor
-    width = config.n_embd
-    take(there, f"blocks.{config.n_layer - 1}.attention_norm.weight", (width,), transposed, where)
-    take(there, "token_embedding.weight", (config.vocab_size, width), transposed, where)
-    take(there, "position_embedding.weight", (config.block_size, width), transposed, where)
-    with torch.device("meta"):  # of a size that the weights bear out
-        expected = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
-    tensors = {name: take(there, name, shape, transposed, where) for name, shape in expected.items()}
-    for name in expected:
-        del there[gpt2_name(name)]
+    left = dict(weights)
     if config.tied_head:
-        there.pop("lm_head.weight", None)  # a copy of the token embedding
-    if there:
+        head = left.pop("lm_head.weight", None)
+        if head is not None:
+            left.setdefault("transformer.wte.weight", head)
+    shapes = parameter_shapes(config, left, where)
+    tensors = {
+        name: _matching(left.pop(gpt2_name(name), None), name, shape, transposed, where)
+        for name, shape in shapes.items()
+    }
+    if left:
         raise UserError(
-            f"{where}: the weights hold {min(there)}, which has no place in a GPT-2 of this configuration"
+            f"{where}: the weights hold {min(left)}, which has no place in a GPT-2 of this configuration"
         )
     return tensors
 
 
-def take(
-    there: Mapping[str, Tensor], name: str, shape: tuple[int, ...], transposed: bool, where: str
+def _matching(
+    tensor: Tensor | None, name: str, shape: tuple[int, ...], transposed: bool, where: str
 ) -> Tensor:
     """The tensor for our parameter, (out, in), in float64 or float32. UserError if it is missing or unfit."""
-    tensor = there.get(gpt2_name(name))
     if tensor is None:
         raise UserError(f"{where}: the weights lack {gpt2_name(name)}, which the configuration asks for")
     if transposed and name.endswith(TRANSPOSED):
@@ -147,14 +144,26 @@ def take(
     return tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 
 
-def without_bias(
-    config: GPTConfig, tensors: dict[str, Tensor], where: str
-) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """The model without its biases, which must be zero. Raises UserError where one is not."""
+def tensors_for_gpt2(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors, by our names, with zeros for each bias of GPT-2's layout that the model lacks.
+
+    Raises UserError for what has no place in the layout, and for what is missing in it.
+    """
+    places = gpt2_shapes(config)
     for name, tensor in tensors.items():
-        if name.endswith(".bias") and tensor.any():
+        if name not in places:
+            raise UserError(f"{name} has no place in GPT-2's layout: this model is more than a GPT-2")
+        if tuple(tensor.shape) != places[name]:
             raise UserError(
-                f"{where}: config.json says bias=false, but {gpt2_name(name)} is not zero; remove that line"
+                f"{name} is {list(tensor.shape)}, and in GPT-2's layout {list(places[name])}: "
+                f"this model is no GPT-2"
             )
-    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias")}
-    return dataclasses.replace(config, bias=False), kept
+    complete = {}
+    for name, shape in places.items():
+        if name in tensors:
+            complete[name] = tensors[name]
+        elif name.endswith(".bias"):
+            complete[name] = tensors["token_embedding.weight"].new_zeros(shape)
+        else:
+            raise UserError(f"GPT-2's layout asks for {name}, which this model does not have")
+    return complete

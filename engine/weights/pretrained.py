@@ -3,30 +3,30 @@
     python sample.py --init_from=gpt2
     python train.py configs/finetune_shakespeare.py --init_from=FOLDER
 
-Read are JSON and safetensors, and of nanoGPT's ckpt.pt the tensors and numbers alone (`weights_only=True`),
-so that nothing in a download can run code.
+Read are JSON and safetensors, and of nanoGPT's ckpt.pt the tensors and numbers alone, so that nothing in a
+download can run code.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.parallel.sharding import put
+from engine.parallel.sharding import copy_into
+from engine.shape import empty_model
 from engine.text.byte_pairs import GPT2Tokenizer
-from engine.text.characters import CharTokenizer
+from engine.text.characters import NumberTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.text.tokenizer_files import read_tokenizer, same_ids
 from engine.weights import checkpoint as checkpoints
-from engine.weights.gpt2_layout import checked_config, config_from, rename, without_bias
+from engine.weights import hugging_face
+from engine.weights.gpt2_layout import GPT2_VOCABULARY_SIZES
+from engine.weights.nanogpt import NANOGPT_FILE, read_nanogpt
 from model import GPT, GPTConfig
 
 # OpenAI's four sizes on the hub, each pinned to a revision.
@@ -38,7 +38,6 @@ GPT2_REVISIONS = {
 }
 HUB_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
-NANOGPT_FILE = "ckpt.pt"
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,25 @@ class Pretrained:
     tokenizer: Tokenizer | None
     source: str
     dataset: str | None = None  # the name of the one that a run was trained on
+    tokenizer_problem: str | None = None  # why there is no tokenizer, though files of one are there
 
     def model(
         self,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        empty: Callable[..., GPT] = GPT.empty,
+        empty: Callable[..., GPT] = empty_model,
     ) -> GPT:
         """The model on a device, in the tensors' own precision unless one is given; `empty` builds it."""
         model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                put(parameter, self.tensors[name])
+                copy_into(parameter, self.tensors[name])
         return model
 
     def known_tokenizer(self) -> Tokenizer:
-        """The tokenizer; UserError where none came with the weights."""
+        """The tokenizer; UserError where none came with the weights, or one that cannot be read."""
+        if self.tokenizer_problem is not None:
+            raise UserError(self.tokenizer_problem)
         if self.tokenizer is None:
             raise UserError(
                 f"{self.source} brings no tokenizer; put its vocab.json and merges.txt (or tokenizer.json) "
@@ -75,7 +77,12 @@ class Pretrained:
         return self.tokenizer
 
     def check_reads(self, tokenizer: Tokenizer, where: str) -> None:
-        """Raise UserError where the ids of a tokenizer mean something else to this model."""
+        """Raise UserError where the ids of a tokenizer mean something else to this model.
+
+        Where its own tokenizer cannot be read, token ids that were made elsewhere are taken, and text is not.
+        """
+        if self.tokenizer_problem is not None and not isinstance(tokenizer, NumberTokenizer):
+            raise UserError(f"{where} is text, and {self.tokenizer_problem}")
         if tokenizer.vocab_size > self.config.vocab_size or not (
             self.tokenizer is None or same_ids(self.tokenizer, tokenizer)
         ):
@@ -85,18 +92,17 @@ class Pretrained:
             )
 
     def with_block_size(self, block_size: int) -> "Pretrained":
-        """The same with the first `block_size` position embeddings alone. UserError where it has fewer."""
+        """The same for texts of up to `block_size` tokens alone. UserError where it has fewer positions."""
         if block_size > self.config.block_size:
             raise UserError(
                 f"block_size is {block_size}, but {self.source} has {self.config.block_size} positions; "
                 f"take --block_size={self.config.block_size} or less"
             )
-        positions = self.tensors["position_embedding.weight"][:block_size]
-        return dataclasses.replace(
-            self,
-            config=dataclasses.replace(self.config, block_size=block_size),
-            tensors=self.tensors | {"position_embedding.weight": positions},
-        )
+        tensors = dict(self.tensors)
+        if "position_embedding.weight" in tensors:  # rotary positions have none
+            tensors["position_embedding.weight"] = tensors["position_embedding.weight"][:block_size]
+        config = dataclasses.replace(self.config, block_size=block_size)
+        return dataclasses.replace(self, config=config, tensors=tensors)
 
 
 def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = None) -> Pretrained:
@@ -111,7 +117,7 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
     if (match := HUB_NAME.fullmatch(source)) and not path.exists():
         return read_folder(download(match[1], match[2]), source)
     if path.is_file():
-        return read_nanogpt(path, text)
+        return Pretrained(*read_nanogpt(path, text), source)
     if not path.is_dir():
         raise UserError(
             f"{source} holds no checkpoint and names none: it can be {', '.join(GPT2_REVISIONS)}, "
@@ -119,51 +125,29 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
             "model.safetensors, or a nanoGPT ckpt.pt"
         )
     if checkpoints.checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
-        found = checkpoints.open_checkpoint(path, checkpoint)
-        config = checkpoints.model_from(
-            found, "meta"
-        ).config  # takes no memory, and sees that the weights fit
-        data = found.meta.get("data")
-        dataset = data.get("name") if isinstance(data, dict) and isinstance(data.get("name"), str) else None
-        tokenizer = tokenizer_from_dict(found.meta.get("tokenizer"))
-        return Pretrained(config, found.tensors("model"), tokenizer, source, dataset)
+        return read_run(path, checkpoint)
     if (path / NANOGPT_FILE).is_file() and not (path / "config.json").is_file():
-        return read_nanogpt(path / NANOGPT_FILE, text)
+        return Pretrained(*read_nanogpt(path / NANOGPT_FILE, text), str(path / NANOGPT_FILE))
     return read_folder(path, source)
 
 
-def download(repository: str, revision: str) -> Path:
-    """The folder in which huggingface_hub keeps these files of a revision; it downloads the ones missing.
-
-    Raises UserError where they cannot be had.
-    """
-    import huggingface_hub
-
-    try:
-        paths = [huggingface_hub.hf_hub_download(repository, name, revision=revision) for name in HUB_FILES]
-    except OSError as error:  # whatever goes wrong on the way: huggingface_hub derives its errors from it
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"the weights of {repository} cannot be had ({reason[0]}); where there is no network, "
-            f"put {', '.join(HUB_FILES)} from https://huggingface.co/{repository} into a folder "
-            f"and name it: --init_from=FOLDER"
-        ) from error
-    return Path(paths[0]).parent
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Hugging Face's layout
+def read_run(run: Path, which: str) -> Pretrained:
+    """A checkpoint of a run of ours. Raises UserError."""
+    found = checkpoints.open_checkpoint(run, which)
+    data = found.meta.get("data")
+    dataset = data.get("name") if isinstance(data, dict) and isinstance(data.get("name"), str) else None
+    tokenizer = tokenizer_from_dict(found.meta.get("tokenizer"))
+    return Pretrained(found.model_config(), found.weights(), tokenizer, str(run), dataset)
 
 
 def read_folder(folder: Path, source: str) -> Pretrained:
     """A folder in Hugging Face's GPT-2 layout: config, weights, tokenizer files. Raises UserError."""
-    description = read_json(folder / "config.json", f"{source} holds no model in Hugging Face's layout")
-    config = config_from(description, str(folder / "config.json"))
-    tensors = rename(config, read_safetensors(folder), transposed=True, where=source)
-    if config.bias and description.get("bias") is False:  # written by us, from a model without biases
-        config, tensors = without_bias(config, tensors, source)
-    tokenizer = read_tokenizer(folder)
-    if tokenizer is None and config.vocab_size in (50257, 50304):
+    config, tensors = hugging_face.read_model(folder, source)
+    try:
+        tokenizer = read_tokenizer(folder)
+    except UserError as error:  # the weights can be used all the same, on token ids
+        return Pretrained(config, tensors, None, source, tokenizer_problem=f"{source}: {error}")
+    if tokenizer is None and config.vocab_size in GPT2_VOCABULARY_SIZES:
         tokenizer = GPT2Tokenizer()
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -173,106 +157,26 @@ def read_folder(folder: Path, source: str) -> Pretrained:
     return Pretrained(config, tensors, tokenizer, source)
 
 
-def read_json(path: Path, missing: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError; `missing` begins the sentence where there is no file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{missing}: there is no {path}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content
+def download(repository: str, revision: str) -> Path:
+    """The folder in which huggingface_hub keeps these files of a revision; it downloads the ones missing.
 
-
-def read_safetensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, from model.safetensors or the shards in its index. Raises UserError."""
-    names = ["model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and not (folder / names[0]).is_file():
-        listed = read_json(index, "").get("weight_map")
-        if not isinstance(listed, dict) or not all(
-            re.fullmatch(r"[\w.-]+\.safetensors", str(n)) for n in listed.values()
-        ):
-            raise UserError(f"{index}: weight_map must name safetensors files beside it")
-        names = sorted(set(listed.values()))
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise UserError(missing_weights(folder, path))
-        try:
-            tensors |= safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} is damaged or cut short ({error}); download or copy it again") from error
-    return tensors
-
-
-def missing_weights(folder: Path, path: Path) -> str:
-    """The sentence for a folder without safetensors; pickled weights are named, and how to convert them."""
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    if not pickled:
-        return f"there are no weights in {folder}: {path} is missing"
-    return (
-        f"{folder} holds pickled weights only ({pickled[0]}), which can run code as they load; "
-        'where you trust them, convert them: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------
-# nanoGPT's checkpoints
-
-
-def read_nanogpt(path: Path, text: Path | None) -> Pretrained:
-    """The weights in a nanoGPT ckpt.pt; only tensors, numbers and texts are read. Raises UserError."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle fails in any way it likes
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{path} cannot be read as a nanoGPT checkpoint ({reason}); nothing in it was run"
-        ) from error
-    arguments = content.get("model_args") if isinstance(content, dict) else None
-    weights = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(arguments, dict) or not isinstance(weights, dict):
-        raise UserError(f"{path} is no nanoGPT checkpoint: it lacks model_args or model")
-    names = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
-    missing = [name for name in names if name not in arguments]
-    if missing or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise UserError(
-            f"{path} is no nanoGPT checkpoint: model_args lacks {', '.join(missing) or 'nothing, model does'}"
-        )
-    values = {name: arguments[name] for name in names} | {"activation": "gelu", "tied_head": True}
-    config = checked_config(values, str(path))
-    tensors = rename(config, weights, transposed=False, where=str(path))
-    return Pretrained(
-        config, tensors, nanogpt_tokenizer(path, config, content.get("config"), text), str(path)
-    )
-
-
-def nanogpt_tokenizer(path: Path, config: GPTConfig, settings: Any, text: Path | None) -> Tokenizer | None:
-    """GPT-2's BPE for its vocabulary; else the characters of `text`, or of nanoGPT's data/NAME/input.txt.
-
-    nanoGPT's table of characters is a pickle, which is never opened. None where there is no text to be found.
-    Raises UserError for a text that has another number of characters.
+    Raises UserError where they cannot be had, within seconds where there is no network: the library asks
+    again and again for half a minute, so a single question comes first.
     """
-    if text is None and config.vocab_size in (50257, 50304):
-        return GPT2Tokenizer()
-    name = settings.get("dataset") if isinstance(settings, dict) else None
-    if text is None and isinstance(name, str) and re.fullmatch(r"[\w-]+", name):
-        text = path.resolve().parent.parent / "data" / name / "input.txt"
-        text = text if text.is_file() else None
-    if text is None:
-        return None
+    import huggingface_hub
+
     try:
-        tokenizer = CharTokenizer.of_text(text.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{text} cannot be read as text: {error}") from error
-    if tokenizer.vocab_size != config.vocab_size:
+        for name in HUB_FILES:
+            if not huggingface_hub.try_to_load_from_cache(repository, name, revision=revision):
+                address = huggingface_hub.hf_hub_url(repository, name, revision=revision)
+                huggingface_hub.get_hf_file_metadata(address)
+                break
+        paths = [huggingface_hub.hf_hub_download(repository, name, revision=revision) for name in HUB_FILES]
+    except Exception as error:  # those of the library, of its transport, and of the disk have no common base
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{text} has {tokenizer.vocab_size} different characters and the model {config.vocab_size} "
-            "entries; give the text that it was trained on: --text FILE"
-        )
-    return tokenizer
+            f"the weights of {repository} cannot be had ({reason[0]}); where there is no network, "
+            f"put {', '.join(HUB_FILES)} from https://huggingface.co/{repository} into a folder "
+            f"and name it: --init_from=FOLDER"
+        ) from error
+    return Path(paths[0]).parent

@@ -1,17 +1,20 @@
 """Token files and the order in which training reads them."""
 
 import json
-import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import TEXT
+from support.commands import ROOT, TEXT, TINY, torchrun
 
 from engine.data.dataset import Split, TokenFile, open_dataset
 from engine.data.order import evaluation_batches, evaluation_windows, permute, training_starts
 from engine.errors import UserError
-from engine.preparation.recipes import prepare_files, write_dataset
+from engine.preparation.pipeline import prepare
+from engine.preparation.recipes import write_dataset
+from engine.preparation.request import Request
 
 
 def quiet(_: str) -> None:
@@ -20,7 +23,7 @@ def quiet(_: str) -> None:
 
 def split_of(tmp_path: Path, *lengths: int, header: int = 0) -> tuple[Split, np.ndarray]:
     """A split over several files of the given lengths, and the ids that they hold."""
-    ids = np.random.default_rng(random.getrandbits(64)).integers(0, 50_000, sum(lengths)).astype("<u2")
+    ids = np.random.randint(0, 50_000, sum(lengths)).astype("<u2")
     files, begin = [], 0
     for number, length in enumerate(lengths):
         path = tmp_path / f"{number}.bin"
@@ -32,12 +35,12 @@ def split_of(tmp_path: Path, *lengths: int, header: int = 0) -> tuple[Split, np.
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 1000, 4097])
 def test_the_permutation_hits_every_number_once(size: int) -> None:
-    keys = np.random.default_rng(random.getrandbits(64)).integers(0, 2**63, 7).astype(np.uint64)
+    keys = np.random.randint(0, 2**63, 7, dtype=np.uint64)
     assert sorted(permute(np.arange(size), size, keys)) == list(range(size))
 
 
 def test_the_permutation_needs_no_memory_for_its_size() -> None:
-    keys = np.random.default_rng(random.getrandbits(64)).integers(0, 2**63, 7).astype(np.uint64)
+    keys = np.random.randint(0, 2**63, 7, dtype=np.uint64)
     size = 10**15
     images = permute(np.arange(1000) * (size // 1000), size, keys)
     assert len(set(images.tolist())) == 1000 and images.min() >= 0 and images.max() < size
@@ -45,13 +48,11 @@ def test_the_permutation_needs_no_memory_for_its_size() -> None:
 
 def test_the_permutation_looks_random() -> None:
     """Over many keys each place is as likely as any other: chi-squared of 20 × 20 counts, 5 deviations."""
-    generator = np.random.default_rng(random.getrandbits(64))
     counts = np.zeros((20, 20))
     draws = 4000
     for _ in range(draws):
-        counts[
-            np.arange(20), permute(np.arange(20), 20, generator.integers(0, 2**63, 7).astype(np.uint64))
-        ] += 1
+        keys = np.random.randint(0, 2**63, 7, dtype=np.uint64)
+        counts[np.arange(20), permute(np.arange(20), 20, keys)] += 1
     chi_squared = ((counts - draws / 20) ** 2 / (draws / 20)).sum()
     assert abs(chi_squared - 19 * 19) < 5 * np.sqrt(2 * 19 * 19) + 20
 
@@ -95,10 +96,35 @@ def test_evaluation_predicts_every_token_but_the_first_once(tmp_path: Path, toke
         seen = []
         for share in range(shares):
             first, last = windows * share // shares, windows * (share + 1) // shares
-            for inputs, targets in evaluation_batches(split, 32, first, last, 2):
+            for inputs, targets in evaluation_batches(split, 32, windows, first, last, 2):
                 assert np.array_equal(inputs[:, 1:], targets[:, :-1])
                 seen.append(targets.reshape(-1))
         assert np.array_equal(np.concatenate(seen), ids[1:])
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3, 7, 20, 30])
+@pytest.mark.parametrize("tokens", [33, 961, 1000])
+def test_an_evaluation_of_some_windows_spreads_them_evenly_over_the_split(
+    tmp_path: Path, tokens: int, windows: int
+) -> None:
+    split, _ = split_of(tmp_path, tokens)
+    split._parts[0] = np.arange(tokens).astype("<u2")  # so that each id tells its place
+    grid = evaluation_windows(split, 32, None)
+    count = evaluation_windows(split, 32, windows)
+    assert grid == -(-(tokens - 1) // 32) and count == min(windows, grid)
+    whole = [row for batch, _ in evaluation_batches(split, 32, count, 0, count, 4) for row in batch]
+    shared = [
+        row
+        for rank in range(3)
+        for batch, _ in evaluation_batches(split, 32, count, count * rank // 3, count * (rank + 1) // 3, 4)
+        for row in batch
+    ]
+    assert [row.tolist() for row in shared] == [row.tolist() for row in whole]
+    starts = np.array([row[0] for row in whole])
+    assert len(set(starts.tolist())) == count and (starts % 32 == 0).all()  # of the grid, none twice
+    # Of the equal parts into which the split is cut, each has one window, in its middle.
+    middles = (np.arange(count) + 0.5) * grid / count
+    assert (np.abs(starts / 32 + 0.5 - middles) <= 0.5).all()
 
 
 def test_prepared_text_reads_back_as_it_was(prepared: Path) -> None:
@@ -111,9 +137,10 @@ def test_prepared_text_reads_back_as_it_was(prepared: Path) -> None:
 
 def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT[:5000])
-    first = prepare_files("a", [str(tmp_path / "a.txt")], "bytes", 0.1, quiet, tmp_path / "data")
+    request = Request("a", [str(tmp_path / "a.txt")], "bytes")
+    first = prepare(request, quiet, tmp_path / "data")
     before = {file.name: file.read_bytes() for file in first.iterdir()}
-    prepare_files("a", [str(tmp_path / "a.txt")], "bytes", 0.1, quiet, tmp_path / "data")
+    prepare(request, quiet, tmp_path / "data")
     assert before == {file.name: file.read_bytes() for file in first.iterdir()} and len(before) == 3
 
 
@@ -162,6 +189,64 @@ def test_damaged_missing_and_short_files_are_named(tmp_path: Path) -> None:
         open_dataset("nowhere", 8, tmp_path)
 
 
+def test_a_data_set_named_by_its_path_or_nearly_is_asked_for_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_dataset("base", "abc" * 100, "char", 0.2, [], quiet)
+    Path("link").symlink_to("data")
+    for name in ("data/base", "data/base/", "base/", "./data/base", "link/base", str(tmp_path / "data/base")):
+        with pytest.raises(UserError, match=rf"^{name} is a path.*; did you mean base\?$"):
+            open_dataset(name, 8)
+    with pytest.raises(UserError, match=r"did you mean shakespeare_char\?$"):
+        open_dataset("data/shakespeare_char/", 8)
+    for name, meant in (("bass", "base"), ("shakespear", "shakespeare"), ("open_webtext", "openwebtext")):
+        with pytest.raises(UserError, match=rf"no data set data/{name} \(.*; did you mean {meant}\?"):
+            open_dataset(name, 8)
+    with pytest.raises(UserError, match=r"prepare\.py 'my text' --input FILE"):
+        open_dataset("my text", 8)
+    assert open_dataset("base", 8).train.tokens == 240
+    assert open_dataset(str(tmp_path / "data/base"), 8, Path("elsewhere")).train.tokens == 240
+
+
+WATCHED_TRAINING = """
+import os, pathlib, runpy, sys
+
+def watch(event, arguments):
+    \"""Refuse what a read-only data/ would refuse.\"""
+    writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes or event in ("os.mkdir", "os.remove", "os.rename", "os.chmod", "os.truncate", "os.link"):
+        paths = [path for path in arguments[:2] if isinstance(path, str | bytes | os.PathLike)]
+        if any(pathlib.Path(os.fsdecode(path)).resolve().is_relative_to(DATA) for path in paths):
+            raise OSError(30, "Read-only file system", str(arguments[0]))
+
+script, *sys.argv[1:] = sys.argv[1:]
+DATA = pathlib.Path("data").resolve()
+sys.argv[0] = script
+sys.path.insert(0, os.path.dirname(script))
+sys.addaudithook(watch)
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def test_training_writes_nothing_into_data(place: Path) -> None:
+    run = [sys.executable, "-c", WATCHED_TRAINING]
+    watched = {"cwd": place, "capture_output": True, "text": True}
+    trained = subprocess.run([*run, str(ROOT / "train.py"), "tiny.py", "--max_iters=2"], **watched)
+    assert trained.returncode == 0, trained.stderr
+    (place / "more.txt").write_text(TEXT[:1000])
+    refused = subprocess.run([*run, str(ROOT / "prepare.py"), "more.txt"], **watched)
+    assert refused.returncode == 2 and "data/more cannot be made: Read-only file system" in refused.stderr
+
+
+def test_a_split_shorter_than_a_window_is_one_line_under_torchrun_too(tmp_path: Path) -> None:
+    write_dataset("short", "abcdefgh" * 10, "char", 0.1, [], quiet, tmp_path / "data")
+    (tmp_path / "short.py").write_text(TINY.replace("topics", "short").replace("32", "8", 1))
+    finished = torchrun(tmp_path, 2, "train.py", "short.py")
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert finished.returncode != 0 and len(lines) == 1 and "val split of data/short has 8 tokens" in lines[0]
+
+
 def test_a_split_no_longer_than_a_block_is_refused(tmp_path: Path) -> None:
     write_dataset("x", "abc" * 100, "char", 0.2, [], quiet, tmp_path)
     assert open_dataset("x", 59, tmp_path).val.tokens == 60
@@ -175,7 +260,7 @@ def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="token id"):
         split.windows(np.array([0]), 32)
     with pytest.raises(UserError, match="token id"):
-        list(evaluation_batches(split, 32, 0, 1, 1))
+        list(evaluation_batches(split, 32, 1, 0, 1, 1))
 
 
 def test_a_full_disk_leaves_the_older_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,9 @@ import train as train_script
 from engine.data.dataset import open_dataset
 from engine.data.order import training_starts
 from engine.explore.inspection import inspect
-from model import GPT, GPTConfig, KVCache
+from engine.generation import KVCache, Sampling, generate
+from engine.kernels import install
+from model import GPT, GPTConfig
 
 SEPARATOR = 7
 
@@ -47,13 +48,13 @@ def test_logits_and_gradients_equal_a_loop_over_documents(config: GPTConfig, ker
     joined = random_model(config)
     masked = GPT(apart(config)).double().eval()
     masked.load_state_dict(joined.state_dict())
-    masked.use_attention_kernel(kernel)
+    install(masked, kernel)
     ids, targets = ids_with_documents(3, 24), random_ids(3, 24)
-    logits, loss = masked(ids, targets)
-    alone = torch.stack([torch.cat([joined(piece[None])[0][0] for piece in pieces(row)]) for row in ids])
+    logits, loss = masked(ids), masked(ids, targets)
+    alone = torch.stack([torch.cat([joined(piece[None])[0] for piece in pieces(row)]) for row in ids])
     torch.testing.assert_close(logits, alone, rtol=0, atol=1e-12)
     loss.backward()
-    F.cross_entropy(alone.flatten(0, 1), targets.flatten()).backward()
+    F.cross_entropy(alone.flatten(0, 1), targets.flatten(), reduction="sum").backward()
     for mine, theirs in zip(masked.parameters(), joined.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-12)
 
@@ -65,12 +66,13 @@ def test_the_cache_knows_where_documents_begin(config: GPTConfig) -> None:
     ids = ids_with_documents(4, 20)
     for lengths in ([20] * 4, [20, 3, 11, 1]):
         starts = torch.tensor([20 - length for length in lengths])
-        alone = [model(row[start:][None])[0][0] for row, start in zip(ids, starts.tolist(), strict=True)]
+        alone = [model(row[start:][None])[0] for row, start in zip(ids, starts.tolist(), strict=True)]
         for cuts in ([20], list(range(1, 21)), [5, 12, 20]):
             cache, seen = KVCache(model, 4, starts), []
             with torch.no_grad():
                 for begin, end in itertools.pairwise([0, *cuts]):
                     seen.append(model.head(model.features(ids[:, begin:end], cache)))
+                    cache.length = end
             logits = torch.cat(seen, dim=1)
             for row, expected in enumerate(alone):
                 torch.testing.assert_close(logits[row, starts[row] :], expected, rtol=0, atol=1e-12)
@@ -79,17 +81,17 @@ def test_the_cache_knows_where_documents_begin(config: GPTConfig) -> None:
 @pytest.mark.parametrize("config", [SMALL, MODERN], ids=["gpt2", "modern"])
 def test_generation_sees_the_last_document_alone(config: GPTConfig) -> None:
     """Also where the text outgrows `block_size`, whose window then moves."""
-    model = random_model(apart(config))
+    model, greedy = random_model(apart(config)), Sampling(temperature=0)
     before, document = ids_with_documents(1, 9), torch.tensor([[SEPARATOR, 1, 2, 3]])
     model.head.weight.data[SEPARATOR] = 0  # with the loud random weights, never the most probable token
-    short = model.generate(document, 10, temperature=0)
-    assert torch.equal(model.generate(torch.cat((before, document), dim=1), 10, temperature=0)[:, 9:], short)
+    short = generate(model, document, 10, greedy)
+    assert torch.equal(generate(model, torch.cat((before, document), dim=1), 10, greedy)[:, 9:], short)
     text, first = document, 0
     for _ in range(60):
         if text.shape[1] - first > config.block_size:  # the older half goes when the block is full
             first = text.shape[1] - config.block_size // 2
-        text = torch.cat((text, model(text[:, first:])[0][:, -1].argmax(-1, keepdim=True)), dim=1)
-    assert torch.equal(model.generate(document, 60, temperature=0), text)
+        text = torch.cat((text, model(text[:, first:])[:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert torch.equal(generate(model, document, 60, greedy), text)
 
 
 def test_inspection_sees_no_weight_across_documents() -> None:
@@ -103,7 +105,7 @@ def test_inspection_sees_no_weight_across_documents() -> None:
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/notes: documents of very different lengths in an own byte-pair vocabulary."""
     folder = tmp_path_factory.mktemp("documents")
-    generator = np.random.default_rng(random.getrandbits(64))
+    generator = np.random.default_rng(np.random.randint(2**31))
     words = np.array(["sun", "moon", "rain", "snow", "wind", "cloud", "storm", "fog"])
     lines = [" ".join(generator.choice(words, generator.integers(1, 90))) for _ in range(500)]
     (folder / "notes.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
@@ -156,7 +158,7 @@ def test_the_loss_is_the_mean_over_all_targets_on_one_process_and_two(
     rows, counts = data.train.aligned_windows(starts, 32, separator)
     total = sum(
         F.cross_entropy(
-            model(torch.from_numpy(row[None, :count]))[0][0],
+            model(torch.from_numpy(row[None, :count]))[0],
             torch.from_numpy(row[1 : count + 1]),
             reduction="sum",
         )

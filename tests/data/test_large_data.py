@@ -12,7 +12,8 @@ TOKENS = 50_000_000_000
 READER = """
 import resource, sys
 import numpy as np
-from engine.dataset import open_dataset, training_starts
+from engine.data.dataset import open_dataset
+from engine.data.order import training_starts
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = open_dataset("large", 1024)
 per_epoch = (data.train.tokens - 1024) // 1024

@@ -1,5 +1,6 @@
-"""engine/inspection.py: what is shown is what the model computed."""
+"""engine/explore/inspection.py: what is shown is what the model computed."""
 
+import contextlib
 import random
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.explore.inspection import WatchAttention, attention_weights, inspect, layer_guesses, neighbours
+from engine.explore.inspection import inspect, layer_guesses, neighbours, watch_attention
+from engine.kernels import attend_by_matmul, install
 from model import GPT, GPTConfig
 
 
@@ -51,12 +53,25 @@ def test_attention_is_that_of_the_model_written_out_in_loops(length: int) -> Non
     assert not seen.attention.triu(1).any()
 
 
-def test_the_weights_times_the_values_are_what_the_kernel_returns() -> None:
-    query, key, value = torch.randn(3, 2, 4, 11, 8, dtype=torch.float64)
-    with WatchAttention() as watch:
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    torch.testing.assert_close(watch.weights[0] @ value, mixed)
-    torch.testing.assert_close(attention_weights(query, key), watch.weights[0])
+@pytest.mark.parametrize("mask", [None, "of each head"])
+@pytest.mark.parametrize("scale", [None, 0.2])
+def test_the_weights_times_the_values_are_what_the_kernel_returns(mask: str | None, scale: float) -> None:
+    """Whatever a changed model hands to the kernel: its own scale, or scores for distances, as ALiBi has."""
+    model = random_model()
+    query, key, value = torch.randn(3, 1, 4, 11, 8, dtype=torch.float64)
+    added = None if mask is None else torch.randn(1, 4, 11, 11, dtype=torch.float64).tril() - triangle(11)
+    with watch_attention(model) as weights:
+        mixed = F.scaled_dot_product_attention(query, key, value, added, is_causal=added is None, scale=scale)
+    assert len(weights) == 1
+    torch.testing.assert_close(weights[0] @ value, mixed)
+    scores = query @ key.mT * (8**-0.5 if scale is None else scale)
+    scores = scores - triangle(11) if added is None else scores + added
+    torch.testing.assert_close(weights[0], scores.softmax(dim=-1))
+
+
+def triangle(T: int) -> torch.Tensor:
+    """Infinity above the diagonal, 0 elsewhere."""
+    return torch.full((T, T), torch.inf, dtype=torch.float64).triu(1)
 
 
 @pytest.mark.parametrize("changes", [{}, {"position": "rotary"}, {"position": "rotary", "qk_norm": True}])
@@ -80,25 +95,30 @@ def test_the_weights_shown_are_those_that_made_each_layers_output(changes: dict)
 def test_logits_surprise_and_streams_are_those_of_an_ordinary_pass() -> None:
     model = random_model()
     ids = torch.randint(30, (15,))
-    logits = model(ids[None])[0][0]
+    logits = model(ids[None])[0]
     seen = inspect(model, ids, n_tokens=30)
     torch.testing.assert_close(seen.last_logits, logits[-1, :30])
     seen = inspect(model, ids)
-    loss = model(ids[None, :-1], ids[None, 1:])[1].item()
+    loss = model(ids[None, :-1], ids[None, 1:]).item() / 14
     assert seen.surprise[0] is None
     assert sum(seen.surprise[1:]) / 14 == pytest.approx(loss, rel=1e-12)
     torch.testing.assert_close(model.final_norm(seen.streams[-1]), model.features(ids[None])[0])
 
 
-def test_a_pass_leaves_the_model_as_it_was() -> None:
-    model = random_model(dropout=0.5)
-    model.use_attention_kernel("matmul")
-    ids = torch.randint(37, (1, 10))
-    before = model(ids)[0]
-    inspect(model, ids[0])
-    assert torch.equal(model(ids)[0], before)
-    assert {block.attention.kernel for block in model.blocks} == {"matmul"}
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_pass_leaves_the_model_as_it_was(fails: bool) -> None:
+    model = random_model(dropout=0.5).train()
+    install(model, "matmul")
+    ids = torch.randint(37, (10,))
+    with torch.no_grad(), pytest.raises(IndexError) if fails else contextlib.nullcontext():
+        inspect(model, ids + 1000 * fails)
+    assert model.training and model.blocks[0].mlp.training
+    assert {block.attention.attend for block in model.blocks} == {attend_by_matmul}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    model.eval()
+    before = model(ids[None])[0]
+    inspect(model, ids)
+    assert torch.equal(model(ids[None])[0], before)
 
 
 def test_the_last_layers_guess_is_the_models_own() -> None:

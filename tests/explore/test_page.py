@@ -1,7 +1,6 @@
 """The explorer's page in a real browser: headless Chromium types, moves sliders, opens heads."""
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -9,11 +8,12 @@ from urllib.parse import quote
 import pytest
 import torch
 from support.browser import Browser, find_chromium, wait_for
-from support.explorers import make_explorer
+from support.explorers import GatedMLP, NoAttention, make_explorer
+from support.serving import serving
 
 from engine.explore.explorer import Explorer
+from engine.explore.pages import explorer_server, page_with_answers
 from engine.text.characters import ByteTokenizer, CharTokenizer
-from engine.web.server import build_page, make_server
 from model import GPT, GPTConfig, next_token_probabilities
 
 pytestmark = pytest.mark.skipif(
@@ -33,13 +33,8 @@ def explorer() -> Explorer:
 @pytest.fixture(scope="module")
 def address(explorer: Explorer) -> Iterator[str]:
     """Where the explorer is served."""
-    server = make_server(explorer, 0)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(explorer_server(explorer, 0)) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +53,13 @@ def browser(window: Browser, address: str) -> Iterator[Browser]:
     yield window
     window.value("1")  # collects what the browser reported last
     assert window.problems == []
+
+
+def open_file(browser: Browser, folder: Path, explorer: Explorer, prompt: str) -> None:
+    """Write the page as a file about a prompt, and open it."""
+    (folder / "page.html").write_text(page_with_answers(explorer, prompt), encoding="utf-8")
+    browser.open((folder / "page.html").as_uri())
+    browser.wait(READY)
 
 
 def tokens(browser: Browser) -> str:
@@ -210,6 +212,21 @@ def test_a_screen_reader_finds_a_name_for_everything(browser: Browser) -> None:
     assert any("surprise" in name for name in named) and any("looks back" in name for name in named)
 
 
+def test_every_tokens_surprise_is_in_sight_and_the_chosen_one_stands_out(browser: Browser) -> None:
+    for width in (1280, 420):
+        browser.resize(width, 900)
+        frame, first, last = browser.value(
+            "['.scroll', '#surprise rect', '#surprise rect:last-child'].map(selector =>"
+            " (box => [box.left, box.right])(document.querySelector(selector).getBoundingClientRect()))"
+        )
+        assert frame[0] <= first[0] < last[0] < last[1] <= frame[1]
+    browser.click(".token[data-position='12']")
+    colours = browser.value(
+        "[...document.querySelectorAll('#surprise rect')].map(rect => getComputedStyle(rect).fill)"
+    )
+    assert len(colours) == len(PROMPT) and [colours.count(colour) for colour in colours].index(1) == 12
+
+
 def test_it_fits_on_a_phone_and_goes_dark(browser: Browser) -> None:
     light = browser.value("getComputedStyle(document.querySelector('section')).backgroundColor")
     browser.resize(360, 740, phone=True)
@@ -219,6 +236,21 @@ def test_it_fits_on_a_phone_and_goes_dark(browser: Browser) -> None:
     )
     assert browser.value("document.documentElement.scrollWidth") == 360
     browser.dark(False)
+
+
+def test_parameters_add_up_and_unknown_ones_are_called_other(
+    window: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.MLP", GatedMLP)
+    explorer = make_explorer(bias=False)
+    open_file(window, tmp_path, explorer, PROMPT)
+    rows = window.value(
+        "[...document.querySelectorAll('#count tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    counts = {name: int(count.replace(",", "")) for name, count, _ in rows}
+    assert counts["other"] == 512 and "biases" not in counts and counts["unembedding"] == 0
+    assert counts.pop("all") == sum(counts.values())
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in explorer.model.parameters())
 
 
 def test_errors_are_sentences_on_the_page(browser: Browser) -> None:
@@ -236,12 +268,8 @@ def test_markup_that_the_model_writes_stays_text(window: Browser, tmp_path: Path
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=64, n_layer=1, n_head=1, n_embd=8))
     model.init_weights(seed=1)
     explorer = Explorer("<img src=x onerror=alert(1)>", model.eval(), tokenizer)
-    answers = explorer.whole_answers("</script><img src=i onerror=i>")
-    page, _ = build_page({"model": explorer.describe(), "answers": answers})
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
     window.problems.clear()
-    window.open((tmp_path / "page.html").as_uri())
-    window.wait(READY)
+    open_file(window, tmp_path, explorer, "</script><img src=i onerror=i>")
     assert window.value("document.querySelectorAll('img').length") == 0
     assert tokens(window) == "</script><img src=i onerror=i>"
     move(window, "temperature", 2)  # the sliders of a file work without a server
@@ -252,15 +280,37 @@ def test_markup_that_the_model_writes_stays_text(window: Browser, tmp_path: Path
     assert window.problems == []
 
 
+def test_a_model_without_attention_is_shown_without_heads(window: Browser, tmp_path: Path) -> None:
+    explorer = make_explorer()
+    for block in explorer.model.blocks:
+        block.attention = NoAttention()
+    window.problems.clear()
+    open_file(window, tmp_path, Explorer("no attention", explorer.model, explorer.tokenizer), PROMPT)
+    visible = window.value(
+        "[...document.querySelectorAll('section')].filter(section => section.offsetHeight)"
+        ".map(section => section.querySelector('h2').textContent)"
+    )
+    assert visible == [
+        "Text",
+        "Next token",
+        "Loss and surprise",
+        "Layer by layer",
+        "Neighbours",
+        "Parameters",
+    ]
+    assert window.value("document.title") == "no attention – plainGPT explorer"
+    window.point(".token[data-position='5']")
+    window.click(".token[data-position='9']")
+    window.wait("document.querySelector('span.chosen').textContent === 'a'")
+    assert window.problems == []
+
+
 def test_a_large_vocabulary_starts_uncut(window: Browser, tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
     model = GPT(GPTConfig(vocab_size=320, block_size=16, n_layer=1, n_head=1, n_embd=8))
     model.init_weights(seed=1)
     explorer = Explorer("bytes", model.eval(), tokenizer)
-    page, _ = build_page({"model": explorer.describe(), "answers": explorer.whole_answers("naïve 漢")})
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    window.open((tmp_path / "page.html").as_uri())
-    window.wait(READY)
+    open_file(window, tmp_path, explorer, "naïve 漢")
     assert window.value("document.getElementById('top-k-value').textContent") == "all"
     assert "256 of 256 tokens" in window.value("document.getElementById('kept').textContent")
     move(window, "top-k", 200)
@@ -270,11 +320,7 @@ def test_a_large_vocabulary_starts_uncut(window: Browser, tmp_path: Path) -> Non
 def test_two_hundred_tokens_of_gpt2s_shape_stay_fluid(window: Browser, tmp_path: Path) -> None:
     """12 layers × 12 heads: a pointer, a slider or a chosen head costs one picture at most."""
     explorer = make_explorer(n_layer=12, n_head=12, n_embd=24, block_size=256)
-    answers = explorer.whole_answers("to be or " * 22 + "be")
-    page, _ = build_page({"model": explorer.describe(), "answers": answers})
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    window.open((tmp_path / "page.html").as_uri())
-    window.wait(READY)
+    open_file(window, tmp_path, explorer, "to be or " * 22 + "be")
     assert window.value("document.querySelectorAll('#heads canvas[width=\"200\"]').length") == 144
     window.value("""(() => { const original = CanvasRenderingContext2D.prototype.putImageData;
         window.painted = 0;

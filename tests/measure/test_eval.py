@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import statistics
 from collections.abc import Callable
@@ -198,6 +199,25 @@ def test_the_command_agrees_for_a_run_and_its_export(place: Path) -> None:
     assert third["bits_per_byte"]["value"] == pytest.approx(
         third["loss"]["value"] / math.log(2) / bytes_per_token
     )
+
+
+def test_without_a_model_the_newest_run_is_scored(
+    place: Path, fails: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no run in out/ to score; train one" in fails(script.main)
+    config = GPTConfig(TOPICS.vocab_size, 48, n_layer=1, n_head=2, n_embd=16)
+    save_run(config, TOPICS, place / "out/older", 8)
+    save_run(config, TOPICS, place / "out/newer", 9)
+    for name, seconds in (("older", 1000), ("newer", 2000)):
+        for step in (place / "out" / name / "checkpoints").iterdir():
+            os.utime(step, (seconds, seconds))
+    (place / "text.txt").write_text(TEXT[-300:])
+    figures = []
+    for line in ([], ["out/newer"], ["out/older"]):
+        script.main([*line, "--text=text.txt", "--device=cpu", "--output=found.json"])
+        figures.append(json.loads(Path("found.json").read_text())["loss"])
+    assert figures[0] == figures[1] != figures[2]
+    assert "the newest run: out/newer" in capfd.readouterr().out
 
 
 def test_bad_input_is_one_line(

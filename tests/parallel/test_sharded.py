@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import HANG, command, torchrun
+from support.masking import without_targets
 from support.runs import losses, same, start, tensors
 
 import train as train_script
 from engine.errors import UserError
-from engine.weights import checkpoint as checkpoints
-from engine.weights.checkpoint import _hash_of_meta, open_checkpoint
+from engine.parallel.sharding import recompute_blocks
+from engine.weights import saving
+from engine.weights.checkpoint import hash_of_meta, open_checkpoint
 from model import GPT, GPTConfig
 
 # Three layers of 30 channels: neither rows nor matrices divide by 4. Micro-batches that 1, 2 and 4 processes
@@ -23,6 +25,8 @@ ALIKE = (
     "--batch_size=2", "--gradient_accumulation_steps=4",
     "--keep_checkpoints=9", "--sample_tokens=2", "--eval_iters=1", "--eval_interval=20",
 )  # fmt: skip
+# Of the eight sequences of a step: none of rank 1's, none of a micro-batch's, none at all.
+MASKED = [*range(12, 16), *range(16, 18), *range(24, 32)]
 HALF = ("--max_iters=10", "--lr_decay_iters=20")
 WILD = ("--learning_rate=1e30", "--warmup_iters=0", "--grad_clip=0")
 REST = ("--init_from=resume", "--lr_decay_iters=20", "--max_iters=20")
@@ -61,6 +65,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> tuple[Path
                 commands += [
                     ["count", *mode(how, "adamw"), accumulated, "--max_iters=2"] for how in ("ddp", "fsdp")
                 ]
+            for how in ("ddp", "fsdp"):
+                commands.append(["masked", MASKED, *mode(how, "adamw"), f"--out_dir=masked-{how}"])
+                compiled = [*mode(how, "adamw"), "--compile=True", f"--out_dir=compiled-{how}"]
+                commands.append(["stumbles", *compiled])
             commands.append(["fails", *mode("fsdp", "adamw"), *WILD, "--out_dir=wild"])
         measured[processes] = several(folder, processes, *commands, ["holds"])
     return folder, measured
@@ -93,7 +101,7 @@ def half_precision(folder: Path) -> list[list[str]]:
         path = folder / begun / "checkpoints/step-00000001/meta.json"
         meta = json.loads(path.read_text())
         meta["scaler"]["scale"] = 2.0**28
-        path.write_text(json.dumps(meta | {"sha256": _hash_of_meta(meta)}))
+        path.write_text(json.dumps(meta | {"sha256": hash_of_meta(meta)}))
         for how in ("ddp", "fsdp"):
             shutil.copytree(folder / begun, folder / f"half-{how}-{optimizer}")
             rest = [f"--out_dir=half-{how}-{optimizer}", "--init_from=resume", "--max_iters=20"]
@@ -121,6 +129,28 @@ def test_20_steps_end_in_the_weights_of_one_process(
     assert_close(one, other)
     for kind in ("train", "eval"):
         assert losses(other, kind) == pytest.approx(losses(one, kind), abs=1e-12)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_where_one_process_cannot_compile_all_go_on_without(runs: tuple[Path, dict], how: str) -> None:
+    other = runs[0] / f"compiled-{how}"
+    assert_close(runs[0] / "one-adamw", other)
+    assert not open_checkpoint(other, "last").meta["choices"]["compile"]
+
+
+def test_sequences_without_targets_add_nothing(runs: tuple[Path, dict]) -> None:
+    """The mean is over the targets of the step, and a step without any makes no update."""
+    folder = runs[0]
+    with pytest.MonkeyPatch.context() as patch, without_targets(set(MASKED)):
+        patch.chdir(folder)
+        assert train_script.main([*ALIKE, "--out_dir=masked-one"]) == 0
+    expected = losses(folder / "masked-one")
+    assert expected[4] is None and all(expected[step] > 0 for step in expected if step != 4)
+    for how in ("ddp", "fsdp"):
+        other = folder / f"masked-{how}"
+        assert_close(folder / "masked-one", other)
+        assert losses(other) == pytest.approx(expected, abs=1e-12)
+        assert open_checkpoint(other, "last").meta["steps_without_targets"] == 1
 
 
 def test_a_checkpoint_of_4_sharded_processes_goes_on_in_any_number_and_mode(runs: tuple[Path, dict]) -> None:
@@ -185,13 +215,14 @@ def test_recomputing_changes_nothing(runs: tuple[Path, dict]) -> None:
     ids = torch.randint(50, (3, 16))
     found = []
     for recompute in (False, True):
-        model.recompute_blocks(recompute)
+        if recompute:
+            recompute_blocks(model)
         kept: list[int] = []
         torch.manual_seed(1)
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
         ):
-            loss = model(ids, ids)[1]
+            loss = model(ids, ids)
         loss.backward()
         found.append(([p.grad.clone() for p in model.parameters()], sum(kept)))
         model.zero_grad()
@@ -233,17 +264,15 @@ def test_a_disk_that_one_process_cannot_write_to_leaves_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of two files fails; nothing of the first stays."""
-    write = checkpoints._write_synced
+    write = saving._write_synced
 
     def full(path: Path, content: bytes) -> None:
         if "00002" in path.name:
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(checkpoints, "_write_synced", full)
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 100)
+    monkeypatch.setattr(saving, "_write_synced", full)
+    monkeypatch.setattr(saving, "SHARD_BYTES", 100)
     with pytest.raises(UserError, match="No space left"):
-        checkpoints.save_checkpoint(
-            tmp_path, {"step": 1}, {"model": {"a": torch.ones(20), "b": torch.ones(20)}}
-        )
+        saving.save_checkpoint(tmp_path, {"step": 1}, {"model": {"a": torch.ones(20), "b": torch.ones(20)}})
     assert list((tmp_path / "checkpoints").iterdir()) == [] and not (tmp_path / "last").exists()

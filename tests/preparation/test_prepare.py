@@ -6,6 +6,8 @@ import multiprocessing
 import random
 import re
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,8 +23,9 @@ from engine.data.dataset import KNOWN, open_dataset
 from engine.errors import UserError
 from engine.preparation import inputs as readers
 from engine.preparation import pipeline
-from engine.preparation.pipeline import Request, prepare
+from engine.preparation.pipeline import prepare
 from engine.preparation.recipes import LARGE, RECIPES, write_dataset
+from engine.preparation.request import Request, State
 from engine.text.byte_pairs import END_OF_TEXT, learn_vocabulary
 
 DOCUMENTS = [part for name in sorted(topics)[:40] for part in topics[name].split("\n\n") if part.strip()]
@@ -120,15 +123,15 @@ def test_a_preparation_that_is_interrupted_anywhere_goes_on_where_it_was(
     Path("corpus.txt").write_text("\n\n".join(DOCUMENTS))
     wanted = made(**options)
     made(inputs=["corpus.txt"], tokenizer="bytes")
-    take, taken = pipeline.Preparation._take, []
+    write, taken = pipeline.Preparation._write, []
 
-    def take_some(self: pipeline.Preparation, *arguments: object) -> None:
+    def write_some(self: pipeline.Preparation, *arguments: object) -> None:
         if len(taken) == allowed:
             raise Killed
         taken.append(arguments)
-        take(self, *arguments)
+        write(self, *arguments)
 
-    monkeypatch.setattr(pipeline.Preparation, "_take", take_some)
+    monkeypatch.setattr(pipeline.Preparation, "_write", write_some)
     again, allowed = 0, 8
     while True:
         taken.clear()
@@ -152,15 +155,17 @@ def test_another_request_does_not_go_on_from_what_was_left(
 ) -> None:
     monkeypatch.setattr(pipeline, "SAVE_EVERY", 1)
     wanted = made(inputs=["corpus.jsonl"], tokenizer="bytes", val=0.2)
-    take = pipeline.Preparation._take
+    write = pipeline.Preparation._write
 
-    def take_some(self: pipeline.Preparation, found: object, state: pipeline.State, *rest: object) -> None:
+    def write_some(
+        self: pipeline.Preparation, piece: object, found: object, state: State, *rest: object
+    ) -> None:
         if state.number == 5:
             raise Killed
-        take(self, found, state, *rest)
+        write(self, piece, found, state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.Preparation, "_take", take_some)
+        patch.setattr(pipeline.Preparation, "_write", write_some)
         with pytest.raises(Killed):
             made(inputs=["corpus.jsonl"], tokenizer="bytes", val=0.3)
     assert made(inputs=["corpus.jsonl"], tokenizer="bytes", val=0.2) == wanted
@@ -256,6 +261,10 @@ BAD = [
     (["a", "--input", "good.jsonl", "--workers", "0"], "--workers is 0"),
     (["../a", "--input", "good.jsonl"], "cannot name a data set"),
     (["shakespeare_char", "--tokenizer", "gpt2"], "give your own set a name"),
+    (["shakespeare_char", "--val", "0.2"], "give your own set a name"),
+    (["a", "--input", "utf16.txt"], "utf16.txt is not UTF-8, but UTF-16; convert it: iconv -f UTF-16"),
+    (["a", "--input", "rows.jsonl"], r"line 1 is neither .* an array; .*: mv rows\.jsonl rows\.json$"),
+    (["a", "--input", "half.jsonl"], r"line 1 holds \\ud83d .* half of a pair"),
     (["unknown"], "no recipe for it"),
     ([], "name a data set"),
 ]
@@ -281,6 +290,9 @@ def test_bad_input_is_one_line_and_changes_nothing(
     Path("blank.jsonl").write_text('{"text": ""}\n{"text": " "}\n')
     Path("bad.txt").write_bytes(b"good\nb\xffd\n")
     Path("good.txt").write_text(TEXT[:1000])
+    Path("utf16.txt").write_text("Élan", encoding="utf-16")
+    Path("rows.jsonl").write_text('[{"text": "x"}]')
+    Path("half.jsonl").write_text('{"text": "\\ud83d"}')
     Path("good.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS[:9]))
     Path("broken.txt.gz").write_bytes(b"\x1f\x8b\x08\x00broken")
     if older:
@@ -321,17 +333,17 @@ def test_a_split_filled_so_survives_an_interruption(corpus: Path, monkeypatch: p
     wanted = made(**options)
     assert open_dataset("a", 8).meta["documents"]["val"] == 1
     pieces = len(list(readers.pieces(readers.find_inputs(["corpus.jsonl"]), "text", False)))
-    take = pipeline.Preparation._take
+    write = pipeline.Preparation._write
     for allowed in (pieces - 1, pieces + 1, pieces + 4, 2 * pieces - 1):  # in one pass, and in the other
         turns = iter(range(allowed))
 
-        def take_some(self: pipeline.Preparation, *arguments: object, turns: Iterator[int] = turns) -> None:
+        def write_some(self: pipeline.Preparation, *arguments: object, turns: Iterator[int] = turns) -> None:
             if next(turns, None) is None:
                 raise Killed
-            take(self, *arguments)
+            write(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline.Preparation, "_take", take_some)
+            patch.setattr(pipeline.Preparation, "_write", write_some)
             with pytest.raises(Killed):
                 made(**options)
         assert made(**options) == wanted
@@ -380,6 +392,70 @@ def test_a_file_of_lines_may_begin_with_the_mark_that_windows_writes(corpus: Pat
     assert one["train.bin"] == other["train.bin"] and one["val.bin"] == other["val.bin"]
 
 
+def test_what_windows_puts_into_text_is_said_once_with_what_to_do(corpus: Path) -> None:
+    Path("the text.txt").write_text("\ufeff" + "one\r\ntwo\r\n" * 2000, encoding="utf-8", newline="")
+    Path("other.txt").write_text("\ufeff" + "three\r\n" * 2000, encoding="utf-8", newline="")
+    said: list[str] = []
+    prepare(Request("a", ["the text.txt", "other.txt"]), said.append)
+    about = [line for line in said if "note" in line]
+    assert len(about) == 2 and "mark at the beginning of the text.txt and of 1 more is left out" in about[0]
+    assert "holds 6,000 carriage returns" in about[1] and "the first in the text.txt" in about[1]
+    assert open_dataset("a", 8).tokenizer.to_dict()["characters"] == "\n\rehnortw"
+    command = about[1].split("without them: ")[1]
+    assert command == r"tr -d '\r' < 'the text.txt' > 'the text.unix.txt'"
+    if shutil.which("bash"):
+        subprocess.run(["bash", "-c", command], check=True)
+        said.clear()
+        prepare(Request("b", ["the text.unix.txt"]), said.append)
+        assert open_dataset("b", 8).tokenizer.to_dict()["characters"] == "\nenotw"
+        assert not any("carriage" in line for line in said)
+
+
+def test_notes_about_the_text_survive_an_interruption(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "SAVE_EVERY", 1)
+    Path("in").mkdir()
+    for number, text in enumerate(DOCUMENTS):
+        (Path("in") / f"{number:03}.txt").write_text("\ufeff" + text + "\r\n", encoding="utf-8", newline="")
+    whole: list[str] = []
+    request = Request("a", ["in"], tokenizer="bytes")
+    prepare(request, whole.append)
+    write = pipeline.Preparation._write
+
+    def write_some(
+        self: pipeline.Preparation, piece: object, found: object, state: State, *rest: object
+    ) -> None:
+        if state.number == 3:
+            raise Killed
+        write(self, piece, found, state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.Preparation, "_write", write_some)
+        with pytest.raises(Killed):
+            prepare(request, quiet)
+    again: list[str] = []
+    prepare(request, again.append)
+    assert "going on after" in again[0] and again[1:] == whole
+    assert f"and of {len(DOCUMENTS) - 1:,} more is left out" in whole[0]
+    assert f"holds {len(DOCUMENTS):,} carriage returns" in whole[1]
+
+
+def test_the_last_line_is_the_command_that_trains(tmp_path: Path) -> None:
+    (tmp_path / "my text's.txt").write_text(TEXT[:5000])
+    finished = command(tmp_path, "prepare.py", "my text's.txt")
+    last = finished.stdout.splitlines()[-1]
+    assert finished.returncode == 0 and last.startswith("next: ")
+    line = shlex.split(last.removeprefix("next: "))
+    assert line == ["python", str(ROOT / "train.py"), "--dataset=my text's"]
+    small = ("--max_iters=1", "--n_layer=1", "--n_embd=32", "--eval_iters=1", "--sample_tokens=0")
+    trained = command(tmp_path, line[1], line[2], *small, "--device=cpu", "--threads=1", "--compile=False")
+    assert trained.returncode == 0, trained.stderr
+
+
+def test_the_command_that_trains_is_short_where_train_py_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert script.training_command("web") == "python train.py --dataset=web"
+
+
 def test_what_is_missing_is_said_with_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
@@ -388,6 +464,10 @@ def test_what_is_missing_is_said_with_what_there_is(
     assert "(there is none yet)" in fails(script.main, "--show", "nope")
     for name in ("one", "two"):
         write_dataset(name, "abcd" * 200, "char", 0.5, [], quiet)
+    for arguments in (["one"], ["data/one"], ["data/one/"]):
+        assert re.search("data/one is there, .* add --input FILE", fails(script.main, *arguments))
+    for arguments in (["--show", "data/one"], ["--verify", "one/"]):
+        assert fails(script.main, *arguments).endswith("did you mean one?")
     for arguments in (["--show", "nope"], ["--verify", "nope"], ["nope"]):
         assert "there is no data set data/nope (there are: one, two)" in fails(script.main, *arguments)
 
@@ -431,15 +511,17 @@ def test_a_worker_that_dies_is_reported_and_the_same_request_goes_on(
     monkeypatch.setattr(pipeline, "SAVE_EVERY", 2)
     wanted = made(inputs=["corpus.jsonl"], tokenizer="bytes")
     monkeypatch.setattr(pipeline, "IN_ONE_PROCESS", 0)
-    take = pipeline.Preparation._take
+    write = pipeline.Preparation._write
 
-    def kill_one(self: pipeline.Preparation, found: object, state: pipeline.State, *rest: object) -> None:
+    def kill_one(
+        self: pipeline.Preparation, piece: object, found: object, state: State, *rest: object
+    ) -> None:
         if state.number == 5:
             multiprocessing.active_children()[0].kill()
-        take(self, found, state, *rest)
+        write(self, piece, found, state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.Preparation, "_take", kill_one)
+        patch.setattr(pipeline.Preparation, "_write", kill_one)
         with pytest.raises(UserError, match="a worker process has died"):
             made(inputs=["corpus.jsonl"], tokenizer="bytes", workers=2)
     said: list[str] = []
@@ -449,12 +531,12 @@ def test_a_worker_that_dies_is_reported_and_the_same_request_goes_on(
 
 
 def test_two_preparations_of_one_name_do_not_meet(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = pipeline.Preparation._take
+    write = pipeline.Preparation._write
 
     def meet(self: pipeline.Preparation, *arguments: object) -> None:
         with pytest.raises(UserError, match="another process is preparing"):
             prepare(Request("a", ["corpus.jsonl"]), quiet)
-        take(self, *arguments)
+        write(self, *arguments)
 
-    monkeypatch.setattr(pipeline.Preparation, "_take", meet)
+    monkeypatch.setattr(pipeline.Preparation, "_write", meet)
     assert len(made(inputs=["corpus.jsonl"])) == 3

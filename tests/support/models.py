@@ -5,12 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from model import (
-    GPT,
-    GPTConfig,
-)
+from model import GPT, GPTConfig
 
-SMALL = GPTConfig(vocab_size=61, block_size=24, n_layer=3, n_head=4, n_embd=32)
+SMALL = GPTConfig(
+    vocab_size=61, block_size=24, n_layer=3, n_head=4, n_embd=32, bias=True, activation="gelu_tanh"
+)
 
 
 MODERN = dataclasses.replace(

@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from engine.shape import empty_model
 from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import Tokenizer
 from engine.text.tokenizer_files import tokenizer_files
-from engine.weights.checkpoint import save_checkpoint
+from engine.weights.pretrained import read_pretrained
+from engine.weights.saving import save_checkpoint
 from model import GPT, GPTConfig
 
 
@@ -31,6 +33,16 @@ def save_folder(model: GPT2LMHeadModel, folder: Path) -> Path:
     small = tokenizer_files(CharTokenizer.of_text("abc"), model.config.n_positions)
     (folder / "tokenizer.json").write_bytes(small["tokenizer.json"])
     return folder
+
+
+def largest_difference(folder: Path, reference: GPT2LMHeadModel, dtype: torch.dtype, seed: int = 0) -> float:
+    """The largest difference between our logits for what lies in a folder and theirs, on random ids."""
+    ours = read_pretrained(str(folder)).model(dtype=dtype).eval()
+    config = reference.config
+    stream = torch.Generator().manual_seed(seed)
+    ids = torch.randint(config.vocab_size, (2, config.n_positions), generator=stream)
+    with torch.no_grad():
+        return (ours(ids)[0] - reference.to(dtype)(ids).logits).abs().max().item()
 
 
 def edit_json(path: Path, **changes) -> None:
@@ -64,7 +76,7 @@ def save_run(
     config: GPTConfig, tokenizer: Tokenizer, folder: Path, seed: int, dtype: torch.dtype = torch.float32
 ) -> GPT:
     """A run folder of ours that holds a model of random weights; returns the model."""
-    model = GPT.empty(config, "cpu", dtype)
+    model = empty_model(config, "cpu", dtype)
     stream = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

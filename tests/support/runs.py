@@ -46,11 +46,18 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def start(
-    place: Path, processes: int, *options: str, arguments: tuple[str, ...] = ()
+    place: Path,
+    processes: int,
+    *options: str,
+    arguments: tuple[str, ...] = (),
+    prefix: tuple[str, ...] = (),
 ) -> subprocess.Popen[str]:
-    """Start a run that would take for ever, alone or under torchrun; returns when it is training."""
+    """Start a run that would take for ever, alone or under torchrun; returns when it is training.
+
+    `prefix` is a command that starts the command, such as nohup.
+    """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *options]
-    line = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "train.py"), "tiny.py"]
+    line = [*prefix, sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "train.py"), "tiny.py"]
     line += [
         "--max_iters=1000000",
         "--eval_interval=1000000",

@@ -5,22 +5,28 @@
 Starting Python and torch takes longer than all of them. What is measured, rank 0 prints as lines of JSON.
 """
 
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
 
 import train
+from engine import kernels
 from engine.errors import UserError
-from engine.parallel import world as distributed
-from engine.parallel.sharding import local, put, sharded_model, whole
-from model import GPT, GPTConfig
+from engine.parallel.sharding import copy_into, full_tensor, local_tensor, sharded_model
+from engine.parallel.world import join
+from engine.shape import empty_model
+from model import GPTConfig
+from support.masking import without_targets
 
 EVENTS = {"ddp": "gloo:all_reduce", "fsdp": "c10d::_reduce_scatter_base_"}
 
@@ -37,6 +43,29 @@ def fails(*arguments: str) -> None:
         train_py(*arguments)
     except UserError as error:
         say({"error": str(error)})
+        dist.destroy_process_group()  # all processes have met the error; a script would end here
+
+
+def masked(numbers: list[int], *arguments: str) -> None:
+    """train.py where the sequences of these numbers have no targets."""
+    with without_targets(set(numbers)):
+        train_py(*arguments)
+
+
+def stumbles(*arguments: str) -> None:
+    """train.py where rank 1 has no compiler, and the others one that runs what it is given as it is."""
+
+    def missing(*_given: object) -> None:
+        raise RuntimeError("there is no compiler")
+
+    compile_model = torch.compile
+    torch.compile = functools.partial(
+        compile_model, backend=missing if os.environ["RANK"] == "1" else "eager"
+    )
+    try:
+        train_py(*arguments)
+    finally:
+        torch.compile = compile_model
 
 
 def count(*arguments: str) -> None:
@@ -61,16 +90,20 @@ def count(*arguments: str) -> None:
 
 def holds() -> None:
     """How many numbers each process holds after construction, in parameters and in memory, and the whole."""
-    world = distributed.start()
+    world = join()
     config = GPTConfig(vocab_size=101, block_size=16, n_layer=3, n_head=2, n_embd=30)
     model = sharded_model(None, world, config, torch.device("cpu"), torch.float32)
-    model.init_weights(5, put)
+    model.init_weights(5, copy_into)
     parameters = list(model.parameters())
-    mine = sum(local(parameter).numel() for parameter in parameters)
-    memory = sum(local(parameter).untyped_storage().nbytes() // 4 for parameter in parameters)
-    say({"whole": sum(parameter.numel() for parameter in parameters), "mine": world.collect([mine, memory])})
-    world.wait()
-    world.stop()
+    mine = sum(local_tensor(parameter).numel() for parameter in parameters)
+    memory = sum(local_tensor(parameter).untyped_storage().nbytes() // 4 for parameter in parameters)
+    say(
+        {
+            "whole": sum(parameter.numel() for parameter in parameters),
+            "mine": world.all_gather([mine, memory]),
+        }
+    )
+    world.leave()
 
 
 def rounded() -> None:
@@ -82,25 +115,24 @@ def rounded() -> None:
     F.layer_norm = lambda x, shape, weight, bias, eps: plain(
         x.float(), shape, weight.float(), bias.float(), eps
     )
-    world = distributed.start()
+    world = join()
     config = GPTConfig(vocab_size=101, block_size=16, n_layer=3, n_head=2, n_embd=30)
     ids = torch.arange(48).view(3, 16)
     gradients = []
     for model in (
-        GPT.empty(config, "cpu"),
+        empty_model(config, "cpu"),
         sharded_model(torch.bfloat16, world, config, torch.device("cpu"), torch.float32),
     ):
-        model.init_weights(5, put)
-        model.use_attention_kernel("matmul")
+        model.init_weights(5, copy_into)
+        kernels.install(model, "matmul")
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(ids, ids)[1]
+            loss = model(ids, ids)
         loss.backward()
-        gradients.append({name: whole(parameter.grad) for name, parameter in model.named_parameters()})
+        gradients.append({name: full_tensor(parameter.grad) for name, parameter in model.named_parameters()})
     errors = {name: (gradients[1][name] - one).norm() / one.norm() for name, one in gradients[0].items()}
     F.layer_norm = plain
     say({"rounded": {name: error.item() for name, error in errors.items()}})
-    world.wait()
-    world.stop()
+    world.leave()
 
 
 def say(measured: dict[str, object]) -> None:
@@ -110,11 +142,10 @@ def say(measured: dict[str, object]) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train_py, "fails": fails, "count": count, "holds": holds, "rounded": rounded
+    "train": train_py, "fails": fails, "masked": masked, "stumbles": stumbles, "count": count,
+    "holds": holds, "rounded": rounded,
 }  # fmt: skip
 
 for number, (name, *given) in enumerate(json.loads(sys.argv[1])):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(
-        number
-    )  # names of its own in torchrun's store: see start()
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # names of its own in torchrun's store: see join()
     COMMANDS[name](*given)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import pty
 import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from engine.data.dataset import open_dataset
 from engine.errors import UserError
 from engine.training.metrics import read_metrics
 from engine.weights import checkpoint as checkpoints
+from engine.weights import saving
 
 full = pytest.mark.torture
 
@@ -36,8 +39,8 @@ def test_a_kill_while_saving_never_costs_more_than_the_save(tmp_path: Path, kill
         if child == 0:
             for step in range(saved + 1, saved + 1000):
                 os.write(writer, step.to_bytes(4, "little"))
-                checkpoints.save_checkpoint(tmp_path, {"step": step, "model": MODEL}, {"model": weights})
-                checkpoints.prune(tmp_path, 2)
+                saving.save_checkpoint(tmp_path, {"step": step, "model": MODEL}, {"model": weights})
+                saving.prune(tmp_path, 2)
         os.close(writer)
         starting = int.from_bytes(os.read(reader, 4), "little")
         time.sleep(random.random() * 0.25)
@@ -47,7 +50,7 @@ def test_a_kill_while_saving_never_costs_more_than_the_save(tmp_path: Path, kill
             starting = int.from_bytes(more, "little")
         os.close(reader)
         leftovers += len(list((tmp_path / "checkpoints").glob(".step-*")))
-        checkpoints.clean_leftovers(tmp_path)
+        saving.clean_leftovers(tmp_path)
         assert not list(tmp_path.rglob(".*"))
         if starting == 1 and not checkpoints.checkpoint_folders(tmp_path):
             continue  # killed in the very first save: there is nothing to lose yet
@@ -110,7 +113,11 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
+TORCHRUN_SIGNALS = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+
+
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_saves_and_ends_the_run(place: Path, number: signal.Signals) -> None:
     process = start(place, 1)
     process.send_signal(number)
@@ -123,9 +130,9 @@ def test_a_signal_saves_and_ends_the_run(place: Path, number: signal.Signals) ->
     assert same(tensors(place / "whole"), tensors(place / "r"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_to_torchrun_saves_at_a_step_that_all_agreed_on(place: Path, number: signal.Signals) -> None:
-    process = start(place, 2, "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1")
+    process = start(place, 2, TORCHRUN_SIGNALS)
     workers = workers_of(process)
     assert len(workers) == 2
     process.send_signal(number)
@@ -134,6 +141,58 @@ def test_a_signal_to_torchrun_saves_at_a_step_that_all_agreed_on(place: Path, nu
     stopped = checkpoints.open_checkpoint(place / "r", "last").meta["step"]
     assert output.count(f"stopped at step {stopped};") == 1 and stopped > 0, output
     assert not any(alive(worker) for worker in workers)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_under_nohup_a_closed_terminal_does_not_end_the_run(place: Path, processes: int) -> None:
+    """torchrun must be told not to handle SIGHUP; its processes then inherit that it is ignored."""
+    options = ("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT,SIGUSR1",)
+    process = start(place, processes, *options, prefix=("nohup",))
+    os.killpg(process.pid, signal.SIGHUP)
+    metrics = place / "r/metrics.jsonl"
+    lines = metrics.read_text().count("\n")
+    wait_for(lambda: process.poll() is not None or metrics.read_text().count("\n") > lines + 20)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=HANG)
+    stopped = checkpoints.open_checkpoint(place / "r", "last").meta["step"]
+    assert f"stopped at step {stopped};" in output and stopped > lines
+
+
+def test_a_terminal_that_is_closed_saves_and_ends_the_run(place: Path) -> None:
+    """What the terminal no longer takes is not said; the checkpoint is there."""
+    child, terminal = pty.fork()
+    if child == 0:
+        line = ["train.py", "tiny.py", "--out_dir=r", "--max_iters=1000000", "--eval_interval=1000000"]
+        os.execv(sys.executable, [sys.executable, str(ROOT / line[0]), *line[1:]])
+    seen = b""
+    while b"step/s" not in seen:
+        seen += os.read(terminal, 65536)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP, seen
+    assert checkpoints.open_checkpoint(place / "r", "last").meta["step"] > 0
+
+
+def test_sigquit_ends_the_run_at_once_without_a_checkpoint(place: Path) -> None:
+    process = start(place, 1)
+    before = sorted((place / "r/checkpoints").iterdir())
+    process.send_signal(signal.SIGQUIT)
+    process.communicate(timeout=HANG)
+    assert process.returncode == -signal.SIGQUIT and sorted((place / "r/checkpoints").iterdir()) == before
+
+
+def test_training_in_another_thread_than_the_main_one_works(place: Path) -> None:
+    """As a notebook's or a server's thread would: no signal is caught there."""
+    handlers = [signal.getsignal(number) for number in STOPPING]
+    status: list[int] = []
+    thread = threading.Thread(
+        target=lambda: status.append(train_script.main(["tiny.py", "--out_dir=r", "--max_iters=3"]))
+    )
+    thread.start()
+    thread.join(HANG)
+    assert status == [0] and checkpoints.open_checkpoint(place / "r", "last").meta["step"] == 3
+    assert handlers == [signal.getsignal(number) for number in STOPPING]
 
 
 def test_where_a_process_is_stuck_the_others_leave_without_writing(place: Path) -> None:
@@ -288,11 +347,9 @@ def test_the_oldest_checkpoint_is_deleted_after_the_new_one_is_safe(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    save, prune = checkpoints.save_checkpoint, checkpoints.prune
-    monkeypatch.setattr(
-        checkpoints, "save_checkpoint", lambda *given: (save(*given), order.append("saved"))[0]
-    )
-    monkeypatch.setattr(checkpoints, "prune", lambda *given: (order.append("prune"), prune(*given))[1])
+    save, prune = saving.save_checkpoint, saving.prune
+    monkeypatch.setattr(saving, "save_checkpoint", lambda *given: (save(*given), order.append("saved"))[0])
+    monkeypatch.setattr(saving, "prune", lambda *given: (order.append("prune"), prune(*given))[1])
     train_script.main(
         ["tiny.py", "--out_dir=r", "--keep_checkpoints=1", "--eval_interval=5", "--sample_tokens=0"]
     )

@@ -36,7 +36,7 @@ def test_a_muon_step_is_the_formula() -> None:
     average = {name: torch.zeros_like(parameter) for name, parameter in before.items()}
     for _ in range(2):
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"]
+            group["lr"] = group["max_lr"]
         gradients = {}
         for name, parameter in model.named_parameters():
             parameter.grad = gradients[name] = torch.randn_like(parameter)

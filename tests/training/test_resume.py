@@ -16,7 +16,8 @@ from engine.data import dataset
 from engine.data.order import training_starts
 from engine.text.characters import ByteTokenizer
 from engine.training import batches
-from engine.weights.checkpoint import _hash_of_meta, load, open_checkpoint, read_checkpoint
+from engine.training.metrics import read_metrics
+from engine.weights.checkpoint import hash_of_meta, load, open_checkpoint, read_checkpoint
 
 REFERENCE = Path(__file__).parents[1] / "reference/format-1"
 
@@ -85,7 +86,7 @@ def test_automatic_choices_come_from_the_checkpoint(place: Path) -> None:
     meta = json.loads(path.read_text())
     for kernel in ("sdpa", "matmul"):
         meta["choices"] |= {"attention_kernel": kernel, "threads": 1}
-        path.write_text(json.dumps(meta | {"sha256": _hash_of_meta(meta)}))
+        path.write_text(json.dumps(meta | {"sha256": hash_of_meta(meta)}))
         shutil.copytree(place / "r", place / kernel)
         run_here(f"--out_dir={kernel}", "--init_from=resume")
         assert open_checkpoint(place / kernel, "last").meta["choices"]["attention_kernel"] == kernel
@@ -169,6 +170,59 @@ def test_sequences_are_the_same_for_1_2_and_4_processes_and_runs_change_hands(pl
     assert finished.returncode == 0 and "resuming of2/checkpoints/step-00000020" in finished.stdout
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [
+        (
+            [],
+            ["--max_iters=40"],
+            "the learning rate goes from 0.00033 to 0.00195; --lr_decay_iters=20 keeps it",
+        ),
+        ([], ["--max_iters=40", "--lr_decay_iters=20"], None),
+        (
+            [],
+            ["--max_iters=40", "--learning_rate=1e-3"],
+            "--learning_rate=0.003 --lr_decay_iters=20 keeps it",
+        ),
+        (
+            ["--max_iters=10", "--lr_decay_iters=20"],
+            ["--lr_decay_iters=20", "--warmup_iters=2"],
+            "--warmup_iters=5",
+        ),
+        (
+            ["--schedule=linear", "--max_iters=10", "--lr_decay_iters=12"],
+            ["--schedule=linear", "--lr_decay_iters=12", "--decay_share=0.1"],
+            "--decay_share=0.5 keeps it",
+        ),
+        (
+            ["--optimizer=muon"],
+            ["--optimizer=muon", "--lr_decay_iters=20", "--max_iters=40", "--muon_learning_rate=0.1"],
+            "the muon learning rate goes from 0.0022 to 0.01; --muon_learning_rate=0.02 keeps it",
+        ),
+        (["--decay_lr=False"], ["--decay_lr=False", "--max_iters=40"], None),
+    ],
+)
+def test_a_jump_of_the_learning_rate_is_said_with_what_keeps_it(
+    place: Path, capsys: pytest.CaptureFixture[str], first: list[str], then: list[str], said: str | None
+) -> None:
+    quick = ("--out_dir=r", "--sample_tokens=0", "--eval_iters=1")
+    run_here(*quick, *first)
+    step = open_checkpoint(place / "r", "last").meta["step"]
+    capsys.readouterr()
+    run_here(*quick, "--init_from=resume", *then)
+    output = capsys.readouterr().out
+    (line,) = (line for line in output.splitlines() if line.startswith("resuming"))
+    assert ("learning rate goes" in line) == (said is not None)
+    if said is not None:
+        assert said in line
+        kept = [word for word in line.split("; ")[-1].split() if word.startswith("--")]
+        shutil.rmtree(place / "r")
+        run_here(*quick, *first)
+        run_here(*quick, "--init_from=resume", *then, *kept)
+        rates = {line["step"]: line["lr"] for line in read_metrics(place / "r/metrics.jsonl") if "lr" in line}
+        assert rates[step + 1] <= rates[step]
+
+
 def test_changed_data_is_announced_before_the_run_goes_on(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +230,7 @@ def test_changed_data_is_announced_before_the_run_goes_on(
     path = place / "r/checkpoints/step-00000010/meta.json"
     meta = json.loads(path.read_text())
     meta["data"]["fingerprint"] = "of other data"
-    path.write_text(json.dumps(meta | {"sha256": _hash_of_meta(meta)}))
+    path.write_text(json.dumps(meta | {"sha256": hash_of_meta(meta)}))
     run_here("--out_dir=r", "--init_from=resume")
     output = capsys.readouterr().out
     assert output.index("warning: data/topics has changed") < output.index("step 11:")
@@ -223,7 +277,7 @@ def test_a_checkpoint_of_the_first_format_still_loads() -> None:
     """The reference was written once, by `make_reference` below; later versions must read it."""
     model, tokenizer = load(REFERENCE, checkpoint="last")
     assert isinstance(tokenizer, ByteTokenizer)
-    logits, _ = model(torch.arange(8)[None])
+    logits = model(torch.arange(8)[None])
     expected = json.loads((REFERENCE / "expected.json").read_text())
     torch.testing.assert_close(logits[0, -1, :8], torch.tensor(expected["logits"]), rtol=0, atol=1e-5)
     optimizer = read_checkpoint(REFERENCE / "checkpoints/step-00000003").tensors("optimizer")
@@ -234,7 +288,8 @@ def make_reference() -> None:
     """Write tests/reference/format-1: python -c "import tests.test_resume as t; t.make_reference()"."""
     from engine.settings import TrainSettings
     from engine.training.optimizer import make_optimizer
-    from engine.weights import checkpoint as checkpoints
+    from engine.weights.saving import save_checkpoint
+    from engine.weights.training_state import optimizer_tensors
     from model import GPT, GPTConfig
 
     config = GPTConfig(vocab_size=256, block_size=8, n_layer=1, n_head=2, n_embd=4)
@@ -243,15 +298,15 @@ def make_reference() -> None:
     optimizer = make_optimizer(model, TrainSettings())
     ids = torch.arange(8)[None]
     for _ in range(3):
-        model(ids, ids)[1].backward()
+        (model(ids, ids) / 8).backward()
         optimizer.step()
     meta = {"model": dataclasses.asdict(config), "step": 3, "tokenizer": ByteTokenizer().to_dict()}
     parts = {
         "model": dict(model.named_parameters()),
-        "optimizer": checkpoints.optimizer_tensors(model, optimizer),
+        "optimizer": optimizer_tensors(model, optimizer),
     }
-    checkpoints.save_checkpoint(REFERENCE, meta, parts)
-    expected = {"logits": model(ids)[0][0, -1, :8].tolist()}
+    save_checkpoint(REFERENCE, meta, parts)
+    expected = {"logits": model(ids)[0, -1, :8].tolist()}
     (REFERENCE / "expected.json").write_text(json.dumps(expected) + "\n")
 
 

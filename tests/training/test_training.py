@@ -15,10 +15,12 @@ from support.commands import HANG, ROOT, command, torchrun
 from support.runs import losses, same, tensors, train
 
 from engine.errors import UserError
+from engine.generation import generate
+from engine.parallel.world import ALONE
 from engine.settings import TrainSettings
 from engine.training.metrics import read_metrics
 from engine.training.optimizer import learning_rate_factor
-from engine.training.report import Clock, StepReport
+from engine.training.report import Clock, PendingReport, Report, Update
 from engine.weights.checkpoint import checkpoint_folders, load, open_checkpoint, read_checkpoint
 
 
@@ -58,7 +60,7 @@ def test_the_three_lines_of_a_notebook(place: Path) -> None:
     train(place, "--max_iters=1", "--eval_interval=1")
     model, tokenizer = load("out/tiny")
     ids = torch.from_numpy(tokenizer.encode("The "))[None]
-    text = tokenizer.decode(model.generate(ids, max_new_tokens=20)[0].tolist())
+    text = tokenizer.decode(generate(model, ids, 20)[0].tolist())
     assert text.startswith("The ") and len(text) == 24
 
 
@@ -122,7 +124,7 @@ def test_evaluation_equals_a_loop_over_the_split(place: Path) -> None:
     total, ids = 0.0, torch.from_numpy(data.val.read(0, data.val.tokens))
     for begin in range(0, len(ids) - 1, 32):
         window = ids[begin : begin + 33]
-        logits = model(window[None, :-1])[0][0].log_softmax(-1)
+        logits = model(window[None, :-1])[0].log_softmax(-1)
         total -= logits[torch.arange(len(window) - 1), window[1:]].sum().item()
     assert losses(place / "out/tiny", "eval")[5] == pytest.approx(total / (len(ids) - 1), abs=1e-10)
     output = command(
@@ -183,20 +185,24 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert {learning_rate_factor(step, settings) for step in range(200)} == {1.0}
 
 
-def test_a_report_is_the_mean_over_processes() -> None:
-    from engine.parallel.world import World
+def test_a_report_is_the_mean_over_the_targets() -> None:
+    values = Update(torch.tensor(6.0), 4, torch.tensor(5.0), 0.1)
+    assert PendingReport(3, 1.0, values, True, ALONE).read() == Report(3, 1.0, 0.1, 1.5, 5.0, True)
+    nothing = Update(torch.tensor(0.0), 0, torch.tensor(0.0), 0.1)
+    assert PendingReport(3, 1.0, nothing, False, ALONE).read() == Report(3, 1.0, 0.1, None, 0.0, False)
 
-    report = StepReport(3, 1.0, 0.1, torch.tensor([2.0, 4.0, 1.0]), World(0, 1, 0, 1))
-    assert report.read() == (2.0, 4.0, True)
 
-
-def test_the_clock_stands_still_when_told_to() -> None:
+def test_the_clock_counts_between_start_and_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 103.0, 200.0, 204.0])
+    monkeypatch.setattr("engine.training.report.time.perf_counter", lambda: next(times))
     clock = Clock(0, 5.0)
     assert clock.seconds == 5.0
-    clock.go()
-    clock.stand()
-    stood = clock.seconds
-    assert stood >= 5.0 and clock.seconds == stood
+    clock.start()
+    clock.pause()
+    assert clock.seconds == 8.0
+    clock.start()
+    clock.pause()
+    assert clock.seconds == 12.0
 
 
 def test_wandb_offline_changes_nothing_and_a_resumed_run_continues_it(place: Path) -> None:
@@ -226,3 +232,19 @@ def test_a_loss_that_is_not_finite_stops_before_anything_of_it_is_saved(place: P
 def test_damage_to_a_checkpoint_of_a_stranger_is_one_sentence(place: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         load("out/nowhere")
+
+
+def test_importing_the_script_reads_no_command_line_and_help_imports_no_torch() -> None:
+    line = "import sys; sys.argv = ['x', '--nonsense']; import train; assert callable(train.update)"
+    imported = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert imported.returncode == 0, imported.stderr
+    for arguments, status in ((["--help"], 0), (["--nonsense=1"], 2)):
+        line = [sys.executable, "-X", "importtime", "train.py", *arguments]
+        answered = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+        assert answered.returncode == status and "torch" not in answered.stderr
+        assert ("learning_rate" in answered.stdout) == (status == 0)
+
+
+def test_a_path_with_a_space_is_quoted_where_it_is_to_be_copied(place: Path) -> None:
+    output = train(place, "--out_dir=out/a b", "--max_iters=1", "--sample_tokens=0")
+    assert output.splitlines()[-1].endswith("python sample.py --out_dir='out/a b'")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,17 @@ from support.checkpoints import CONFIG, reseal, save_one
 from engine.errors import UserError
 from engine.settings import TrainSettings
 from engine.training.optimizer import make_optimizer
-from engine.weights import checkpoint as checkpoints
-from engine.weights.checkpoint import load, open_checkpoint, open_newest, read_checkpoint
-from model import GPT
+from engine.weights import saving
+from engine.weights.checkpoint import (
+    checkpoint_folders,
+    load,
+    model_from,
+    open_checkpoint,
+    open_newest,
+    read_checkpoint,
+)
+from engine.weights.training_state import optimizer_tensors, restore_optimizer
+from model import GPT, MLP, GPTConfig
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
@@ -32,20 +41,20 @@ def test_the_optimizer_comes_back_bit_for_bit(tmp_path: Path) -> None:
     model = GPT(CONFIG)
     model.init_weights(1)
     first, second = (make_optimizer(model, TrainSettings()) for _ in range(2))
-    ids = torch.randint(5, (2, 8))
-    model(ids, ids)[1].backward()
+    ids = torch.arange(16).view(2, 8) % 5
+    model(ids, ids).backward()
     first.step()
-    tensors = checkpoints.optimizer_tensors(model, first)
+    tensors = optimizer_tensors(model, first)
     assert "exp_avg/blocks.0.mlp.up.weight" in tensors
-    checkpoints.restore_optimizer(model, second, {name: value.clone() for name, value in tensors.items()})
-    again = checkpoints.optimizer_tensors(model, second)
+    restore_optimizer(model, second, {name: value.clone() for name, value in tensors.items()})
+    again = optimizer_tensors(model, second)
     assert tensors.keys() == again.keys() and all(torch.equal(tensors[name], again[name]) for name in tensors)
     with pytest.raises(UserError, match="no such parameter"):
-        checkpoints.restore_optimizer(model, second, {"exp_avg/nonsense": torch.zeros(1)})
+        restore_optimizer(model, second, {"exp_avg/nonsense": torch.zeros(1)})
 
 
 def test_large_tensors_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 4000)
+    monkeypatch.setattr(saving, "SHARD_BYTES", 4000)
     model = save_one(tmp_path, 1)
     names = sorted(file.name for file in (tmp_path / "checkpoints/step-00000001").iterdir())
     shards = [name for name in names if name.startswith("model-")]
@@ -58,9 +67,9 @@ def test_the_pointers_and_the_keeping(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save_one(tmp_path, step)
         if step == 2:
-            checkpoints.mark_best(tmp_path, 2)
-        checkpoints.prune(tmp_path, keep=1)
-    assert [folder.name for folder in checkpoints.checkpoint_folders(tmp_path)] == [
+            saving.mark_best(tmp_path, 2)
+        saving.prune(tmp_path, keep=1)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == [
         "step-00000004",
         "step-00000002",
     ]
@@ -87,7 +96,10 @@ def test_damage_is_detected_and_the_checkpoint_before_it_is_used(tmp_path: Path,
     if how == "delete":
         file.unlink()
     elif how == "flip":
-        content[torch.randint(len(content), ()).item()] ^= 1 << int(torch.randint(8, ()))
+        seed = random.randrange(2**32)
+        print(f"seed {seed}")
+        draw = random.Random(seed)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         file.write_bytes(content)
     else:
         file.write_bytes(content[: 0 if how == "empty" else len(content) // 2])
@@ -101,15 +113,18 @@ def test_damage_is_detected_and_the_checkpoint_before_it_is_used(tmp_path: Path,
     ("change", "said"),
     [
         ({"format": 2}, "use the version of the program that wrote it"),
-        ({"model": {"n_layer": 1}}, "model must hold"),
+        ({"model": {"n_layer": 1}}, "model: vocab_size is missing"),
+        ({"model": dataclasses.asdict(CONFIG) | {"rotor": 1}}, "model: rotor is unknown"),
         ({"model": dataclasses.asdict(CONFIG) | {"n_layer": "2"}}, "n_layer must be int"),
         ({"model": dataclasses.asdict(CONFIG) | {"n_head": 3}}, "not divisible"),
+        ({"model": dataclasses.asdict(CONFIG) | {"n_layer": 10**9}}, "n_layer is 1000000000, but"),
+        ({"model": dataclasses.asdict(CONFIG) | {"n_embd": 2 * 10**30}}, "no model is larger"),
         (
-            {"model": dataclasses.asdict(CONFIG) | {"n_layer": 10**9}},
-            "weights where the configuration asks for",
+            {"model": dataclasses.asdict(CONFIG) | {"block_size": 9}},
+            r"\[8, 16\] in the checkpoint and \[9, 16\]",
         ),
         ({"files": {"../../x.safetensors": ""}}, "files must name"),
-        ({"files": []}, "files must name"),
+        ({"files": []}, "files must be object of text"),
         ({"step": -1}, "step must be"),
         ({"tokenizer": {"kind": "shell"}}, "unknown tokenizer"),
     ],
@@ -119,6 +134,47 @@ def test_a_well_sealed_lie_is_refused(tmp_path: Path, change: dict, said: str) -
     reseal(tmp_path / "checkpoints/step-00000001", **change)
     with pytest.raises(UserError, match=said):
         load(tmp_path)
+
+
+def add_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change the model as one does in research: a parameter more in every MLP."""
+    plain = MLP.__init__
+
+    def with_gate(self: MLP, config: GPTConfig) -> None:
+        plain(self, config)
+        self.gate = torch.nn.Linear(config.n_embd, 1, bias=False)
+
+    monkeypatch.setattr(MLP, "__init__", with_gate)
+
+
+def test_what_a_change_of_the_model_adds_and_removes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_one(tmp_path / "before", 1)
+    add_gate(monkeypatch)
+    with pytest.raises(
+        UserError,
+        match=r"blocks.0.mlp.gate.weight is in the model and not in the checkpoint \(and 1 more\): "
+        r"the code has changed since",
+    ):
+        load(tmp_path / "before")
+    model = save_one(tmp_path / "after", 1)
+    assert torch.equal(load(tmp_path / "after")[0].blocks[1].mlp.gate.weight, model.blocks[1].mlp.gate.weight)
+    monkeypatch.undo()
+    with pytest.raises(
+        UserError, match=r"step-00000001: blocks.0.mlp.gate.weight is in the checkpoint and not"
+    ):
+        load(tmp_path / "after")
+
+
+def test_a_checkpoint_is_held_against_the_model_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_one(tmp_path, 1)
+    add_gate(monkeypatch)
+    checkpoint = open_checkpoint(tmp_path, "last")
+    with pytest.raises(UserError, match="the code has changed since"):
+        model_from(checkpoint, empty=lambda *_: pytest.fail("the model was built before the check"))
 
 
 class Payload:
@@ -161,5 +217,5 @@ def test_leftovers_of_a_killed_save_are_cleaned(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/.step-00000002.123").mkdir()
     (tmp_path / "checkpoints/.step-00000002.123/model.safetensors").write_bytes(b"half")
     (tmp_path / ".last.abc").write_bytes(b"")
-    checkpoints.clean_leftovers(tmp_path)
+    saving.clean_leftovers(tmp_path)
     assert not list(tmp_path.rglob(".*")) and open_checkpoint(tmp_path, "last").meta["step"] == 1

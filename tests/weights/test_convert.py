@@ -1,27 +1,34 @@
 """What convert.py writes is the same model elsewhere, and comes back bit for bit."""
 
+import ast
 import dataclasses
 import random
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from support.commands import command
+from support.gpt2 import needs_gpt2_vocabulary
 from support.random_models import random_gpt2, save_folder, save_nanogpt, save_run
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import convert
+import sample
 from engine.errors import UserError
-from engine.text import gpt2_vocabulary
+from engine.generation import Sampling, generate
 from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import ByteTokenizer, CharTokenizer
 from engine.text.tokenizer import Tokenizer
 from engine.text.tokenizer_files import read_tokenizer
+from engine.versions import versions
+from engine.weights.checkpoint import open_checkpoint
 from engine.weights.export import check_is_gpt2, gguf_name, write_gguf, write_hugging_face, write_run
 from engine.weights.pretrained import read_pretrained
-from model import GPT, GPTConfig
+from model import GPT, MLP, GPTConfig
 
 LETTERS = CharTokenizer.of_text(
     "\n !,.'?-:;abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789éß東😀"
@@ -80,7 +87,7 @@ def test_greedy_text_is_equal_on_20_prompts(tmp_path: Path) -> None:
         prompt = "".join(draw.choices(LETTERS.characters, k=draw.randint(1, 12)))
         ids = torch.from_numpy(LETTERS.encode(prompt))[None]
         assert tokenizer(prompt, return_tensors="pt").input_ids.tolist() == ids.tolist()
-        ours = model.generate(ids, 16, temperature=0)[0].tolist()
+        ours = generate(model, ids, 16, Sampling(temperature=0))[0].tolist()
         options = dict(max_new_tokens=16, do_sample=False, pad_token_id=0)
         assert theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)[0].tolist() == ours
         known = [index for index in ours if index < LETTERS.vocab_size]
@@ -113,18 +120,7 @@ def test_autotokenizer_encodes_and_decodes_random_text_alike(kind: str, tmp_path
     assert theirs.model_max_length == 32
 
 
-def gpt2_vocabulary_is_at_hand() -> bool:
-    cache = gpt2_vocabulary._tiktoken_cache()
-    return all(
-        gpt2_vocabulary._is_intact(cache / gpt2_vocabulary._cache_key(file), file)
-        for file in gpt2_vocabulary.GPT2_VOCABULARY
-    )
-
-
-@pytest.mark.skipif(
-    not gpt2_vocabulary_is_at_hand(),
-    reason="GPT-2's vocabulary is not in tiktoken's cache: python prepare.py shakespeare",
-)
+@needs_gpt2_vocabulary
 def test_gpt2s_own_tokenizer_travels_as_openai_published_it(tmp_path: Path) -> None:
     tokenizer = GPT2Tokenizer()
     config = small(vocab_size=50304, n_embd=4)
@@ -151,6 +147,91 @@ def test_a_model_that_gpt2s_layout_cannot_hold_is_refused_by_setting() -> None:
     object.__setattr__(other, "activation", "relu2")
     with pytest.raises(UserError, match="in the way are activation=relu2"):
         check_is_gpt2(other)
+
+
+def changed_mlp(monkeypatch: pytest.MonkeyPatch, change: Callable[[MLP, GPTConfig], object]) -> None:
+    """Change the model as one does in research: something else in every MLP."""
+    plain = MLP.__init__
+
+    def init(self: MLP, config: GPTConfig) -> None:
+        plain(self, config)
+        change(self, config)
+
+    monkeypatch.setattr(MLP, "__init__", init)
+
+
+def add_gate(mlp: MLP, config: GPTConfig) -> None:
+    mlp.gate = torch.nn.Linear(config.n_embd, config.n_embd)
+
+
+def narrow(mlp: MLP, config: GPTConfig) -> None:
+    mlp.up = torch.nn.Linear(config.n_embd, 3 * config.n_embd)
+    mlp.down = torch.nn.Linear(3 * config.n_embd, config.n_embd)
+
+
+def without_up(mlp: MLP, config: GPTConfig) -> None:
+    del mlp.up
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (add_gate, "blocks.0.mlp.gate.(weight|bias) has no place in GPT-2's layout"),
+        (narrow, r"blocks.0.mlp.down.weight is \[24, 72\], and in GPT-2's layout \[24, 96\]"),
+        (without_up, "GPT-2's layout asks for blocks.0.mlp.up.weight, which this model does not have"),
+    ],
+)
+def test_what_a_change_of_the_model_adds_has_no_place_in_gpt2s_layout(
+    change: Callable[[MLP, GPTConfig], object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed_mlp(monkeypatch, change)
+    save_run(small(vocab_size=256, activation="gelu_tanh"), ByteTokenizer(), tmp_path / "run", 1)
+    for kind in ("hf", "gguf"):
+        with pytest.raises(UserError, match=said):
+            convert.main([str(tmp_path / "run"), "--to", kind, str(tmp_path / "out")])
+    convert.main([str(tmp_path / "run"), "--to", "run", str(tmp_path / "again")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_gpt2s_weights_do_not_fill_a_changed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_folder(random_gpt2(2), tmp_path / "gpt")
+    changed_mlp(monkeypatch, add_gate)
+    with pytest.raises(UserError, match=r"blocks.0.mlp.gate.weight has no place in GPT-2's layout"):
+        read_pretrained(str(folder))
+    monkeypatch.undo()
+    changed_mlp(monkeypatch, without_up)
+    with pytest.raises(UserError, match=r"hold transformer.h.0.mlp.c_fc.bias, which has no place"):
+        read_pretrained(str(folder))
+
+
+def test_the_last_line_is_a_command_that_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_run(small(), LETTERS, tmp_path / "run", 1)
+
+    def last_words(kind: str, place: str) -> list[str]:
+        convert.main(["run", "--to", kind, place])
+        return shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+
+    assert last_words("run", "out/it's a b é")[:2] == ["python", "sample.py"]
+    convert.main(["out/it's a b é", "--to", "run", "out/second"])
+    capsys.readouterr()
+    words = last_words("run", "out/third one")
+    sample.main([*words[2:], "--max_new_tokens=2", "--num_samples=1", "--device=cpu"])
+    assert words[2:] == ["--out_dir=out/third one"] and capsys.readouterr().out
+
+    python, option, code = last_words("hf", "it's exported")
+    assert (python, option) == ("python", "-c")
+    imported, printed = ast.parse(code).body
+    assert ast.unparse(imported) == "from transformers import AutoModelForCausalLM as M"
+    assert ast.unparse(printed) == """print(M.from_pretrained("it's exported"))"""
+
+
+def test_a_run_of_foreign_weights_says_what_wrote_it(tmp_path: Path) -> None:
+    save_run(small(), LETTERS, tmp_path / "run", 1)
+    write_run(read_pretrained(str(tmp_path / "run")), tmp_path / "again")
+    assert open_checkpoint(tmp_path / "again", "last").meta["versions"] == versions()
 
 
 def test_foreign_weights_become_a_run_that_sample_continues(

@@ -82,6 +82,9 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 
 // ---------------------------------------------------------------------------------------------------- start
 
+if (!model.layers) { // no attention in this model
+  for (const title of ["head-title", "heads-title"]) $(title).closest("section").hidden = true;
+}
 for (let i = 0; i < model.layers; i++) $("layer").append(make("option", String(i + 1), { value: i }));
 for (let i = 0; i < model.heads; i++) $("head").append(make("option", String(i + 1), { value: i }));
 $("top-k").max = Math.min(201, model.tokens.length); // the last notch stands for all

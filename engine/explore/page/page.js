@@ -282,14 +282,15 @@ function showSurprise() {
   $("loss").textContent = known.length
     ? `Loss of this text: ${mean.toFixed(3)} nats per token (perplexity ${Math.exp(mean).toFixed(1)}; guessing would be ${Math.log(model.tokens.length).toFixed(2)} nats).`
     : "One token alone has no loss: the first is given.";
-  const width = Math.max(6, Math.min(24, 1100 / state.ids.length)), highest = Math.max(1, ...known);
-  const svg = $("surprise");
-  svg.setAttribute("viewBox", `0 0 ${width * state.ids.length} 100`);
+  const highest = Math.max(1, ...known), count = state.ids.length;
+  const svg = $("surprise"); // a bar is 24 pixels wide, or as wide as the page allows, but at least 6
+  svg.setAttribute("viewBox", `0 0 ${24 * count} 100`);
   svg.setAttribute("preserveAspectRatio", "none");
-  svg.style.width = `${width * state.ids.length}px`;
+  svg.style.width = `${24 * count}px`;
+  svg.style.minWidth = `${6 * count}px`;
   svg.replaceChildren(...state.surprise.map((nats, position) => {
     const height = nats === null ? 0 : 98 * nats / highest;
-    const rect = make("rect", "", { x: width * position + 1, y: 100 - height, width: width - 2, height, "data-position": position });
+    const rect = make("rect", "", { x: 24 * position + 1, y: 100 - height, width: 22, height, "data-position": position });
     rect.append(make("title", `${position} ${shown(state.ids[position])}: ${nats === null ? "given" : nats.toFixed(2) + " nats"}`));
     return rect;
   }));
@@ -327,11 +328,14 @@ async function showNear() {
 }
 
 function showParameters() {
-  const entries = Object.entries(model.parameters), total = entries.reduce((sum, [, count]) => sum + count, 0);
+  const total = Object.values(model.parameters).reduce((sum, count) => sum + count, 0);
+  const reused = (name) => name === "unembedding" && model.tied;
+  const entries = Object.entries(model.parameters).filter(([name, count]) => count || reused(name));
   const rows = entries.map(([name, count]) => row([
-    name, count.toLocaleString("en"), name === "unembedding" && model.tied ? "the embedding, again" : percent(count / total),
+    name, count.toLocaleString("en"), reused(name) ? "the embedding, again" : percent(count / total),
   ], ["", "number", "number"]));
   $("count").tBodies[0].replaceChildren(...rows, row(["all", total.toLocaleString("en"), ""], ["", "number", "number"]));
-  $("about").textContent = `${model.name}: ${model.layers} layers, ${model.heads} heads, ${model.width} wide, ` +
+  document.title = `${model.name} – plainGPT explorer`;
+  $("about").textContent = `${model.name}: ${model.blocks} layers, ${model.heads} heads, ${model.width} wide, ` +
     `${model.tokens.length.toLocaleString("en")} tokens, ${total.toLocaleString("en")} parameters`;
 }

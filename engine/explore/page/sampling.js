@@ -1,4 +1,4 @@
-// The distribution that the next token is drawn from: what next_token_probabilities of model.py computes, in doubles.
+// The distribution that the next token is drawn from: what next_token_probabilities computes, in doubles.
 
 /** The bytes behind base64. */
 function unpack(text) {

@@ -1,0 +1,70 @@
+"""From a run to its page: with a server behind it, or as one file with every answer about one prompt."""
+
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.device import find_device
+from engine.errors import UserError
+from engine.explore.explorer import Explorer
+from engine.web.page import build_page
+from engine.web.server import Refused, make_server
+from engine.weights.checkpoint import find_runs
+from engine.weights.pretrained import read_pretrained
+
+FOLDER = Path(__file__).resolve().parent / "page"
+SCRIPTS = ("sampling.js", "attention.js", "page.js", "events.js")
+
+
+def open_explorer(source: str | None, checkpoint: str, device: str) -> Explorer:
+    """The explorer of a run's model, or of weights as train.py's init_from names them; None: the newest run.
+
+    Raises UserError.
+    """
+    found = source or next(iter(find_runs()), None)
+    if found is None:
+        raise UserError(
+            "there is no run in out/ to look into; train one: python train.py configs/shakespeare_char.py"
+        )
+    weights = read_pretrained(str(found), checkpoint)
+    model = weights.model(find_device(device), torch.float32).eval()
+    return Explorer(short_name(str(found)), model, weights.known_tokenizer())
+
+
+def short_name(source: str) -> str:
+    """What the page calls a model: its folder's name, without the path to it; another source's own name."""
+    path = Path(source)
+    if path.is_file():  # nanoGPT's ckpt.pt
+        path = path.parent
+    return path.resolve().name if path.is_dir() else source
+
+
+def explorer_server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
+    """A server of the page at `port` (0: any free one), not yet serving.
+
+    Raises UserError for a port that cannot be had.
+    """
+    page = build_page(FOLDER, SCRIPTS, {"model": explorer.describe()})
+    return make_server(page, explorer.answer, port)
+
+
+def page_with_answers(explorer: Explorer, prompt: str) -> str:
+    """The page as HTML that needs no server and shows one prompt. Raises UserError."""
+    data = {"model": explorer.describe(), "answers": all_answers(explorer, prompt)}
+    return build_page(FOLDER, SCRIPTS, data).html
+
+
+def all_answers(explorer: Explorer, prompt: str) -> dict[str, Any]:
+    """The answer to every question that the page can ask about a prompt. Raises UserError."""
+    try:
+        seen = explorer.answer("/inspect", {"text": prompt})
+        ids = seen["ids"]
+        layers = [
+            explorer.answer("/layers", {"ids": ids, "position": position}) for position in range(len(ids))
+        ]
+        near = {index: explorer.answer("/neighbours", {"id": index}) for index in set(ids)}
+    except Refused as error:
+        raise UserError(f"--prompt: {error}") from error
+    return {"prompt": prompt, "inspect": seen, "layers": layers, "neighbours": near}

@@ -1,0 +1,59 @@
+"""What every measurement of speed needs: the machine's limits, the fastest time, a median with its spread."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from engine.device import device_name
+
+
+def summary(values: Sequence[float]) -> str:
+    """Median and spread (10th to 90th percentile), e.g. "17.2 (16.8 to 18.1)"."""
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+    return f"{statistics.median(values):.3g} ({low:.3g} to {high:.3g})"
+
+
+def synchronize(device: torch.device) -> None:
+    """Return when the device has done what it was given; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def best_time(run: Callable[[], Any], rounds: int, device: torch.device) -> float:
+    """Seconds of the fastest of several runs after one to warm up: what the machine can do undisturbed."""
+    times = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def machine_limits(device: torch.device) -> dict[str, float]:
+    """The device's matmul peaks "fp32" and "bf16" in FLOP/s, and the "bandwidth" of its memory in bytes/s.
+
+    On a CPU the fp32 peak is that of the faster of two libraries.
+    """
+    limits = {}
+    size, precisions = (1024, ("highest", "medium")) if device.type == "cpu" else (8192, ("highest",))
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = torch.randn(2, size, size, device=device).to(dtype)
+        rates = []
+        for precision in precisions:
+            torch.set_float32_matmul_precision(precision)
+            rates.append(2 * size**3 / best_time(lambda a=a, b=b: a @ b, 15, device))
+        limits[name] = max(rates)
+    large = torch.ones(2**27, device=device)  # 512 MiB, far beyond the caches
+    limits["bandwidth"] = large.nbytes / best_time(large.sum, 7, device)
+    torch.set_float32_matmul_precision("highest")
+    print(
+        f"machine: {device_name(device)}, torch {torch.__version__}; "
+        f"fp32 {limits['fp32'] / 1e9:.0f} GFLOP/s, bf16 {limits['bf16'] / 1e9:.0f} GFLOP/s, "
+        f"memory {limits['bandwidth'] / 1e9:.1f} GB/s"
+    )
+    return limits

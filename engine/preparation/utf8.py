@@ -1,0 +1,75 @@
+"""Text that is not UTF-8: what it seems to be, and the command that makes UTF-8 of it."""
+
+import codecs
+import re
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.preparation.compression import filter_command
+
+STANDARD_INPUT = "standard input"  # what it is called in messages, where a file has its path
+# The longer marks first: that of UTF-16 begins that of UTF-32.
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+LOOKED_AT = 1000  # bytes from which an encoding is guessed
+HALF_OF_A_PAIR = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # a surrogate, as UTF-8 would write it
+BEYOND_ASCII = re.compile(rb"[\x80-\xff]+")
+WESTERN = "CP1252"
+
+
+def check_not_utf16(beginning: bytes, file: str) -> None:
+    """Raise UserError where a file begins as UTF-16 or UTF-32 does: with its mark, or every other byte 0."""
+    found = next((encoding for mark, encoding in MARKS.items() if beginning.startswith(mark)), None)
+    beginning = beginning[:LOOKED_AT]
+    if found is None and beginning[1::2].count(0) * 3 > len(beginning):
+        found = "UTF-16LE"
+    if found is None and beginning[0::2].count(0) * 3 > len(beginning):
+        found = "UTF-16BE"
+    if found is not None:
+        raise UserError(f"{file} is not UTF-8, but {found}; {conversion(file, found)}")
+
+
+def not_utf8(where: str, position: str, error: UnicodeDecodeError, file: str) -> UserError:
+    """The error for text, at a place in a file, that is not UTF-8: what it is, and what to do about it."""
+    content, start = error.object, error.start
+    half = HALF_OF_A_PAIR.match(content, start)
+    if half is not None:
+        code = ord(half[0].decode("utf-8", errors="surrogatepass"))
+        return UserError(
+            rf"{where} holds \u{code:04x} ({position}): half of a pair that together is one character, "
+            "an emoji perhaps, and no character by itself; mend it there, or go on with --errors replace"
+        )
+    reason = f"{where} is not UTF-8 ({position})"
+    if not content[:start].isascii():
+        return UserError(
+            f"{reason}, though the text before is; it is damaged there, or comes from files of different "
+            "encodings; go on with --errors replace"
+        )
+    encoding = likely_encoding(content, start)
+    if encoding == WESTERN:
+        reason += ", and seems to be CP1252 (Windows, Western European)"
+    return UserError(f"{reason}; {conversion(file, encoding)}; or go on with --errors replace")
+
+
+def likely_encoding(content: bytes, start: int) -> str:
+    """CP1252, where bytes beyond ASCII stand alone or in twos, as in Western words; else "ENCODING"."""
+    try:
+        content.decode(WESTERN)
+    except UnicodeDecodeError:
+        return "ENCODING"
+    stretches = BEYOND_ASCII.findall(content, start, start + LOOKED_AT)
+    return WESTERN if len(b"".join(stretches)) <= 2 * len(stretches) else "ENCODING"
+
+
+def conversion(file: str, encoding: str) -> str:
+    """How to make UTF-8 of a file: the ready command, where it is text that such a command can read."""
+    command = f"iconv -f {encoding} -t UTF-8"
+    if file == STANDARD_INPUT:
+        return f"pipe it through {command}"
+    if not Path(file).is_file() or Path(file).suffix.lower() == ".parquet":
+        return "convert it where it is written"
+    return f"convert it: {filter_command(command, file, 'utf8')}"

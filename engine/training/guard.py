@@ -1,0 +1,46 @@
+"""What ends a run that has gone wrong, before anything of it is saved."""
+
+import math
+import statistics
+from collections import deque
+
+from engine.errors import UserError
+from engine.training.report import Report
+
+
+class Diverged(UserError):
+    """The loss or the gradient of the update to `step` is not finite."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class LossGuard:
+    """Checks the losses, step after step."""
+
+    def __init__(self, largest_ratio: float | None, scaled: bool) -> None:
+        """`largest_ratio` is the setting loss_spike. `scaled`: a scaler skips updates that overflow."""
+        self.largest_ratio, self.scaled = largest_ratio, scaled
+        self.losses: deque[float] = deque(maxlen=100)
+
+    def check(self, report: Report) -> None:
+        """Raise Diverged where loss or gradient is not finite, UserError where the loss jumps up."""
+        if report.loss is None:
+            return
+        norm_is_right = math.isfinite(report.gradient_norm) or self.scaled
+        if not (math.isfinite(report.loss) and norm_is_right):
+            raise Diverged(
+                report.step,
+                f"training diverged at step {report.step} (loss {report.loss}, gradient norm "
+                f"{report.gradient_norm}, learning rate {report.learning_rate:.3g}); the checkpoints before "
+                f"it are good, resume with a lower --learning_rate",
+            )
+        usual = statistics.fmean(self.losses or [report.loss])
+        if self.largest_ratio is not None and report.loss > self.largest_ratio * usual:
+            raise UserError(
+                f"the loss of step {report.step} is {report.loss:.4f}, more than loss_spike "
+                f"{self.largest_ratio} times the mean of those before, {usual:.4f}; "
+                f"resume from the last checkpoint, or raise loss_spike"
+            )
+        self.losses.append(report.loss)

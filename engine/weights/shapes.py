@@ -1,0 +1,56 @@
+"""Weights against the module that the code builds: names and shapes, compared before any memory is taken."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from engine.errors import UserError
+from model import GPT, GPTConfig
+
+# What a model's description cannot do without. Other fields may be newer than it, and default to GPT-2's way.
+SIZES = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+LARGEST_SIZE = 2**28  # a matrix of n_embd × 4 n_embd float64 still has a size in bytes that 64 bits can hold
+
+
+def parameter_shapes(
+    config: GPTConfig, stored: Mapping[str, Tensor], where: str
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parameters of a GPT, from the module itself, on the meta device.
+
+    Raises UserError for a configuration that the stored tensors cannot bear out and that is too large even
+    for the meta device: a stranger may have written it.
+    """
+    if config.n_layer > len(stored):
+        raise UserError(
+            f"{where}: n_layer is {config.n_layer}, but there are weights of at most {len(stored)} layers"
+        )
+    for name in SIZES:
+        if getattr(config, name) > LARGEST_SIZE:
+            raise UserError(
+                f"{where}: {name} is {getattr(config, name)}; no model is larger than {LARGEST_SIZE}"
+            )
+    with torch.device("meta"):
+        return shapes_of(GPT(config))
+
+
+def shapes_of(model: GPT) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a module's parameters; tied ones once, sharded ones as if whole."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def check_fits(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError where a checkpoint's tensors are not the model's parameters, naming the first one."""
+    differences = [
+        f"{name} is in the checkpoint and not in the model" for name in stored if name not in shapes
+    ]
+    for name, shape in shapes.items():
+        if name not in stored:
+            differences.append(f"{name} is in the model and not in the checkpoint")
+        elif tuple(stored[name].shape) != shape:
+            differences.append(
+                f"{name} is {list(stored[name].shape)} in the checkpoint and {list(shape)} in the model"
+            )
+    if differences:
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise UserError(f"{where}: {differences[0]}{more}: the code has changed since")

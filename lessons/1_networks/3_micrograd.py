@@ -1,0 +1,284 @@
+"""Lesson 1.3. Micrograd: a number that knows its own gradient, and a network made of such numbers.
+
+A Value is a number that remembers what it was made from, and how much it moves when one of those moves (the
+slope). From the last one back to the first, slopes are multiplied along each way and added where ways meet:
+that is the chain rule, and all of backpropagation. It trains a network, and agrees with PyTorch.
+
+    python lessons/1_networks/3_micrograd.py
+
+After Karpathy, micrograd (2020) and "The spelled-out intro to neural networks and backpropagation" (2022),
+whose examples and figures these are; backpropagation: Rumelhart, Hinton and Williams (1986).
+"""
+
+import gc
+import math
+import random
+import sys
+from collections.abc import Iterable
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+
+import torch
+from common import beside, finish, panels, run, save, size
+from matplotlib.axes import Axes
+
+
+class Value:
+    """A number, its gradient, and the Values that it was made from, each with its slope."""
+
+    __slots__ = ("data", "grad", "inputs", "number", "sign")
+    numbers = count()
+
+    def __init__(self, data: float, inputs: tuple = (), sign: str = "") -> None:
+        self.data, self.grad = data, 0.0
+        self.inputs, self.sign = (
+            inputs,
+            sign,
+        )  # pairs of a Value and the slope of this one in it; what made it
+        self.number = next(Value.numbers)  # larger than those of its inputs
+
+    def __add__(self, other: "Value | float") -> "Value":
+        other = value(other)
+        return Value(self.data + other.data, ((self, 1.0), (other, 1.0)), "+")
+
+    def __mul__(self, other: "Value | float") -> "Value":
+        other = value(other)
+        return Value(self.data * other.data, ((self, other.data), (other, self.data)), "×")
+
+    def __pow__(self, power: float) -> "Value":
+        return Value(self.data**power, ((self, power * self.data ** (power - 1)),), f"^{power}")
+
+    def exp(self) -> "Value":
+        return Value(math.exp(self.data), ((self, math.exp(self.data)),), "exp")
+
+    def tanh(self) -> "Value":
+        return Value(math.tanh(self.data), ((self, 1 - math.tanh(self.data) ** 2),), "tanh")
+
+    def relu(self) -> "Value":
+        return Value(max(self.data, 0.0), ((self, float(self.data > 0)),), "relu")
+
+    # Python asks these for `1 + a` and `2 * a`, since 1 and 2 know nothing of Values.
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __sub__(self, other: "Value") -> "Value":
+        return self + other * -1
+
+    def made_from(self) -> list["Value"]:
+        """This Value and all behind it, the youngest first: each before what it was made from."""
+        found, to_visit = {self}, [self]
+        while to_visit:
+            for other, _ in to_visit.pop().inputs:
+                if other not in found:
+                    found.add(other)
+                    to_visit.append(other)
+        return sorted(found, key=lambda each: each.number, reverse=True)
+
+    def backward(self) -> None:
+        """Add to the gradient of every Value behind this one how much this one moves with it."""
+        order = self.made_from()
+        for each in order:
+            if each.inputs:
+                each.grad = 0.0  # those that were given, not made, keep what they have: see zero_grad below
+        self.grad = 1.0
+        for each in order:
+            for other, slope in each.inputs:
+                other.grad += slope * each.grad  # += and not =, since a Value may be used twice
+
+
+def value(number: "Value | float") -> Value:
+    """A plain number as a Value."""
+    return number if isinstance(number, Value) else Value(number)
+
+
+# What follows works with Values and, unchanged, with PyTorch's tensors: so they can be compared.
+
+
+def worked_example(a: Any, b: Any) -> Any:
+    """micrograd's own: 24.7041 at a = -4, b = 2."""
+    c = 3 * a + 4 * b + 3
+    d = 4 * (3 * (a * b + b**3) + (a + b).relu()) + (b - a).relu()
+    e = c - d
+    return 0.5 * e**2 + 10 * e**-2
+
+
+def neuron(x1: Any, x2: Any, w1: Any, w2: Any, b: Any) -> Any:
+    """The lecture's: 0.7071 at x = (2, 0), w = (-3, 1), b = 6.8814."""
+    return (x1 * w1 + x2 * w2 + b).tanh()
+
+
+def network(sizes: list[int], dice: random.Random) -> list:
+    """Layers of neurons; a neuron is a list of its weights, and its bias."""
+
+    def new_neuron(inputs: int) -> tuple[list[Value], Value]:
+        return [Value(dice.uniform(-1, 1)) for _ in range(inputs)], Value(0.0)
+
+    return [[new_neuron(inputs) for _ in range(outputs)] for inputs, outputs in pairwise(sizes)]
+
+
+def parameters(layers: list) -> list:
+    """All weights and biases."""
+    return [each for layer in layers for weights, bias in layer for each in (*weights, bias)]
+
+
+def forward(layers: list, x: Iterable) -> Any:
+    """What the one neuron of the last layer says; a ReLU follows each layer before it."""
+    for layer in layers:
+        x = [sum((w * xi for w, xi in zip(weights, x, strict=True)), bias) for weights, bias in layer]
+        x = x if layer is layers[-1] else [each.relu() for each in x]
+    return x[0]
+
+
+def hinge_loss(layers: list, examples: list) -> Any:
+    """0 for an example on its side (label 1 or -1) by a margin of 1; and a little for large weights."""
+    misses = sum((1 + -label * forward(layers, x)).relu() for x, label in examples)
+    return misses * (1 / len(examples)) + 1e-4 * sum(each * each for each in parameters(layers))
+
+
+def moons(n: int, dice: random.Random) -> list:
+    """n points on two half circles that reach into each other, with labels 1 and -1."""
+    examples = []
+    for i in range(n):
+        angle, label = math.pi * dice.random(), 1 if i % 2 else -1
+        x, y = (math.cos(angle), math.sin(angle)) if i % 2 else (1 - math.cos(angle), 0.5 - math.sin(angle))
+        examples.append(((x + dice.gauss(0, 0.1), y + dice.gauss(0, 0.1)), label))
+    return examples
+
+
+def as_torch(layers: list) -> list:
+    """The same network with PyTorch's tensors in the place of Values."""
+
+    def tensor(each: Value) -> torch.Tensor:
+        return torch.tensor(each.data, dtype=torch.float64, requires_grad=True)
+
+    return [[([tensor(w) for w in weights], tensor(bias)) for weights, bias in layer] for layer in layers]
+
+
+def train(layers: list, examples: list, steps: int, dice: random.Random) -> list[float]:
+    """Gradient descent on 25 examples a step, the rate falling from 1 to 0.1; the losses."""
+    gc.disable()  # a graph has no circles, and Python's search for them would take most of the time
+    losses = []
+    for step in range(steps):
+        loss = hinge_loss(layers, dice.sample(examples, 25))
+        for each in parameters(layers):
+            each.grad = 0.0  # zero_grad: without it the gradients of all steps so far would add up
+        loss.backward()
+        for each in parameters(layers):
+            each.data -= (1 - 0.9 * step / steps) * each.grad
+        losses.append(loss.data)
+    gc.enable()
+    return losses
+
+
+def exercises() -> dict[str, float]:
+    """The answers to the exercises of the guide."""
+    a, b = Value(2.0), Value(3.0)
+    (a * b + a * a).backward()
+    output = neuron(*map(Value, (2.0, 0.0, -3.0, 1.0, 6.8814)))
+    c = Value(0.0)
+    ((1 + (c * -1).exp()) ** -1).backward()
+    return {
+        "1. the gradient of a in a·b + a·a, at a = 2 and b = 3": a.grad,
+        "2. Values in the graph of the lecture's neuron": len(output.made_from()),
+        "3. the slope of the sigmoid 1 / (1 + exp(-c)) at c = 0": c.grad,
+    }
+
+
+def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
+    """Worked examples, the pitfalls, moons, and PyTorch beside it all; returns the figures."""
+    a, b = Value(-4.0), Value(2.0)
+    result = worked_example(a, b)
+    result.backward()
+    inputs = dict(x1=Value(2.0), x2=Value(0.0), w1=Value(-3.0), w2=Value(1.0), b=Value(6.8813735870195432))
+    output = neuron(**inputs)
+    output.backward()
+    figures = {"worked example": result.data, "its gradient in a": a.grad, "its gradient in b": b.grad}
+    figures |= {"neuron": output.data} | {
+        f"its gradient in {name}": inputs[name].grad for name in inputs if name != "b"
+    }
+    originals = (24.7041, 138.8338, 645.5773, 0.7071, -1.5, 0.5, 1.0, 0.0)
+    beside(dict(zip(figures, originals, strict=True)), figures)
+
+    twice = Value(3.0)
+    (twice + twice).backward()
+    first = twice.grad  # 2: one from each use
+    (1 + twice).backward()
+    print(
+        f"\na + a has the slope {first:g} in a; 1 + a adds to it, since nobody set it to zero: {twice.grad:g}"
+    )
+
+    dice = random.Random(seed)
+    examples, layers = moons(100, dice), network([2, 16, 16, 1], dice)
+    losses = train(layers, examples, size(quick, 30, 100), dice)
+    right = sum((forward(layers, x).data > 0) == (label > 0) for x, label in examples)
+    print(
+        f"{len(parameters(layers))} parameters, {len(losses)} steps: loss {losses[0]:.3f} to {losses[-1]:.3f}"
+    )
+    print(f"moons on their side: {right} of 100 (micrograd: 100)")
+
+    for each in parameters(layers):
+        each.grad = 0.0
+    loss, same = hinge_loss(layers, examples[:25]), as_torch(layers)
+    loss.backward()
+    hinge_loss(same, examples[:25]).backward()
+    pairs = zip(parameters(layers), parameters(same), strict=True)
+    apart = max(abs(mine.grad - theirs.grad.item()) for mine, theirs in pairs)
+    print(f"all {len(parameters(layers))} gradients against PyTorch's: largest difference {apart:.0e}")
+
+    figure, axes = panels(3, 17, 5, width_ratios=(2.2, 1.1, 1))
+    draw_graph(axes[0], output, {each: name for name, each in inputs.items()})
+    draw_moons(axes[1], same, examples)
+    axes[2].plot(losses)
+    finish(axes[2], title="loss of each step", xlabel="step")
+    save(figure, __file__)
+    return figures | {"right": right, "apart": apart, "parameters": len(parameters(layers)), "twice": first}
+
+
+def draw_graph(axes: Axes, output: Value, names: dict[Value, str]) -> None:
+    """The Values that an output was made from, left to right, each with its number and its gradient."""
+    order = output.made_from()
+    column, row = {output: 0}, {}
+    for each in order:
+        for other, _ in each.inputs:
+            column[other] = max(column.get(other, 0), column[each] + 1)
+    for each in reversed(order):  # those that were given one below the other, the others between their inputs
+        places = [row[other] for other, _ in each.inputs]
+        row[each] = sum(places) / len(places) if places else -sum(not other.inputs for other in row)
+    for each in order:
+        place = (-column[each], row[each])
+        for other, _ in each.inputs:
+            arrow = dict(arrowstyle="-|>", color="#8a8f98", shrinkA=34, shrinkB=34)
+            axes.annotate("", place, (-column[other], row[other]), arrowprops=arrow)
+        color = "#dbe7f5" if each.inputs else "#fbe9cf"
+        text = f"{each.sign or names[each]}\n{each.data:.3f}\ngradient {each.grad:.2f}"
+        axes.text(
+            *place,
+            text,
+            ha="center",
+            va="center",
+            fontsize=10,
+            bbox=dict(boxstyle="round", fc=color, ec="#8a8f98"),
+        )
+    axes.set(
+        xlim=(-max(column.values()) - 0.5, 0.5),
+        ylim=(min(row.values()) - 0.5, 0.5),
+        title="the lecture's neuron: numbers forward, gradients back",
+    )
+    axes.axis("off")
+
+
+def draw_moons(axes: Axes, layers: list, examples: list) -> None:
+    """The examples, and the side on which the network sees each place."""
+    x, y = torch.meshgrid(torch.linspace(-1.6, 2.6, 120), torch.linspace(-1.2, 1.7, 120), indexing="xy")
+    with torch.no_grad():
+        sides = forward(layers, (x, y))
+    axes.contourf(x, y, sides, levels=(-1e9, 0, 1e9), colors=("#dbe7f5", "#fbe9cf"))
+    for label, color in ((-1, "C0"), (1, "C1")):
+        axes.plot(*zip(*(place for place, side in examples if side == label), strict=True), "o", color=color)
+    axes.set(title="moons, and the line between", xticks=(), yticks=())
+
+
+if __name__ == "__main__":
+    run(main, __doc__, exercises)
