@@ -33,7 +33,7 @@ from engine.weights import checkpoint as checkpoints
 
 SOURCES = [
     path
-    for part in ("*.py", "configs/*.py", "docs/*.py", "engine/**/*.py", "lessons/*.py")
+    for part in ("*.py", "configs/*.py", "docs/*.py", "engine/**/*.py", "lessons/**/*.py")
     for path in ROOT.glob(part)
 ]
 FULL = os.environ.get("FUZZ_EXAMPLES")
