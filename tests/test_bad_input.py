@@ -63,7 +63,7 @@ def trained(place: Path) -> Path:
     ],
 )
 def test_sample(trained: Path, fails: Callable[..., str], arguments: list[str], said: str) -> None:
-    assert said in fails(sample.main, *arguments)
+    assert said in fails(sample.main, "--device=cpu", *arguments)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from support.commands import HANG, ROOT, TEXT, TINY
 
-from engine import generation
 from engine.preparation.recipes import write_dataset
 
 SHELL = """\
@@ -32,9 +30,6 @@ def script_of(notebook: Path) -> str:
     return SHELL + re.sub(r"^%pip .*$", "", code, flags=re.MULTILINE)
 
 
-@pytest.mark.skipif(
-    not hasattr(generation, "generate"), reason="the notebook uses engine.generation.generate"
-)
 def test_the_notebook_runs_from_the_first_cell_to_the_last(tmp_path: Path) -> None:
     for name in ("train.py", "plot.py", "model.py", "engine"):
         (tmp_path / name).symlink_to(ROOT / name)

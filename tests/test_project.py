@@ -15,13 +15,14 @@ TOP = sorted(path.stem for path in ROOT.glob("*.py"))
 PRODUCT = [path for part in ("*.py", "engine/**/*.py") for path in ROOT.glob(part)]
 OTHERS = [path for part in ("docs", "lessons", "tests") for path in (ROOT / part).rglob("*.py")]
 OURS = {*TOP, "engine", "support", "tests", *(path.stem for path in OTHERS)}
+STANDARD = sys.stdlib_module_names | {"compression"}  # which Python has from 3.14 on
 
 
 def packages_in(nodes: Iterable[ast.AST]) -> set[str]:
     """The packages that import statements name, but for the standard library's and our own."""
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
-    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - OURS
+    return {name.split(".")[0] for name in names} - STANDARD - OURS
 
 
 def required(name: str) -> set[str]:

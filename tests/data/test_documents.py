@@ -178,7 +178,8 @@ def test_runs_with_documents_resume_exactly_and_travel(
     assert same(tensors(documents / "whole"), tensors(documents / "part"))
     line = fails(train_script.main, "tiny.py", "--out_dir=part", "--init_from=resume", "--max_iters=30")
     assert "documents" in line
-    finished = command(documents, "sample.py", "--out_dir=whole", "--num_samples=1", "--max_new_tokens=40")
+    options = ("--out_dir=whole", "--device=cpu", "--num_samples=1", "--max_new_tokens=40")
+    finished = command(documents, "sample.py", *options)
     assert finished.returncode == 0 and finished.stdout.strip()
 
 

@@ -248,4 +248,4 @@ def test_bad_input_is_one_line(
         (["run", "--tasks=mmlu"], "invalid choice"),
         (["nowhere"], "nowhere holds no checkpoint"),
     ):
-        assert said in fails(script.main, *arguments)
+        assert said in fails(script.main, *arguments, "--device=cpu")

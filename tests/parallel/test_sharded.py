@@ -169,6 +169,7 @@ def test_a_checkpoint_of_4_sharded_processes_goes_on_in_any_number_and_mode(runs
             "sample.py",
             f"--out_dir={run}",
             "--checkpoint=last",
+            "--device=cpu",
             "--num_samples=1",
             "--max_new_tokens=9",
         )

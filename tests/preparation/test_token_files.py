@@ -78,6 +78,7 @@ def test_bare_ids_in_the_data_folder_are_described_by_the_command_and_by_trainin
         "--n_embd=32",
         "--eval_iters=1",
         "--compile=False",
+        "--device=cpu",
         "--threads=1",
     )
     trained = command(tmp_path, "train.py", "--dataset=two", *small)

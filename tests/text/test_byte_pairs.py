@@ -196,7 +196,7 @@ def test_it_travels_with_the_model_to_other_programs_and_back(tmp_path: Path) ->
     small = ("--max_iters=2", "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16", "--eval_iters=1")
     for arguments in (
         ("prepare.py", "own", "--input", "a.txt", "--tokenizer", "bpe", "--vocab_size", "500"),
-        ("train.py", "--dataset=own", "--out_dir=run", "--compile=False", "--threads=1", *small),
+        ("train.py", "--dataset=own", "--out_dir=run", "--device=cpu", "--threads=1", *small),
         ("convert.py", "run", "--to", "hf", "hf"),
         ("convert.py", "hf", "--to", "run", "back"),
     ):
@@ -216,7 +216,7 @@ def test_it_travels_with_the_model_to_other_programs_and_back(tmp_path: Path) ->
     for folder in ("run", "hf"):
         options = ("--temperature=0", "--max_new_tokens=9", "--device=cpu")
         sampled = command(tmp_path, "sample.py", f"--init_from={folder}", *options)
-        scored = command(tmp_path, "eval.py", folder, "--dataset", "own")
+        scored = command(tmp_path, "eval.py", folder, "--dataset", "own", "--device=cpu")
         assert sampled.returncode == scored.returncode == 0, sampled.stderr + scored.stderr
         said.append((sampled.stdout, scored.stdout))
     assert said[0] == said[1] and "bits per byte" in said[0][1]

@@ -83,9 +83,7 @@ def test_a_nanogpt_checkpoint_and_a_run_are_starting_points_too(place: Path) -> 
     start = read_pretrained("ckpt.pt")
     for name, parameter in load("first", checkpoint="last")[0].named_parameters():
         assert torch.equal(parameter, start.tensors[name])
-    train.main(
-        ["--init_from=first", "--dataset=topics", "--max_iters=0", "--sample_tokens=0", "--out_dir=second"]
-    )
+    train.main(["--init_from=first", *SMALL[:2], "--max_iters=0", "--sample_tokens=0", "--out_dir=second"])
     assert open_checkpoint(Path("second"), "last").model_config().block_size == 48
 
 

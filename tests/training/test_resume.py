@@ -246,12 +246,17 @@ def test_resume_passes_over_a_damaged_checkpoint_and_says_so(place: Path) -> Non
     assert "step-00000020/model.safetensors is damaged" in output and "going back" in output
     assert same(tensors(place / "whole"), tensors(place / "part"))
     refused = command(
-        place, "sample.py", "--out_dir=whole", "--checkpoint=step-00000020", "--max_new_tokens=5"
+        place,
+        "sample.py",
+        "--out_dir=whole",
+        "--checkpoint=step-00000020",
+        "--max_new_tokens=5",
+        "--device=cpu",
     )
     assert refused.returncode == 0
     with open(place / "whole/checkpoints/step-00000020/meta.json", "ab") as file:
         file.write(b"x")
-    refused = command(place, "sample.py", "--out_dir=whole", "--checkpoint=last")
+    refused = command(place, "sample.py", "--out_dir=whole", "--checkpoint=last", "--device=cpu")
     assert refused.returncode == 2 and "whole/checkpoints/step-00000020/meta.json" in refused.stderr
 
 

@@ -48,7 +48,7 @@ def test_a_run_from_start_to_sample(place: Path) -> None:
 
     texts = [
         command(place, "sample.py", "--seed=3", "--max_new_tokens=30", "--temperature", "0.8", *more).stdout
-        for more in ([], ["--num_samples=1"])
+        for more in (["--device=cpu"], ["--device=cpu", "--num_samples=1"])
     ]
     assert texts[0].startswith(texts[1].rstrip("\n")) and len(texts[0].split("-" * 80)) == 3
 
@@ -88,7 +88,8 @@ def test_a_second_start_takes_the_next_free_folder_and_resume_the_newest(place: 
         train(place, *quick)
     assert sorted(folder.name for folder in (place / "out").iterdir()) == ["tiny", "tiny-2", "tiny-3"]
     assert "out/tiny-3/checkpoints" in train(place, "--init_from=resume", "--max_iters=3")
-    assert command(place, "sample.py", "--num_samples=1", "--max_new_tokens=5").returncode == 0
+    options = ("--device=cpu", "--num_samples=1", "--max_new_tokens=5")
+    assert command(place, "sample.py", *options).returncode == 0
 
 
 def test_auto_starts_and_then_goes_on(place: Path) -> None:
