@@ -55,7 +55,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def train(sources: Sources) -> int:
-    """Set up, then train. Returns the exit status: 0, or 128 + the number of the signal that ended it."""
+    """Set up, then train. Returns the exit status: 0, or 128 + the number of the signal that ended it.
+
+    The end is an order: work saved and told, processes agreed, threads joined, the group left. After an error
+    none of it is waited for, since other processes may never come.
+    """
     world = join(sources.get("timeout"), sources.get("device"))
     console = Console(world.is_main)
     received = None
