@@ -60,10 +60,13 @@ def test_evaluation_of_weights_is_the_mean_loss_in_transformers(
     train.main([CONFIG, *SMALL, *options, f"--init_from={folder}"])
     printed = float(re.search(r"validation loss (\d+\.\d+)", capsys.readouterr().out)[1])
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-    ids = torch.from_numpy(TOPICS.encode(TEXT[int(0.9 * len(TEXT)) :]))[: 12 * 48 + 1]
+    ids = torch.from_numpy(TOPICS.encode(TEXT[int(0.9 * len(TEXT)) :]))
+    grid = -(-(len(ids) - 1) // 48)
+    starts = [(2 * number + 1) * grid // (2 * 12) * 48 for number in range(12)]  # evenly over the split
+    rows = torch.stack([ids[start : start + 49] for start in starts])
     with torch.no_grad():
-        logits = theirs(ids[:-1].view(12, 48)).logits
-    expected = torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), ids[1:])
+        logits = theirs(rows[:, :-1]).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
     assert printed == pytest.approx(expected.item(), abs=1e-4)
     assert not Path("out").exists()
 
