@@ -21,7 +21,8 @@ def training_forward(run: Run, consumed: int) -> Iterator[Any]:
     """What takes ids and targets and returns the sum of the losses, ready for the run's first step.
 
     A first pass, over the sequences behind `consumed`, compiles the model and shows whether a micro-batch
-    fits into a GPU. Where compiling fails on some process, all say so and go on without; a micro-batch that
+    fits into a GPU. Where compiling fails all go on without, under DDP also if it fails on one process alone
+    (a sharded model's processes wait for one another within a pass, until the time-out); a micro-batch that
     does not fit is halved. Raises UserError where one sequence does not fit.
     """
     with contextlib.ExitStack() as stack:

@@ -67,8 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> tuple[Path
                 ]
             for how in ("ddp", "fsdp"):
                 commands.append(["masked", MASKED, *mode(how, "adamw"), f"--out_dir=masked-{how}"])
-                compiled = [*mode(how, "adamw"), "--compile=True", f"--out_dir=compiled-{how}"]
-                commands.append(["stumbles", *compiled])
+            commands.append(["stumbles", *mode("ddp", "adamw"), "--compile=True", "--out_dir=compiled-ddp"])
             commands.append(["fails", *mode("fsdp", "adamw"), *WILD, "--out_dir=wild"])
         measured[processes] = several(folder, processes, *commands, ["holds"])
     return folder, measured
@@ -131,9 +130,8 @@ def test_20_steps_end_in_the_weights_of_one_process(
         assert losses(other, kind) == pytest.approx(losses(one, kind), abs=1e-12)
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_where_one_process_cannot_compile_all_go_on_without(runs: tuple[Path, dict], how: str) -> None:
-    other = runs[0] / f"compiled-{how}"
+def test_where_one_process_cannot_compile_all_go_on_without(runs: tuple[Path, dict]) -> None:
+    other = runs[0] / "compiled-ddp"
     assert_close(runs[0] / "one-adamw", other)
     assert not open_checkpoint(other, "last").meta["choices"]["compile"]
 
