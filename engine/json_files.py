@@ -12,14 +12,11 @@ import types
 import typing
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from engine.errors import UserError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-AnyDataclass = TypeVar("AnyDataclass", bound="DataclassInstance")
+AnyDataclass = TypeVar("AnyDataclass")
 
 COUNT = Annotated[int, range(2**63)]  # an int in a range
 

@@ -67,7 +67,7 @@ def replace_layers(model: nn.Module, kind: type[nn.Module], make: Callable[[Any]
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is kind:
-                setattr(parent, name, make(child))
+                setattr(parent, name, make(child).train(child.training))
 
 
 def keep_freed_memory() -> None:

@@ -100,6 +100,8 @@ def test_dropout_has_the_same_share_with_other_draws() -> None:
         layers = (model.dropout, model.blocks[0].mlp.dropout, model.blocks[0].attention.dropout)
         shares.append([(layer(x) == 0).double().mean().item() for layer in layers])
     assert type(model.dropout) is not torch.nn.Dropout and shares[0] != shares[1]
+    resting = install(random_model(dataclasses.replace(SMALL, dropout=0.3)))
+    assert resting.dropout(x) is x  # a model in evaluation stays so
     assert shares[0] + shares[1] == pytest.approx([0.3] * 6, abs=0.02)
 
 

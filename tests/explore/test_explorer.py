@@ -21,9 +21,11 @@ from support.serving import ask, send, serving
 
 import convert
 import explore
+from engine import shape
 from engine.errors import UserError
 from engine.explore.explorer import Explorer
 from engine.explore.pages import explorer_server, open_explorer, page_with_answers, short_name
+from engine.generation import Sampling, generate
 from model import GPT, CausalSelfAttention, GPTConfig
 
 
@@ -42,7 +44,7 @@ def test_an_answer_holds_the_models_own_numbers(served: tuple[Explorer, int]) ->
     ids = torch.from_numpy(explorer.tokenizer.encode("To be, or not"))
     assert seen["ids"] == ids.tolist()
     logits = np.frombuffer(base64.b64decode(seen["logits"]), dtype="<f4")
-    expected = explorer.model(ids[None])[0][0, -1].detach().numpy()
+    expected = explorer.model(ids[None])[0, -1].detach().numpy()
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     weights = np.frombuffer(base64.b64decode(seen["attention"]), dtype="<u2").reshape(2, 2, -1) / 65535
     T = len(ids)
@@ -79,7 +81,7 @@ def test_a_full_context_drops_its_older_half_as_sampling_does(served: tuple[Expl
     assert seen["ids"] == ids[-16:] and seen["dropped"] == ids[:17]
     prompt = torch.tensor([ids[:32]])
     with torch.no_grad():
-        drawn = explorer.model.generate(prompt, 2, temperature=0)[0, -2:].tolist()
+        drawn = generate(explorer.model, prompt, 2, Sampling(temperature=0))[0, -2:].tolist()
         _, seen = ask(port, "/inspect", {"ids": [*ids[:32], drawn[0]]})
         logits = np.frombuffer(base64.b64decode(seen["logits"]), dtype="<f4")
     assert int(logits.argmax()) == drawn[1]
@@ -215,6 +217,7 @@ def changed(change: Callable[[GPT], object]) -> Explorer:
 def test_a_model_with_parameters_of_its_own_is_explored_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make_explorer().describe()["parameters"]
     monkeypatch.setattr("model.MLP", GatedMLP)
+    shape._count.cache_clear()  # of what the code was before
     explorer = make_explorer()
     counted = explorer.describe()["parameters"]
     assert counted == plain | {"other": 2 * 16 * 16}

@@ -13,8 +13,9 @@ from support.serving import serving
 
 from engine.explore.explorer import Explorer
 from engine.explore.pages import explorer_server, page_with_answers
+from engine.generation import Sampling
 from engine.text.characters import ByteTokenizer, CharTokenizer
-from model import GPT, GPTConfig, next_token_probabilities
+from model import GPT, GPTConfig
 
 pytestmark = pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium or Chrome here; install one, or name it in CHROMIUM"
@@ -88,7 +89,7 @@ def expected(explorer: Explorer, text: str, *sampling: float | None) -> torch.Te
     """sample.py's distribution after a text."""
     ids = torch.from_numpy(explorer.tokenizer.encode(text))[None]
     with torch.no_grad():
-        return next_token_probabilities(explorer.model(ids)[0][:, -1], *sampling)[0]
+        return Sampling(*sampling).probabilities(explorer.model(ids)[:, -1])[0]
 
 
 def test_a_typed_prompt_is_read(browser: Browser) -> None:

@@ -91,7 +91,7 @@ def count(*arguments: str) -> None:
 def holds() -> None:
     """How many numbers each process holds after construction, in parameters and in memory, and the whole."""
     world = join()
-    config = GPTConfig(vocab_size=101, block_size=16, n_layer=3, n_head=2, n_embd=30)
+    config = GPTConfig(vocab_size=101, block_size=16, n_layer=3, n_head=2, n_embd=30, bias=True)
     model = sharded_model(None, world, config, torch.device("cpu"), torch.float32)
     model.init_weights(5, copy_into)
     parameters = list(model.parameters())
@@ -116,7 +116,7 @@ def rounded() -> None:
         x.float(), shape, weight.float(), bias.float(), eps
     )
     world = join()
-    config = GPTConfig(vocab_size=101, block_size=16, n_layer=3, n_head=2, n_embd=30)
+    config = GPTConfig(vocab_size=101, block_size=16, n_layer=3, n_head=2, n_embd=30, bias=True)
     ids = torch.arange(48).view(3, 16)
     gradients = []
     for model in (

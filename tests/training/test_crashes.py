@@ -163,6 +163,7 @@ def test_a_terminal_that_is_closed_saves_and_ends_the_run(place: Path) -> None:
     """What the terminal no longer takes is not said; the checkpoint is there."""
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
         line = ["train.py", "tiny.py", "--out_dir=r", "--max_iters=1000000", "--eval_interval=1000000"]
         os.execv(sys.executable, [sys.executable, str(ROOT / line[0]), *line[1:]])
     seen = b""

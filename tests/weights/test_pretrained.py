@@ -77,7 +77,7 @@ def test_block_size_is_cropped_and_dropout_read(tmp_path: Path) -> None:
     assert found.config.block_size == 10 and found.config.dropout == 0.25
     ids = torch.randint(97, (1, 10))
     with torch.no_grad():
-        ours = found.model(dtype=torch.float64).eval()(ids)[0]
+        ours = found.model(dtype=torch.float64).eval()(ids)
         assert (ours - reference.double()(ids).logits).abs().max() < 1e-12
     with pytest.raises(UserError, match="block_size is 11"):
         found.with_block_size(11)
