@@ -70,7 +70,7 @@ def dataclass_from(
     Raises UserError for what is missing, unknown, or of another type, and for a ValueError of the dataclass.
     """
     kinds = typing.get_type_hints(kind, include_extras=True)
-    fields = dataclasses.fields(kind)
+    fields = dataclasses.fields(typing.cast(Any, kind))
     optional = {field.name for field in fields if field.default is not dataclasses.MISSING} - set(required)
     values = check_fields(
         content, {field.name: kinds[field.name] for field in fields}, where, optional=optional

@@ -43,11 +43,20 @@ def commands_in(code: str) -> list[list[str]]:
 @functools.cache
 def options_of(script: str) -> frozenset[str]:
     """The options that a script's `--help` lists (`--help` and `--debug` belong to each)."""
+    if script == "sweep.py":  # takes train.py's settings, with several values each
+        return options_of("train.py") | {"--devices"}
     finished = command(ROOT, script, "--help")
     assert finished.returncode == 0, f"{script} --help: {finished.stderr}"
     lines = (line.strip() for line in finished.stdout.splitlines() if re.match(r" +-", line))
     listed = [re.findall(r"--[\w-]+", re.split(r"\s{2,}", line)[0]) for line in lines]
     return frozenset(option for options in listed for option in options) | {"--help", "--debug"}
+
+
+def added_by_diffs(page: Path) -> set[str]:
+    """Files and settings that the page's own diffs add."""
+    text = page.read_text(encoding="utf-8")
+    files = re.findall(r"^\+\+\+ b/(\S+)", text, re.MULTILINE)
+    return {*files, *(f"--{name}" for name in re.findall(r"^\+ {4}(\w+): ", text, re.MULTILINE))}
 
 
 def faults_of(words: list[str]) -> list[str]:
@@ -70,7 +79,8 @@ def faults_of(words: list[str]) -> list[str]:
 @by_page
 def test_every_command_names_a_script_and_options_that_exist(page: Path) -> None:
     lines = [words for code in code_of(page) for words in commands_in(code)]
-    assert not [fault for words in lines for fault in faults_of(words)]
+    faults = [fault for words in lines for fault in faults_of(words)]
+    assert not [fault for fault in faults if fault.split()[-1] not in added_by_diffs(page)]
 
 
 def test_made_up_scripts_options_and_files_are_found() -> None:

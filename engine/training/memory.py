@@ -222,7 +222,7 @@ class TrainingMemory:
     def fake_model(self) -> Iterator[tuple[GPT, LiveBytes]]:
         """A model of fake tensors as training makes it, all on the CPU, and the count of what is alive."""
         attention = contextlib.nullcontext() if self.compute.device == "cpu" else AttentionWithoutDropout()
-        with FakeTensorMode(), LiveBytes() as live, attention:
+        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, attention:
             usual = torch.get_default_dtype()
             torch.set_default_dtype(self.compute.weights_dtype())  # fake parameters cannot be converted
             try:

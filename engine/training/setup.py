@@ -61,6 +61,7 @@ def set_up(
     device = choose_device(sources, checkpoint, world)
     on_cpu = device.type == "cpu" if checkpoint is None else bool(checkpoint.meta["used_cpu_part"])
     settings = choose_settings(sources, checkpoint, on_cpu, console)
+    model_config(settings, vocab_size=1)  # a shape that no model has is an error before anything is said
     compute = choose_compute(settings, checkpoint, device, world, console)
     pretrained = read_weights(settings, sources, on_cpu, world)
     if pretrained is not None:
