@@ -6,14 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.commands import command, torchrun
 from support.runs import losses, same, tensors, train
 
 import train as train_script
-from engine.data import dataset
 from engine.data.order import training_starts
+from engine.generation import generate
 from engine.text.characters import ByteTokenizer
 from engine.training import batches
 from engine.training.metrics import read_metrics
@@ -26,6 +27,11 @@ def run_here(*arguments: str) -> None:
     """train.py in this process, which saves the seconds that it takes to import torch."""
     torch.manual_seed(0)
     assert train_script.main(["tiny.py", *arguments]) == 0
+
+
+def written(run: str) -> torch.Tensor:
+    """Fifty tokens that the last checkpoint of a run writes."""
+    return generate(load(run, checkpoint="last")[0], torch.zeros(1, 1, dtype=torch.int64), 50, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def test_resume_is_exact_from_every_step(place: Path, dtype: str, optimizer: str
     run_here(*fixed, "--out_dir=whole")
     whole, logged = tensors(place / "whole"), losses(place / "whole")
     scaler = open_checkpoint(place / "whole", "last").meta["scaler"]
-    text = load("whole", checkpoint="last")[0].generate(torch.zeros(1, 1, dtype=torch.int64), 50, seed=1)
+    text = written("whole")
     assert bool(scaler) == (dtype == "float16")
     for step in range(20):
         shutil.rmtree(place / "part", ignore_errors=True)
@@ -56,7 +62,7 @@ def test_resume_is_exact_from_every_step(place: Path, dtype: str, optimizer: str
         assert same(whole, tensors(place / "part")), f"resumed from step {step}"
         assert logged == losses(place / "part")
         assert scaler == open_checkpoint(place / "part", "last").meta["scaler"]
-        again = load("part", checkpoint="last")[0].generate(torch.zeros(1, 1, dtype=torch.int64), 50, seed=1)
+        again = written("part")
         assert torch.equal(text, again)
 
 
@@ -64,14 +70,13 @@ def test_another_batch_size_after_resume_skips_and_repeats_no_sequence(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[int] = []
-    original = dataset.Split.windows
 
-    def remember(self: dataset.Split, starts: object, block_size: int) -> object:
-        if self.name == "train":
-            used.extend(starts.tolist())
-        return original(self, starts, block_size)
+    def remember(*given: int) -> np.ndarray:
+        starts = training_starts(*given)
+        used.extend(starts.tolist())
+        return starts
 
-    monkeypatch.setattr(dataset.Split, "windows", remember)
+    monkeypatch.setattr(batches, "training_starts", remember)
     run_here("--out_dir=r", "--max_iters=10")
     del used[10 * 8 :]  # the loop reads one step ahead
     more = ("--batch_size=5", "--gradient_accumulation_steps=3", "--max_iters=20")
