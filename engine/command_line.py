@@ -89,7 +89,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         """The options in a command line. Raises UserError for what is none, naming the closest one."""
-        known, unknown = self.parse_known_args([_with_underscores(argument) for argument in arguments])
+        known, unknown = self.parse_known_args([self._as_declared(argument) for argument in arguments])
         for argument in unknown:
             if not argument.startswith("-"):
                 raise UserError(
@@ -101,11 +101,12 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"command line: --{name} is not an option{meant}")
         return known
 
-
-def _with_underscores(argument: str) -> str:
-    """`--max-iters=5` as `--max_iters=5`; anything else as it is."""
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
+    def _as_declared(self, argument: str) -> str:
+        """`--max-iters=5` as `--max_iters=5` where that is the option; anything else as it is."""
+        name, equals, value = argument.partition("=")
+        with_underscores = "--" + name[2:].replace("-", "_")
+        known = name.startswith("--") and with_underscores in self._option_string_actions
+        return with_underscores + equals + value if known else argument
 
 
 def read_settings(kind: type, arguments: Sequence[str], description: str | None) -> "Sources":

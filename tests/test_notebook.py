@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.commands import HANG, ROOT, TEXT, TINY
 
 from engine.preparation.recipes import write_dataset
+
+pytestmark = pytest.mark.slow(reason="runs the whole notebook")
 
 SHELL = """\
 import subprocess

@@ -132,6 +132,7 @@ def test_aligned_sequences_begin_with_documents_and_repeat_no_target(documents: 
     assert times.max() == 1 and times.mean() > 0.7  # 0.85 on average here, see docs/data.md
 
 
+@pytest.mark.slow(reason="torchrun")
 def test_the_loss_is_the_mean_over_all_targets_on_one_process_and_two(
     documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

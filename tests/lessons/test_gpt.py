@@ -53,6 +53,7 @@ def test_residuals_carry_the_gradient_and_layer_norm_knows_no_neighbours(place: 
     assert ladder.moved_by_neighbours("batch") > 0.02
 
 
+@pytest.mark.slow(reason="trains small models")
 def test_every_rung_of_the_ladder_learns(place: Path) -> None:
     ladder = lesson("3_gpt/5_ladder")
     figures = learn("3_gpt/5_ladder", place)
@@ -80,6 +81,7 @@ def test_cross_attention_shows_the_alignment(place: Path) -> None:
     assert figures["right"] > 0.8
 
 
+@pytest.mark.slow(reason="trains small models")
 def test_tuning_and_then_reward_raise_the_share_of_right_answers(place: Path, monkeypatch) -> None:
     monkeypatch.setattr(lesson("3_gpt/9_assistant"), "LARGEST", 4)  # fewer sums are learned sooner
     figures = learn("3_gpt/9_assistant", place, seed=5)

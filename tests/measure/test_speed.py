@@ -18,6 +18,8 @@ from engine.training.batches import Batch
 from model import GPTConfig
 from train import update
 
+pytestmark = pytest.mark.slow(reason="real measurements, shortened")
+
 CPU = torch.device("cpu")
 
 

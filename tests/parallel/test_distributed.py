@@ -20,6 +20,8 @@ from engine.parallel.watchdog import Watchdog, report
 from engine.parallel.world import World, describe_ranks
 from engine.training.run import RunState
 
+pytestmark = pytest.mark.slow(reason="torchrun again and again, and waits for time-outs")
+
 ENDLESS = ("--max_iters=1000000", "--eval_interval=1000000", "--log_interval=20", "--sample_tokens=0")
 
 

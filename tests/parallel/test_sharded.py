@@ -18,6 +18,8 @@ from engine.weights import saving
 from engine.weights.checkpoint import hash_of_meta, open_checkpoint
 from model import GPT, GPTConfig
 
+pytestmark = pytest.mark.slow(reason="torchrun again and again")
+
 # Three layers of 30 channels: neither rows nor matrices divide by 4. Micro-batches that 1, 2 and 4 processes
 # share, and two windows to evaluate, so that two of 4 processes have none.
 ALIKE = (

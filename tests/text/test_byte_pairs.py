@@ -189,6 +189,7 @@ def test_it_travels_in_a_data_set_and_serves_another(tmp_path: Path) -> None:
     assert np.fromfile(tmp_path / "data/one/train.bin", dtype="<u2").max() < 500
 
 
+@pytest.mark.slow(reason="eight real commands, one after the other")
 def test_it_travels_with_the_model_to_other_programs_and_back(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -25,6 +25,8 @@ from engine.training.metrics import read_metrics
 from engine.weights import checkpoint as checkpoints
 from engine.weights import saving
 
+pytestmark = pytest.mark.slow(reason="kills, signals and restarts of real runs")
+
 full = pytest.mark.torture
 
 

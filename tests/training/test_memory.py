@@ -234,6 +234,7 @@ def test_a_control_group_limits_what_is_free(tmp_path: Path) -> None:
     assert list(memory._free_in_cgroups(tmp_path, tmp_path / "absent")) == []
 
 
+@pytest.mark.slow(reason="trains a gigabyte")
 def test_the_prediction_is_within_a_quarter_of_what_a_process_takes() -> None:
     """Three steps of a small model that keeps many scores, a gigabyte of them, in a process of its own."""
     config = GPTConfig(vocab_size=256, block_size=512, n_layer=16, n_head=4, n_embd=128, bias=False)

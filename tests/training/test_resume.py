@@ -20,6 +20,8 @@ from engine.training import batches
 from engine.training.metrics import read_metrics
 from engine.weights.checkpoint import hash_of_meta, load, open_checkpoint, read_checkpoint
 
+pytestmark = pytest.mark.slow(reason="resumes from every step")
+
 REFERENCE = Path(__file__).parents[1] / "reference/format-1"
 
 

@@ -24,6 +24,8 @@ from engine.training.optimizer import learning_rate_factor
 from engine.training.report import Clock, PendingReport, Report, Update
 from engine.weights.checkpoint import checkpoint_folders, load, open_checkpoint, read_checkpoint
 
+pytestmark = pytest.mark.slow(reason="two dozen real runs")
+
 
 def test_a_run_from_start_to_sample(place: Path) -> None:
     output = train(place)
