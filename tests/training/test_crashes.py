@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -168,8 +169,10 @@ def test_a_terminal_that_is_closed_saves_and_ends_the_run(place: Path) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
         line = ["train.py", "tiny.py", "--out_dir=r", "--max_iters=1000000", "--eval_interval=1000000"]
         os.execv(sys.executable, [sys.executable, str(ROOT / line[0]), *line[1:]])
-    seen = b""
+    termios.tcsetwinsize(terminal, (40, 100))  # without a size there is no bar
+    seen, deadline = b"", time.monotonic() + HANG
     while b"step/s" not in seen:
+        assert time.monotonic() < deadline, seen
         seen += os.read(terminal, 65536)
     os.close(terminal)
     _, status = os.waitpid(child, 0)
