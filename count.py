@@ -157,11 +157,11 @@ def activation_bytes(config: GPTConfig, dtype: str) -> tuple[int, int]:
     compute, settings = Compute("cuda", dtype, False, 1), TrainSettings()
     shapes = (dataclasses.replace(config, n_layer=layers) for layers in (1, 2))
     one, two = (TrainingMemory(shape, settings, compute) for shape in shapes)
-    copies, both = (
+    first, second = (
         one.saved_bytes(number) + (config.n_layer - 1) * (two.saved_bytes(number) - one.saved_bytes(number))
-        for number in (0, 1)
+        for number in (1, 2)  # sequences
     )
-    return copies, both - copies
+    return 2 * first - second, second - first
 
 
 def in_bytes(size: float) -> str:
