@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 import torch
 from common import LETTERS, beside, curve, finish, fit, mean_loss, names, panels, run, save, size, windows
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 V, T, HIDDEN = len(LETTERS), 16, 64  # the longest names have 15 letters
 
@@ -59,12 +60,10 @@ class Recurrent(nn.Module):
 
 def whole_names(words: list[str]) -> tuple[Tensor, Tensor]:
     """Each name as a row: what is read (N, T), and what follows (N, T), -100 after the end."""
-    inputs, targets = torch.zeros(len(words), T, dtype=torch.long), torch.full((len(words), T), -100)
+    targets = torch.full((len(words), T), -100)
     for row, word in enumerate(words):
-        ids = torch.tensor([LETTERS.index(letter) for letter in word])
-        inputs[row, 1 : len(ids) + 1] = ids
-        targets[row, : len(ids)] = ids
-        targets[row, len(ids)] = 0
+        targets[row, : len(word) + 1] = torch.tensor([LETTERS.index(letter) for letter in f"{word}."])
+    inputs = F.pad(targets, (1, -1)).clamp(min=0)  # one place later, begun with the dot's 0
     return inputs, targets
 
 
@@ -76,18 +75,13 @@ def mlp() -> nn.Sequential:
 @torch.no_grad()
 def influence(model: nn.Module, ids: Tensor) -> list[float]:
     """How much of the probability of the ninth letter moves when the letter 1, 2, … 8 back is another."""
-    sight = ids[:, :9] if isinstance(model, Recurrent) else ids[:, 6:9]
-
-    def probabilities(some: Tensor) -> Tensor:
-        logits = model(some)
-        return (logits if logits.dim() == 2 else logits[:, -1]).softmax(dim=-1)
-
-    before, moved = probabilities(sight), []
+    seen, moved = slice(0, 9) if isinstance(model, Recurrent) else slice(6, 9), []
+    before = model(ids[:, seen]).view(len(ids), -1, V)[:, -1].softmax(dim=-1)
     for back in range(1, 9):
-        other = sight.clone()
-        if back <= sight.shape[1]:
-            other[:, -back] = torch.randint(1, V, (len(ids),))
-        moved.append((probabilities(other) - before).abs().sum(dim=1).mean().item() / 2)
+        other = ids.clone()
+        other[:, 9 - back] = torch.randint(1, V, (len(ids),))
+        after = model(other[:, seen]).view(len(ids), -1, V)[:, -1].softmax(dim=-1)
+        moved.append((after - before).abs().sum(dim=1).mean().item() / 2)
     return moved
 
 

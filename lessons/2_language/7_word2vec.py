@@ -55,15 +55,14 @@ def read_words(text: str) -> tuple[list[str], Tensor, Tensor]:
     return words, torch.tensor([count for _, count in counted]).double(), ids
 
 
-def thinned(ids: Tensor, counts: Tensor) -> Tensor:
-    """The text with most of the "the"s and "and"s left out, which tell little of what is beside them."""
+def with_company(ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Each word (N,), and the 4 words before and the 4 after it (N, 8), most of the frequent ones left out.
+
+    "the" and "and" tell little of what is beside them; without them the window reaches farther.
+    """
     share = counts / counts.sum()
-    return ids[torch.rand(len(ids)) < (1e-3 / share[ids]).sqrt()]
-
-
-def with_company(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Each word (N,) but those at the ends, and the 4 words before and the 4 after it (N, 8)."""
-    rows = ids.unfold(0, 2 * WINDOW + 1, 1)
+    kept = ids[torch.rand(len(ids)) < (1e-3 / share[ids]).sqrt()]
+    rows = kept.unfold(0, 2 * WINDOW + 1, 1)
     return rows[:, WINDOW], torch.cat((rows[:, :WINDOW], rows[:, WINDOW + 1 :]), dim=1)
 
 
@@ -93,7 +92,7 @@ def learn(ids: Tensor, counts: Tensor, steps: int, bag: bool) -> Vectors:
     drawn_from = counts**0.75  # wrong words: the frequent ones often, but less than they occur
     for step in range(steps):
         if step % 200 == 0:
-            middle, company = with_company(thinned(ids, counts))
+            middle, company = with_company(ids, counts)
             pool = torch.multinomial(drawn_from, 1_000_000, replacement=True)
         optimizer.param_groups[0]["lr"] = 0.01 * min(1.0, 2 * (steps - step) / steps)
         some = torch.randint(len(middle), (1024,))
@@ -126,14 +125,11 @@ def analogies(vectors: Tensor, words: list[str]) -> tuple[int, int, int]:
     return asked, first, ten
 
 
-def alike(vectors: Tensor, words: list[str]) -> tuple[Tensor, list[str], float, float]:
-    """How alike the words of the groups are (M, M), which these are, and the means in a group and across."""
-    members = [(group, word) for group, row in GROUPS.items() for word in row.split() if word in words]
-    chosen = vectors[[words.index(word) for _, word in members]]
-    similarity = chosen @ chosen.T
-    same = torch.tensor([[group == other for other, _ in members] for group, _ in members])
-    inside = same & ~torch.eye(len(members), dtype=torch.bool)
-    return similarity, [word for _, word in members], *(similarity[m].mean().item() for m in (inside, ~same))
+def members(words: list[str]) -> tuple[list[str], Tensor]:
+    """The words of the groups (M,), and which of them are in the same group as which, (M, M)."""
+    found = [(group, word) for group, row in GROUPS.items() for word in row.split() if word in words]
+    same = torch.tensor([[group == other for other, _ in found] for group, _ in found])
+    return [word for _, word in found], same
 
 
 def exercises() -> dict[str, float]:
@@ -150,6 +146,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     torch.manual_seed(seed)
     text = shakespeare()
     words, counts, ids = read_words(text.tokenizer.decode(text.train.tolist()))
+    shown, same = members(words)
     figures: dict[str, float] = {"words": len(ids), "different ones": len(words)}
     for name, bag in (("CBOW", True), ("skip-gram", False)):
         model = learn(ids, counts, size(quick, 200, 3_000), bag)
@@ -157,23 +154,26 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         asked, first, ten = analogies(vectors, words)
         figures |= {"questions": asked, f"{name}: right": first / max(asked, 1)}
         figures[f"{name}: among the nearest ten"] = ten / max(asked, 1)
-        *_, figures[f"{name}: alike in a group"], figures[f"{name}: across"] = alike(vectors, words)
+        chosen = vectors[[words.index(word) for word in shown]]
+        alike = chosen @ chosen.T
+        figures[f"{name}: alike in a group"] = alike[same & (alike < 0.999)].mean().item()  # not with itself
+        figures[f"{name}: across groups"] = alike[~same].mean().item()
         print(name)
         for i in (words.index(word) for word in SHOWN if word in words):
             near = ", ".join(words[j] for j in nearest(vectors, vectors[i], [i], 6))
             print(f"    {words[i]:<10}{near}")
     figures["right by guessing"] = 1 / len(words)
     beside(dict.fromkeys(figures) | ORIGINALS, figures)
-    draw(*alike(vectors, words)[:2], figures)
+    draw(alike, shown, figures)
     return figures
 
 
-def draw(similarity: Tensor, members: list[str], figures: dict[str, float]) -> None:
+def draw(alike: Tensor, shown: list[str], figures: dict[str, float]) -> None:
     """How alike words of five kinds are to skip-gram, and the analogies beside the original's."""
     figure, (left, right) = panels(2, 16, 7.5, width_ratios=(1.3, 1))
-    image = left.imshow(similarity, cmap="RdBu", vmin=-0.8, vmax=0.8)
-    left.set_xticks(range(len(members)), members, rotation=90, fontsize=9)
-    left.set_yticks(range(len(members)), members, fontsize=9)
+    image = left.imshow(alike, cmap="RdBu", vmin=-0.8, vmax=0.8)
+    left.set_xticks(range(len(shown)), shown, rotation=90, fontsize=9)
+    left.set_yticks(range(len(shown)), shown, fontsize=9)
     left.set_title(", ".join(GROUPS))
     figure.colorbar(image, ax=left, label="cosine", shrink=0.8)
     for offset, name in ((-0.2, "CBOW"), (0.2, "skip-gram")):
