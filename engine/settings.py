@@ -281,6 +281,7 @@ ALIASES = {
 RETIRED = {
     "compile": "sampling runs as it is, one token at a time",
     "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
+    "vocab_size": "the vocabulary follows from the data set",
     "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
 }
 # What a nanoGPT configuration file finds imported.
