@@ -158,7 +158,7 @@ def test_files_of_nanogpt_may_use_what_its_train_py_has(tmp_path: Path) -> None:
         True
     ] * 2
     file.write_text("experiment_name = out_dir = 'theirs'\n")
-    with pytest.raises(UserError, match="experiment_name is not a setting.*begins with _"):
+    with pytest.raises(UserError, match=r"experiment_name is not a setting.*begins with _"):
         settings(str(file))
     file.write_text("n_layer = nothing\n")
     with pytest.raises(UserError, match="name 'nothing' is not defined"):
