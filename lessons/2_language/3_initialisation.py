@@ -13,7 +13,6 @@ gain: He et al. (2015); BatchNorm: Ioffe and Szegedy (2015).
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
@@ -62,11 +61,11 @@ def network(small_end: bool = True, gain: bool = True, norm: bool = False) -> nn
     return nn.Sequential(nn.Embedding(V, WIDTH), nn.Flatten(), *middle, last)
 
 
-NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
-    "careless": lambda: network(small_end=False, gain=False),
-    "small last weights": lambda: network(gain=False),
-    "and gain 5/3": lambda: network(),
-    "BatchNorm": lambda: network(norm=True),
+NETWORKS = {
+    "careless": dict(small_end=False, gain=False),
+    "small last weights": dict(gain=False),
+    "and gain 5/3": dict(),
+    "BatchNorm": dict(norm=True),
 }
 ORIGINALS = dict(zip(NETWORKS, (2.168, 2.13, 2.103, 2.105), strict=True))
 
@@ -107,8 +106,8 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     torch.manual_seed(seed)
     data, figures, says, curves = names(), {}, {}, {}
     train, dev = windows(data.train, LENGTH), windows(data.dev, LENGTH)
-    for name, build in NETWORKS.items():
-        model = build()
+    for name, settings in NETWORKS.items():
+        model = network(**settings)
         figures[f"{name}: loss at the start"] = F.cross_entropy(model(train[0]), train[1]).item()
         says[name] = model[:-1](train[0][:2000]).detach()  # each tanh for each example
         figures[f"{name}: tanhs asleep"] = (says[name].abs() > 0.99).double().mean().item()
