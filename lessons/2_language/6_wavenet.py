@@ -103,11 +103,8 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     torch.manual_seed(seed)
     data, figures, curves = names(), {}, {}
     train, dev = windows(data.train, LENGTH), windows(data.dev, LENGTH)
-    for name, model, steps in (
-        ("flat", flat(), size(quick, 150, 6_000)),
-        ("WaveNet", WaveNet(), size(quick, 150, 4_000)),
-    ):
-        curves[name] = fit(model, *train, steps)
+    for name, model in (("flat", flat()), ("WaveNet", WaveNet())):
+        curves[name] = fit(model, *train, size(quick, 150, 5_000), rate=4e-3)
         figures[f"{name}: parameters"] = sum(each.numel() for each in model.parameters())
         figures[f"{name}: loss on dev"] = mean_loss(model, *dev)
     figures["sliding, apart by"] = same_by_sliding(model, data.dev[:50])
