@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.download import Unreachable, reach_hub
+from engine.download import hub_errors, reach_hub
 from engine.errors import UserError
 from engine.preparation.compression import UNPACK, filter_command, open_decompressed, without_suffix
 from engine.preparation.utf8 import LOOKED_AT, check_not_utf16, conversion, likely_encoding
@@ -227,21 +227,13 @@ def hub_records(path: str, field: str, skip: int) -> Records:
             f"{path}: data sets of the hub need the package datasets: pip install datasets"
         ) from error
     name, configuration, split = [*path.split(":"), "", ""][:3]
-    try:
+    with hub_errors(f"{path} cannot be read from the Hugging Face hub"):
         if not Path(name).exists():
             reach_hub(name, "dataset")
         stream = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
         for number, record in enumerate(stream.skip(skip) if skip else stream, start=skip + 1):
             text = record_text(record, field, f"{path}, record {number}")
             yield text.encode("utf-8", "surrogatepass"), 0.0
-    except UserError:
-        raise
-    except Unreachable as error:
-        raise UserError(f"{path} cannot be read from the Hugging Face hub ({error})") from error
-    # Its libraries raise errors of many kinds; each of them means that it cannot be read.
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path} cannot be read from the Hugging Face hub ({reason})") from error
 
 
 READERS = {"json": json_records, "csv": csv_records, "parquet": parquet_records, "hub": hub_records}

@@ -40,9 +40,7 @@ def read_nanogpt(path: Path, text: Path | None) -> tuple[GPTConfig, dict[str, Te
         "activation": "gelu",
         "tied_head": head_is_tied(weights),
     }
-    if (
-        "bias" not in values
-    ):  # of before February 2023, when biases became a setting, and GELU was its tanh form
+    if "bias" not in values:  # of before February 2023; biases were no setting, GELU was its tanh form
         values |= {"bias": "transformer.ln_f.bias" in weights, "activation": "gelu_tanh"}
     config = dataclass_from(GPTConfig, values, f"{path}: model_args", required=REQUIRED_ARGUMENTS)
     tensors = tensors_from_gpt2(config, weights, transposed=False, where=str(path))
