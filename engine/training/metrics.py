@@ -1,4 +1,4 @@
-"""What a run reports: lines for a person, metrics.jsonl for programs, Weights & Biases where asked for."""
+"""A run's reports: lines on the terminal, and metrics.jsonl."""
 
 import contextlib
 import json
@@ -16,9 +16,9 @@ from engine.errors import UserError
 
 
 class Console:
-    """Lines on the standard output; on a terminal a progress bar below them. Silent unless `is_main`.
+    """Prints lines, and on a terminal a progress bar below them; prints nothing unless `is_main`.
 
-    When nobody reads any more (a closed pipe, a terminal that is gone) the run goes on in silence.
+    A closed pipe or a lost terminal silences it; the run goes on.
     """
 
     def __init__(self, is_main: bool) -> None:
@@ -43,7 +43,7 @@ class Console:
                 self.bar = tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, leave=False)
 
     def progress(self, step: int, line: str, due: bool) -> None:
-        """Step `step` is done: move the bar, or print the line where one is due."""
+        """Move the bar to `step`, or print the step's line if one is due."""
         if self.bar is not None:
             with self._silence_when_closed():
                 self.bar.set_postfix_str(line, refresh=False)
@@ -60,7 +60,7 @@ class Console:
 
     @contextlib.contextmanager
     def _silence_when_closed(self) -> Iterator[None]:
-        """Say no more after an OSError of the output, not even what Python still holds of it at its end."""
+        """On an OSError of the output, discard all further output, including what Python flushes at exit."""
         try:
             yield
         except OSError:
@@ -72,23 +72,28 @@ class Console:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, once for each (step, kind), in the order of the steps."""
+    """metrics.jsonl: one JSON object per line, one for each (step, kind), ordered by step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: TextIO | None = None
 
-    def start(self, step: int) -> None:
-        """Open for appending, after dropping the lines past `step` and one that a crash cut short."""
-        if self.path.exists():
-            kept = [line for line in self.path.read_bytes().splitlines() if _step_of(line) <= step]
+    def start(self, step: int) -> bool:
+        """Open for appending, without the lines after `step` and without a line that a crash cut short.
+
+        Returns whether there were such lines, so that the run repeats steps that it has reported before.
+        """
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        if lines:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_bytes(b"".join(line + b"\n" for line in kept))
             os.replace(temporary, self.path)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        return len(kept) < len(lines)
 
     def record(self, values: dict[str, Any]) -> None:
-        """Append one line. Numbers that are not finite become null, which JSON can hold."""
+        """Append one line. Numbers that are not finite become null, as JSON requires."""
         assert self._file is not None, "the log is not open"
         tidy = {
             key: None if value != value or value in (math.inf, -math.inf) else value
@@ -110,7 +115,7 @@ class MetricsLog:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line; infinity for one that is no record, so that it is dropped."""
+    """The step of a line; infinity for a line that is no record, so that it is dropped."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -118,58 +123,5 @@ def _step_of(line: bytes) -> float:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a line that a crash cut short is left out."""
+    """The records of a metrics.jsonl, without a last line that a crash cut short."""
     return [json.loads(line) for line in path.read_bytes().splitlines() if _step_of(line) < math.inf]
-
-
-class WandbLog:
-    """Weights & Biases at arm's length: whatever it raises becomes one warning, and training goes on."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.run: Any = None
-
-    def start(
-        self, project: str, name: str, run_id: str | None, folder: Path, settings: dict[str, Any]
-    ) -> None:
-        """Start a run, or go on with the one of this id."""
-        try:
-            import wandb
-
-            self.run = wandb.init(
-                project=project,
-                name=name,
-                id=run_id,
-                resume="allow",
-                dir=str(folder),
-                config=settings,
-                settings=wandb.Settings(silent=True, init_timeout=30),
-            )
-        except Exception as error:  # a logger must not stop the training, whatever its reason
-            self._give_up(error)
-
-    @property
-    def run_id(self) -> str | None:
-        """What a resumed run passes to `start`."""
-        return None if self.run is None else self.run.id
-
-    def record(self, values: dict[str, Any]) -> None:
-        """Send what metrics.jsonl gets."""
-        if self.run is not None:
-            try:
-                self.run.log(values, step=values["step"])
-            except Exception as error:  # as above
-                self._give_up(error)
-
-    def finish(self) -> None:
-        """Send what is left."""
-        if self.run is not None:
-            try:
-                self.run.finish()
-            except Exception as error:  # as above
-                self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self.run = None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        self.console.say(f"warning: wandb is off from here on ({reason[:200]}); metrics.jsonl has everything")
