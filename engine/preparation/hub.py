@@ -100,5 +100,5 @@ class Downloads:
             self._started[number].result()
 
     def close(self) -> None:
-        """Let the download under way end; start no other."""
+        """Wait for the running download, and start no other."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -60,7 +60,7 @@ def _there_are(names: list[str]) -> str:
 
 
 def parse_line(line: str, where: str, file: str) -> Any:
-    """The value in a line of JSON. Raises UserError, with the command that makes such lines of the file."""
+    """The value in a line of JSON. Raises UserError, with the command that writes one object a line."""
     begins_array = line.lstrip().startswith("[")
     try:
         value = json.loads(line)
@@ -131,9 +131,9 @@ def json_records(path: str, field: str, skip: int) -> Records:
 
 
 def csv_records(path: str, field: str, skip: int) -> Records:
-    """A column of a table with a head. Its columns are separated by commas, semicolons or tabs.
+    """A column of a table whose first line names the columns.
 
-    Which of them it is, the head tells: the one by which it has the column.
+    The separator is the comma, semicolon or tab with which the first line has the column.
     """
     csv.field_size_limit(LONGEST_CELL)
     with open_decompressed(path) as (file, share):
@@ -162,13 +162,13 @@ def csv_records(path: str, field: str, skip: int) -> Records:
 
 
 def _separator(first_line: str, field: str, usual: str) -> str:
-    """What separates the columns: by which the head has the field, else by which it has the most columns."""
+    """The separator with which a table's first line has the field, or else the most columns."""
     found = {one: next(csv.reader([first_line], delimiter=one)) for one in (usual, *SEPARATORS)}
     return max(found, key=lambda one: (field in found[one], len(found[one])))
 
 
 def _no_column(path: str, field: str, head: list[str]) -> UserError:
-    """The error for a table without the column; where its first line is no head, how to add one."""
+    """The error for a table without the column; it says how to add a first line that names the columns."""
     is_head = all(len(name) <= LONGEST_NAME and not name.isdecimal() for name in head)
     if is_head and len(set(head)) == len(head):
         return UserError(f"{path} has no column {field!r}; name one with --field{_there_are(head)}")

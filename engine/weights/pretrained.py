@@ -90,7 +90,7 @@ class Pretrained:
             )
 
     def with_block_size(self, block_size: int) -> "Pretrained":
-        """The same for texts of up to `block_size` tokens alone. UserError where it has fewer positions."""
+        """The same with only its first `block_size` positions. Raises UserError where it has fewer."""
         if block_size > self.config.block_size:
             raise UserError(
                 f"block_size is {block_size}, but {self.source} has {self.config.block_size} positions; "

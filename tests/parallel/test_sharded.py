@@ -267,7 +267,7 @@ def test_a_disk_that_one_process_cannot_write_to_leaves_no_checkpoint(
     write = saving.write_whole
 
     def full(path: Path, content: bytes) -> None:
-        if "00002" in path.name:
+        if path.name.startswith("model-00002"):
             raise OSError(28, "No space left on device")
         write(path, content)
 
