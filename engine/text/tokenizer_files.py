@@ -219,7 +219,7 @@ def _read(folder: Path) -> Tokenizer | None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty where there is no file. Raises UserError."""
-    return read_json_object(path) if path.is_file() else {}
+    return read_json_object(path, "the tokenizer is damaged") if path.is_file() else {}
 
 
 def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> list[str]:
