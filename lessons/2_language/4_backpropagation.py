@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
-from common import LETTERS, beside, finish, names, panels, run, save, size, windows
+from common import LETTERS, beside, curve, finish, names, panels, run, save, size, windows
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -177,18 +177,18 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
 
 def draw(differences: dict[str, float], v: Tensors, some: Tensor, y: Tensor, losses: list[float]) -> None:
-    """How near each gradient is, the gradient in the logits as pushes and pulls, the loss by hand."""
+    """How near each gradient is, the gradient in the logits, the loss by hand."""
     figure, (left, middle, right) = panels(3, 19, 6.4)
     left.barh(list(differences), [max(each, 1e-9) for each in differences.values()])
     left.set(xscale="log", xlim=(1e-9, 1e-4))
     left.tick_params(axis="y", labelsize=9)
-    finish(left, title="how far from autograd", xlabel="relative difference; no bar: none; b1: see text")
-    pushes = (v["probabilities"] - F.one_hot(y[some], V)).detach()
-    middle.imshow(pushes, cmap="RdBu", vmin=-1, vmax=1)
+    finish(left, title="how far from autograd", xlabel="relative difference; b1 is 0 but for rounding")
+    gradient = (v["probabilities"] - F.one_hot(y[some], V)).detach()
+    middle.imshow(gradient, cmap="RdBu", vmin=-1, vmax=1)
     middle.set_xticks(range(V), LETTERS)
-    middle.set(title="red down, blue up: p - 1 where it is right", xlabel="letter", ylabel="example")
-    right.semilogx(range(1, len(losses) + 1), losses, linewidth=0.7)
-    finish(right, title="learned by hand", xlabel="step", ylabel="loss, nats a letter")
+    middle.set(title="in the logits: p, less 1 where it is right", xlabel="letter", ylabel="example")
+    curve(right, losses, "gradients by hand")
+    finish(right, title="learned by hand", xlabel="share of the steps", ylabel="loss, nats a letter")
     save(figure, __file__)
 
 
