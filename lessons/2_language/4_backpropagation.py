@@ -184,7 +184,7 @@ def draw(differences: dict[str, float], v: Tensors, some: Tensor, y: Tensor, los
     left.tick_params(axis="y", labelsize=9)
     finish(left, title="how far from autograd", xlabel="relative difference; b1 is 0 but for rounding")
     gradient = (v["probabilities"] - F.one_hot(y[some], V)).detach()
-    middle.imshow(gradient, cmap="RdBu", vmin=-1, vmax=1)
+    middle.imshow(gradient.numpy(), cmap="RdBu", vmin=-1, vmax=1)
     middle.set_xticks(range(V), LETTERS)
     middle.set(title="in the logits: p, less 1 where it is right", xlabel="letter", ylabel="example")
     curve(right, losses, "gradients by hand")

@@ -4,7 +4,7 @@ A word is known by the company it keeps. Give each word a vector, and train so t
 way of the words around it and not the way of words drawn at random. Words that are used alike come to lie
 together, since they have the same neighbours to please. "man is to woman as king is to …" is a step from
 place to place. After hundreds of millions of words it arrives every other time; after the 170,000 of
-Shakespeare's that are here, once in twenty times, a hundred times as often as guessing does.
+Shakespeare's that are here, once in twenty times, which is a hundred times as often as guessing does.
 
     python lessons/2_language/7_word2vec.py
 
@@ -171,7 +171,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 def draw(alike: Tensor, shown: list[str], figures: dict[str, float]) -> None:
     """How alike words of five kinds are to skip-gram, and the analogies beside the original's."""
     figure, (left, right) = panels(2, 16, 7.5, width_ratios=(1.3, 1))
-    image = left.imshow(alike, cmap="RdBu", vmin=-0.8, vmax=0.8)
+    image = left.imshow(alike.numpy(), cmap="RdBu", vmin=-0.8, vmax=0.8)
     left.set_xticks(range(len(shown)), shown, rotation=90, fontsize=9)
     left.set_yticks(range(len(shown)), shown, fontsize=9)
     left.set_title(", ".join(GROUPS))

@@ -154,9 +154,11 @@ def test_makemores_names_are_known_by_their_counts_and_kept(
     (tmp_path / "names.txt").write_text(thirty_two_thousand)
     monkeypatch.setenv("PLAINGPT_MIRROR", str(tmp_path))
     first = common.names()
+    (tmp_path / "names" / "names.txt").write_text("damaged")
+    second = common.names()  # fetched again
     monkeypatch.delenv("PLAINGPT_MIRROR")
-    second = common.names()
-    for found in (first, second):
+    third = common.names()
+    for found in (first, second, third):
         assert "makemore" in found.name and found.words == thirty_two_thousand.split()
         shuffled = thirty_two_thousand.split()
         random.Random(42).shuffle(shuffled)
