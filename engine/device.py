@@ -186,4 +186,5 @@ def device_name(device: torch.device) -> str:
     """What a person calls it: the GPU's name, or the number of threads used of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else device.type

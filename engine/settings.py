@@ -280,6 +280,8 @@ RETIRED = {
     "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
     "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
 }
+# Every file of nanoGPT sets one of these; what such a file leaves out has nanoGPT's default.
+NANOGPT_MARKS = ("out_dir", "wandb_log", "always_save_checkpoint", "backend")
 # What a nanoGPT configuration file finds imported.
 NANOGPT_IMPORTS = {"os": "os", "time": "time", "math": "math", "np": "numpy", "torch": "torch"}
 # nanoGPT's configuration files, and what to type here.

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,13 +19,17 @@ from engine.errors import UserError
 class Console:
     """Lines on the standard output; on a terminal a progress bar below them. Silent unless `is_main`.
 
-    When nobody reads any more (a closed pipe, a terminal that is gone) the run goes on in silence.
+    When nobody reads any more (a closed pipe, a terminal that is gone) the run goes on in silence. `details`
+    is what goes to config.json, and is said with --verbose alone.
     """
 
     def __init__(self, is_main: bool) -> None:
         self.speaks = is_main
+        self.details: list[str] = []
+        self.began = time.perf_counter()
         self.bar: tqdm | None = None
-        self.on_terminal = is_main and sys.stdout.isatty()
+        # A bar needs to know how wide it may be.
+        self.on_terminal = is_main and sys.stdout.isatty() and os.get_terminal_size(1).columns > 0
 
     def say(self, text: str = "") -> None:
         """Print a line, above the bar if there is one."""
@@ -43,13 +48,19 @@ class Console:
                 self.bar = tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, leave=False)
 
     def progress(self, step: int, line: str, due: bool) -> None:
-        """Step `step` is done: move the bar, or print the line where one is due."""
+        """Step `step` is done: print the line where one is due, and move the bar."""
+        if due:
+            self.say(f"step {step}: {line}")
         if self.bar is not None:
             with self._silence_when_closed():
                 self.bar.set_postfix_str(line, refresh=False)
                 self.bar.update(step - self.bar.n)
-        elif due:
-            self.say(f"step {step}: {line}")
+
+    def busy(self, what: str) -> None:
+        """Show beside the bar what goes on between two steps."""
+        if self.bar is not None:
+            with self._silence_when_closed():
+                self.bar.set_postfix_str(what)
 
     def stop_bar(self) -> None:
         """Take the bar away."""

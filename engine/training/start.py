@@ -36,25 +36,34 @@ SCHEDULE = (
 )  # fmt: skip
 
 
-def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world: World) -> Pretrained | None:
+def read_weights(
+    settings: TrainSettings, sources: Sources, on_cpu: bool, world: World, console: Console
+) -> Pretrained | None:
     """The weights that `init_from` names, first read (perhaps downloaded) by rank 0; None for none.
 
-    Raises UserError where a setting that the user gave asks for another shape than theirs.
+    Raises UserError where a setting that the user gave asks for another shape than theirs. As in nanoGPT,
+    bias=False is none, nor is the block_size of a configuration file, which is cut to their positions.
     """
     if settings.init_from in STARTS:
         return None
     found = read_pretrained(settings.init_from) if world.is_main else None
     world.wait_for_main()
     found = found or read_pretrained(settings.init_from)
-    given = sources.file.keys() | sources.command_line.keys() | (sources.cpu.keys() if on_cpu else set())
-    if "block_size" in given:
+    given, positions = sources.given(on_cpu), found.config.block_size
+    if settings.block_size > positions and "block_size" not in sources.command_line:
+        console.say(
+            f"note: block_size is cut from {settings.block_size} to the {positions} of {settings.init_from}"
+        )
+    elif "block_size" in given:
         found = found.with_block_size(settings.block_size)
     for name, value in shape_settings(found.config).items():
-        if name in given and getattr(settings, name) != value:
+        if name not in given or given[name] == value or name == "block_size":
+            continue
+        if name != "bias" or not value:
             raise UserError(
-                f"{name} is {getattr(settings, name)}, but "
-                f"{settings.init_from} has {name}={value}; leave the setting out"
+                f"{name} is {given[name]}, but {settings.init_from} has {name}={value}; leave the setting out"
             )
+        console.say(f"note: bias=False is ignored: {settings.init_from} has biases, and keeps them")
     return found
 
 
@@ -135,8 +144,8 @@ def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
         )
 
 
-def describe_resume(settings: TrainSettings, data: Dataset, checkpoint: Checkpoint, console: Console) -> None:
-    """Say where the run goes on, and what differs from before: settings, learning rate, data."""
+def describe_resume(settings: TrainSettings, checkpoint: Checkpoint) -> str:
+    """Where the run goes on, and what differs from before: settings, learning rate."""
     before, now = checkpoint.meta["settings"], dataclasses.asdict(settings)
     changed = [
         f"{name}: {before[name]} → {now[name]}"
@@ -145,11 +154,7 @@ def describe_resume(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
     ]
     line = f"resuming {checkpoint.folder}" + (f", with {', '.join(changed)}" if changed else "")
     jump = learning_rate_jump(before, settings, checkpoint.meta["step"])
-    console.say(line if jump is None else f"{line}; {jump}")
-    if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
-        console.say(
-            f"warning: {data.folder} has changed since this run began; its sequences are not those of before"
-        )
+    return line if jump is None else f"{line}; {jump}"
 
 
 def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: int) -> str | None:
