@@ -5,7 +5,13 @@ from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
-    """Something that the user can put right; its text is one line that names the thing and the fix."""
+    """Something that the user can put right; its text is one line that names the thing and the fix.
+
+    What the text quotes from a user or a file may hold line breaks or terminal codes: they are shown escaped.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(one if one.isprintable() else repr(one)[1:-1] for one in text))
 
 
 def did_you_mean(

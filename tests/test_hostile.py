@@ -23,7 +23,7 @@ from support.listing import listing
 import plot
 import sample
 import train
-from engine.command_line import read_settings
+from engine.command_line import read_settings, retired
 from engine.data.dataset import open_dataset
 from engine.errors import UserError
 from engine.preparation.recipes import write_dataset
@@ -246,10 +246,6 @@ def test_malformed_files_are_one_line_and_write_nothing(
     assert listing(trained) == before
 
 
-def test_there_are_at_least_sixty_of_them() -> None:
-    assert len(MALFORMED) >= 60
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -266,6 +262,11 @@ def mutated(draw: st.DrawFn, value: object) -> object:
         index = draw(st.integers(0, len(value) - 1))
         return [*value[:index], mutated(draw, value[index]), *value[index + 1 :]]
     return draw(JSON)
+
+
+def is_one_sentence(error: UserError) -> bool:
+    """Whether an error is a line that says something, and no more than one."""
+    return bool(str(error).strip()) and "\n" not in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +287,7 @@ def test_fuzzed_meta_of_a_data_set(small: Path, data: st.DataObject) -> None:
     try:
         open_dataset("x", 8, small / "data")
     except UserError as error:
-        assert "\n" not in " ".join(str(error).split())
+        assert is_one_sentence(error)
     finally:
         path.write_text(original)
 
@@ -303,8 +304,8 @@ def test_fuzzed_meta_of_a_checkpoint(small: Path, data: st.DataObject) -> None:
         (folder / "meta.json").write_text(json.dumps(change))
     try:
         checkpoints.load(small / "run")
-    except UserError:
-        pass
+    except UserError as error:
+        assert is_one_sentence(error)
     finally:
         (folder / "meta.json").write_text(original)
 
@@ -324,8 +325,8 @@ def test_fuzzed_header_of_the_weights(small: Path, position: int, content: bytes
     reseal(folder, files=files)
     try:
         checkpoints.load(small / "run")
-    except UserError:
-        pass
+    except UserError as error:
+        assert is_one_sentence(error)
     finally:
         (folder / "model.safetensors").write_bytes(original)
         (folder / "meta.json").write_text(meta)
@@ -343,9 +344,10 @@ def test_fuzzed_settings(name: str, text: str) -> None:
     for kind in (TrainSettings, SampleSettings):
         try:
             settings = read_settings(kind, [f"--{name}={text}"], "").settings(on_cpu=False)
-            assert isinstance(settings, kind)
+            known = {*vars(settings), *retired(kind)}
+            assert name.replace("-", "_") in known  # whatever passes is a setting
         except UserError as error:
-            assert str(error)
+            assert is_one_sentence(error)
         except SystemExit:
             assert name in ("h", "help")  # which prints and leaves
 
@@ -357,7 +359,7 @@ def test_fuzzed_tokenizer_tables(description: object) -> None:
         tokenizer = tokenizer_from_dict(description)
         assert tokenizer.decode(tokenizer.encode(tokenizer.decode([0]))) == tokenizer.decode([0])
     except UserError as error:
-        assert str(error)
+        assert is_one_sentence(error)
 
 
 @pytest.mark.torture

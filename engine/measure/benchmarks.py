@@ -40,7 +40,8 @@ def score_hellaswag(
 ) -> HellaSwagScores:
     """HellaSwag (Zellers et al., 2019), zero-shot: which of four endings is likeliest after the context.
 
-    An ending is encoded by itself, after a space. Dividing log-probabilities by tokens evens out lengths.
+    Each ending is encoded on its own, with a space before it. Dividing its log-probability by its number of
+    tokens makes endings of different lengths comparable.
     """
     pairs = []
     for example in examples:
@@ -71,7 +72,7 @@ def score_lambada(
 ) -> LambadaScores:
     """LAMBADA (Paperno et al., 2016), OpenAI's version: a passage's last word, with the space before it.
 
-    The perplexity is that of whole words: exp of the mean of their losses, which sum over a word's tokens.
+    A word's loss is the sum over its tokens; the perplexity is exp of the mean over words.
     """
     pairs = []
     for example in examples:

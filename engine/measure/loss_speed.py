@@ -1,4 +1,4 @@
-"""What two configurations reach, and in how much training time: run in turns, seed after seed."""
+"""Compare two configurations: their final losses and training times, over several seeds, in turns."""
 
 import statistics
 import subprocess
@@ -24,7 +24,7 @@ class Outcome:
 
 
 def measure_loss(options: Namespace) -> None:
-    """Train two settings to their ends, in turns, seed after seed: validation losses and seconds."""
+    """Train both configurations with each seed, in turns; print validation losses and seconds."""
     plain = ["configs/shakespeare_char.py", *(f"--{name}={value}" for name, value in PLAIN.items())]
     names = [options.config or "configs/shakespeare_char_fast.py", options.compare or "the plain setting"]
     lines = [names[0].split(), plain if options.compare is None else options.compare.split()]
@@ -36,7 +36,7 @@ def measure_loss(options: Namespace) -> None:
 
 
 def race(lines: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[list[Outcome]]:
-    """For each command line of train.py its outcomes, one for each seed; the lines take turns."""
+    """Run each command line of train.py with each seed, in turns; return the outcomes per line."""
     outcomes: list[list[Outcome]] = [[] for _ in lines]
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
@@ -46,7 +46,7 @@ def race(lines: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[list[Outc
 
 
 def run(line: Sequence[str], seed: int, folder: Path) -> Outcome:
-    """Train in a process of its own, on the data in the current folder, and read how it ended."""
+    """Train in a new process, on the data in the current folder, and read the result."""
     fixed = [f"--seed={seed}", f"--out_dir={folder}", "--eval_iters=None", "--sample_tokens=0"]
     fixed += ["--eval_interval=1000000", "--keep_checkpoints=1"]
     finished = subprocess.run(
@@ -59,7 +59,7 @@ def run(line: Sequence[str], seed: int, folder: Path) -> Outcome:
 
 
 def report(name: str, outcomes: Sequence[Outcome]) -> str:
-    """One line: the mean loss with lowest and highest, the median of the seconds."""
+    """Print the mean loss with its range, and the median of the seconds."""
     losses = [outcome.loss for outcome in outcomes]
     seconds = statistics.median(outcome.seconds for outcome in outcomes)
     spread = f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"

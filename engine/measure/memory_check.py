@@ -1,4 +1,4 @@
-"""Predicted and measured memory of training, side by side: each case is trained in a process of its own.
+"""Compare predicted with measured memory of training. Each case is trained in a new process.
 
 On a CPU the growth of the process is measured: its largest resident size while training, less what it was
 before the model; on a GPU the peak of PyTorch's allocator.
@@ -39,7 +39,7 @@ CASES: list[tuple[GPTConfig, str, dict[str, Any]]] = [
 
 
 def measure_memory(update: Update, options: Namespace) -> None:
-    """Predicted and measured memory of three steps, for shapes that take a gigabyte and more."""
+    """Print predicted and measured memory of three steps, for shapes that need a gigabyte or more."""
     for config, kernel, changes in CASES:
         settings = TrainSettings(**{"gradient_accumulation_steps": 1, **changes})
         compute = replace(plain_compute(settings, find_device(options.device)), attention_kernel=kernel)
@@ -64,7 +64,7 @@ def check_memory(
 
 
 def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings, compute: Compute) -> int:
-    """Train for three steps, in a process that has done nothing yet; the bytes that they took."""
+    """Train for three steps in this new process; return the bytes that they took."""
     compute.apply()
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True).step()  # loads what the first does
     before = resident("VmRSS") if compute.device == "cpu" else 0
@@ -78,7 +78,7 @@ def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings
 
 
 def resident(key: str) -> int:
-    """This process's resident bytes as Linux tells them: "VmRSS" now, "VmHWM" at its largest."""
+    """Resident bytes of this process, from /proc: "VmRSS" now, "VmHWM" the peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024

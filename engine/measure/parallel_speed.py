@@ -1,6 +1,6 @@
-"""What bench.py measures with several processes: steps under DDP, all-reduces, and a trace of both.
+"""Measurements with several processes: training steps under DDP, all-reduces, and a trace.
 
-`torchrun` starts `bench.py`, which calls these functions on every process; rank 0 prints.
+`bench.py` starts itself under torchrun; every process runs these functions, and rank 0 prints.
 """
 
 import contextlib
@@ -43,12 +43,12 @@ def is_one_of_several() -> bool:
 
 
 def default_processes(device: torch.device) -> int:
-    """One for each GPU; on a CPU one for each core."""
+    """The number of GPUs, or of cores on a CPU."""
     return torch.cuda.device_count() if device.type == "cuda" else available_cores()
 
 
 def torchrun(options: Namespace, processes: int | None, *arguments: str) -> list[str]:
-    """Run `bench.py ARGUMENTS` in so many processes of this machine; the lines that it prints."""
+    """Run `bench.py ARGUMENTS` under torchrun on this machine; return the lines that it prints."""
     device = find_device(options.device)
     count = processes or default_processes(device)
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
@@ -63,7 +63,7 @@ def torchrun(options: Namespace, processes: int | None, *arguments: str) -> list
 
 @contextlib.contextmanager
 def joined(options: Namespace) -> Iterator[tuple[World, torch.device]]:
-    """This process among its peers, and its device, until the measurement is over."""
+    """Join the process group for the time of a measurement; yields the world and this process's device."""
     world = join(device=options.device)
     try:
         device = find_device(options.device)
@@ -78,7 +78,7 @@ def joined(options: Namespace) -> Iterator[tuple[World, torch.device]]:
 
 
 def finish(world: World, device: torch.device) -> None:
-    """Return when all processes and their devices are done."""
+    """Wait for all processes and their devices."""
     synchronize(device)
     world.barrier()
 
@@ -86,7 +86,7 @@ def finish(world: World, device: torch.device) -> None:
 def median_seconds(
     runs: Sequence[Callable[[], Any]], rounds: int, world: World, device: torch.device
 ) -> list[float]:
-    """Median seconds of each of some things that all processes do in turns, after three rounds to warm up."""
+    """Median seconds of each function, called in turns by all processes, after three warm-up rounds."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds + 3):
         for run, seconds in zip(runs, times, strict=True):
@@ -103,7 +103,7 @@ def median_seconds(
 
 
 def shared_run(options: Namespace, world: World, device: torch.device) -> tuple[TrialRun, Any]:
-    """A run of which this process makes its share, and its model under DDP, or as it is for one process."""
+    """This process's share of a run, and its model: under DDP if there are several processes."""
     settings = trial_settings(options.config, device)
     config = trial_shape(settings, device)
     compute = best_compute(settings, config, device, world)
@@ -119,7 +119,7 @@ def shared_run(options: Namespace, world: World, device: torch.device) -> tuple[
 
 
 def measure_scaling(update: Update, options: Namespace) -> None:
-    """Tokens per second of 1, 2, 4, … processes on the same sequences, taking turns."""
+    """Print tokens per second of 1, 2, 4, … processes on the same sequences, measured in turns."""
     if is_one_of_several():
         with joined(options) as (world, device):
             step = step_function(update, *shared_run(options, world, device))
@@ -146,10 +146,10 @@ def measure_scaling(update: Update, options: Namespace) -> None:
 
 
 def measure_network(options: Namespace) -> None:
-    """All-reduces of growing float32 tensors, by the processes of torchrun or by some started here.
+    """Time all-reduces of growing float32 tensors, under torchrun or in processes started here.
 
-    The algorithm's bandwidth is the tensor's bytes over the time; the bus's, 2 (N - 1) / N of it, is what a
-    ring moves through each process, which is what a link's data sheet can be compared with.
+    Algorithm bandwidth is the tensor's bytes divided by the time. Bus bandwidth is 2 (N - 1) / N times that:
+    what a ring all-reduce sends through each process, to compare with a link's data sheet.
     """
     if not is_one_of_several():
         print("\n".join(torchrun(options, options.processes, "network", f"--largest={options.largest}")))
@@ -173,7 +173,7 @@ def measure_network(options: Namespace) -> None:
 
 
 def measure_profile(update: Update, options: Namespace) -> None:
-    """A trace for ui.perfetto.dev or chrome://tracing, and how much of the communication is hidden."""
+    """Write a trace for ui.perfetto.dev, and print how much of the communication computation hides."""
     path = Path(options.trace).resolve()
     if not is_one_of_several():
         print("\n".join(torchrun(options, options.processes, "profile", f"--trace={path}")))
@@ -198,12 +198,12 @@ def measure_profile(update: Update, options: Namespace) -> None:
 
 
 def hidden_share(step: float, without: float, sending: float) -> float:
-    """The share of the sending's own time by which it does not lengthen the step; between 0 and 1."""
+    """The share of the communication time that does not lengthen the step, from 0 to 1."""
     return min(1.0, max(0.0, 1 - (step - without) / sending))
 
 
 def write_trace(step: Callable[[], None], path: Path, world: World, device: torch.device) -> None:
-    """Record three steps of all processes, and write those of rank 0."""
+    """Record three steps; rank 0 writes its trace."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)

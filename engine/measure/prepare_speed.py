@@ -1,7 +1,7 @@
-"""How fast prepare.py is, and how much memory it takes, on a text that it writes itself.
+"""Measure the speed and memory of prepare.py on a generated text.
 
-The same documents go through `tiktoken.encode_ordinary_batch` on as many threads: tokenizing alone, nothing
-read, hashed, split or written.
+The baseline is `tiktoken.encode_ordinary_batch` on the same documents with as many threads: it only
+tokenizes, and does not read, hash, split or write.
 """
 
 import json
@@ -24,7 +24,7 @@ COMPARED = 2**26  # bytes of documents that tiktoken is measured on
 
 
 def measure_preparing(options: Namespace) -> None:
-    """How fast a text that is made up on the spot becomes token files."""
+    """Print how fast a generated text becomes token files."""
     found = measure_prepare(options.megabytes * 10**6, options.processes or available_cores())
     print(
         f"{options.megabytes} MB of text, {found['workers']} workers: from JSON lines to token files "
@@ -35,7 +35,7 @@ def measure_preparing(options: Namespace) -> None:
 
 
 def documents(size: int, seed: int = 0) -> Iterator[str]:
-    """So many bytes of documents of some thousand characters: random paragraphs of Python's manual."""
+    """Documents of a few thousand characters, `size` bytes in all: random paragraphs of Python's manual."""
     stream = random.Random(seed)
     paragraphs = [part for name in sorted(topics) for part in topics[name].split("\n\n") if part.isascii()]
     while size > 0:
@@ -45,7 +45,7 @@ def documents(size: int, seed: int = 0) -> Iterator[str]:
 
 
 def measure_prepare(size: int, workers: int) -> dict[str, float]:
-    """Prepare so many bytes as .jsonl with GPT-2's encoding; rates in MB of text a second, memory in MiB.
+    """Prepare a .jsonl of this size with GPT-2's encoding; rates in MB of text per second, memory in MiB.
 
     `largest_process` is the peak of the largest process, the main one or a worker.
     """
@@ -71,7 +71,7 @@ def measure_prepare(size: int, workers: int) -> dict[str, float]:
 
 
 def tiktoken_rate(size: int, threads: int) -> float:
-    """MB a second that tiktoken tokenises in batches of a thousand documents, on so many threads."""
+    """MB per second that tiktoken encodes, in batches of a thousand documents."""
     encoding = GPT2Tokenizer().encoding
     texts = list(documents(size))
     before = time.perf_counter()

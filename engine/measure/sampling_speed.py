@@ -1,4 +1,4 @@
-"""The speed of sampling with the KV cache, against recomputing the text for each token."""
+"""Measure sampling with the KV cache against recomputing the whole text for each token."""
 
 import copy
 import statistics
@@ -27,7 +27,7 @@ CASES = (
 
 
 def measure_sampling(options: Namespace) -> None:
-    """Tokens per second with and without the cache, in turns."""
+    """Print tokens per second with and without the cache, measured in turns."""
     device = find_device(options.device)
     limits = machine_limits(device)
     for name, config, dtype, prompt, new, batch in CASES:
@@ -51,7 +51,7 @@ def measure_sampling(options: Namespace) -> None:
 
 
 def seconds_per_token(model: GPT, ids: Tensor, new: int) -> float:
-    """Seconds of one decoding step after the prompt has been read."""
+    """Seconds per token once the prompt is in the cache."""
     tokens = stream(model, ids, new, Sampling(temperature=0.8))
     next(tokens)
     synchronize(ids.device)
@@ -62,7 +62,7 @@ def seconds_per_token(model: GPT, ids: Tensor, new: int) -> float:
 
 
 def seconds_without_cache(model: GPT, ids: Tensor, new: int) -> float:
-    """Seconds of a token where each one recomputes the text, a full block of it where the prompt is short."""
+    """Seconds per token without a cache, for a text of a full block."""
     block = model.config.block_size
     text = ids.repeat(1, block) if ids.shape[1] == 1 else ids
     synchronize(ids.device)

@@ -1,7 +1,7 @@
-"""How well a model predicts: the loss of a text, and HellaSwag and LAMBADA, each with its standard error.
+"""Score a model on a text or on continuations, with standard errors.
 
-A score is a mean over independent units (windows of a text, examples of a task); its standard error is that
-of the mean. Every function takes the model in evaluation mode and leaves it as it was.
+A score is a mean over units taken as independent (windows of a text, examples of a task), and its error is
+the standard error of that mean. The model must be in evaluation mode.
 """
 
 import math
@@ -44,7 +44,7 @@ def ratio_of(sums: Sequence[float], counts: Sequence[int]) -> Score:
 
 
 def perplexity_of(loss: Score) -> Score:
-    """exp of a loss in nats; its standard error to first order, infinite for a loss that exp cannot hold."""
+    """exp of a loss in nats, with its standard error to first order; infinite from 700 nats on."""
     perplexity = math.exp(loss.value) if loss.value < 700 else math.inf
     return Score(perplexity, perplexity * loss.error)
 
@@ -55,7 +55,7 @@ def perplexity_of(loss: Score) -> Score:
 
 @dataclass(frozen=True)
 class TextScores:
-    """The loss in nats per token, its perplexity, and bits per byte of text where the bytes are known."""
+    """Loss in nats per token, perplexity, and bits per byte (None if the text's bytes are unknown)."""
 
     loss: Score
     perplexity: Score
@@ -64,11 +64,11 @@ class TextScores:
 
 
 def sliding_windows(tokens: int, block_size: int, stride: int) -> list[tuple[int, int, int]]:
-    """(begin, end, first): inputs are begin … end - 1, and the targets first … end are counted.
+    """Windows (begin, end, first): inputs are begin … end - 1, counted targets are first … end.
 
-    Each token but the first is a target once. All windows but the first hold `block_size` inputs and count
-    their last `stride` targets, so that each of these is predicted from at least block_size - stride + 1
-    tokens. With a stride of block_size the windows do not overlap, and the last one is short, as in train.py.
+    Every token but the first is counted once. Every window but the first holds `block_size` inputs and counts
+    its last `stride` targets, each predicted from at least block_size - stride + 1 tokens. With a stride of
+    block_size windows do not overlap and the last one is shorter, as in train.py.
     """
     windows = []
     first = 1
@@ -101,10 +101,10 @@ def score_text(
 
 
 def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each row of ids, the logits (count, V) of its last `count` tokens, and these tokens (count,).
+    """Yield for each row the logits (count, V) that predict its last `count` tokens, and those tokens.
 
-    Logits are in float64 (float32 where the device has none), so that their own rounding is all that is left.
-    Rows of different lengths are padded on the right, which a causal model cannot see.
+    Logits come in float64 (float32 on MPS), so that the loss adds no rounding of its own. Shorter rows are
+    padded on the right, which does not change the logits of a causal model.
     """
     device = model.token_embedding.weight.device
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)  # (B, T)
@@ -122,7 +122,7 @@ def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> It
 
 @dataclass(frozen=True)
 class Continuation:
-    """A continuation's log-probability, its length in tokens, and whether the most probable tokens are it."""
+    """A continuation's log-probability, its number of tokens, and whether greedy decoding would give it."""
 
     log_probability: float
     tokens: int
@@ -135,8 +135,8 @@ def score_continuations(
 ) -> Iterator[Continuation]:
     """Score (context, continuation) pairs of ids, in their order.
 
-    Where both do not fit into block_size + 1 tokens, the beginning of the context is dropped; UserError where
-    the continuation alone does not fit.
+    A context that does not fit into block_size + 1 tokens loses its beginning. Raises UserError for a
+    continuation that does not fit.
     """
     room = model.config.block_size + 1
     for start in range(0, len(pairs), batch_size):

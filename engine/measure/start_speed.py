@@ -17,7 +17,7 @@ LEAST = (
 
 
 def measure_start(options: Namespace) -> None:
-    """From the start of train.py to its first step, against importing torch and one optimizer step."""
+    """Time train.py up to its first step, against importing torch and making one optimizer step."""
     times: dict[str, list[float]] = {"least": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")

@@ -1,4 +1,4 @@
-"""What every measurement of speed needs: the machine's limits, the fastest time, a median with its spread."""
+"""Helpers of every measurement: the machine's limits, the best of several times, a median with its spread."""
 
 import statistics
 import time
@@ -18,13 +18,13 @@ def summary(values: Sequence[float]) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Return when the device has done what it was given; a CPU always has."""
+    """Wait for the device to finish its queue."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def best_time(run: Callable[[], Any], rounds: int, device: torch.device) -> float:
-    """Seconds of the fastest of several runs after one to warm up: what the machine can do undisturbed."""
+    """Seconds of the fastest of several runs, after one warm-up run."""
     times = []
     for _ in range(rounds + 1):
         began = time.perf_counter()
@@ -35,9 +35,9 @@ def best_time(run: Callable[[], Any], rounds: int, device: torch.device) -> floa
 
 
 def machine_limits(device: torch.device) -> dict[str, float]:
-    """The device's matmul peaks "fp32" and "bf16" in FLOP/s, and the "bandwidth" of its memory in bytes/s.
+    """Measure the matmul peaks "fp32" and "bf16" in FLOP/s and the memory "bandwidth" in bytes/s.
 
-    On a CPU the fp32 peak is that of the faster of two libraries.
+    On a CPU, fp32 is the faster of PyTorch's two libraries for it.
     """
     limits = {}
     size, precisions = (1024, ("highest", "medium")) if device.type == "cpu" else (8192, ("highest",))

@@ -1,4 +1,4 @@
-"""The speed of a training step against a baseline and the machine."""
+"""Measure a training step against a baseline and the machine's limits."""
 
 import statistics
 import time
@@ -26,7 +26,7 @@ _step: Callable[[], None]  # a worker's, once it has started
 
 
 def measure_training(update: Update, options: Namespace) -> None:
-    """Time training steps of ours and of the baseline, in turns, each in a process of its own."""
+    """Time our training step and the baseline's, in turns, each in its own process."""
     device = find_device(options.device)
     limits = machine_limits(device)
     settings = trial_settings(options.config, device)
@@ -57,7 +57,7 @@ def measure_training(update: Update, options: Namespace) -> None:
 
 
 def start_worker(update: Update, kind: str, options: Namespace) -> None:
-    """In a process of its own: set up what `step_seconds` does there."""
+    """Set up, in a new process, the step that `step_seconds` times."""
     global _step
     device = find_device(options.device)
     settings = trial_settings(options.config, device)

@@ -1,4 +1,4 @@
-"""train.py's own update on random tokens, for whatever times, traces or weighs it."""
+"""One training step of train.py on random tokens, for the measurements of time and memory."""
 
 import itertools
 from collections.abc import Callable
@@ -46,19 +46,19 @@ class TrialRun:
 
 
 def trial_settings(config: str | None, device: torch.device) -> TrainSettings:
-    """The plain setting, or that of a configuration file."""
+    """The settings of a configuration file, or of PLAIN if there is none."""
     if config is None:
         return TrainSettings(**PLAIN)
     return read_settings(TrainSettings, [config], "").settings(on_cpu=device.type == "cpu")
 
 
 def trial_shape(settings: TrainSettings, device: torch.device) -> GPTConfig:
-    """The model of a setting: for characters on a CPU, for GPT-2's vocabulary elsewhere."""
+    """The model's shape, with a vocabulary of characters on a CPU and of GPT-2 elsewhere."""
     return model_config(settings, 65 if device.type == "cpu" else 50257)
 
 
 def plain_compute(settings: TrainSettings, device: torch.device) -> Compute:
-    """The precision of the device, and otherwise what PyTorch does without being asked."""
+    """The device's precision, and PyTorch's defaults for everything else."""
     return Compute(device.type, choose_dtype(settings.dtype, device), False, torch.get_num_threads())
 
 
@@ -86,7 +86,7 @@ def trial_run(
     world: World = ALONE,
     plain: bool = False,
 ) -> TrialRun:
-    """A run with its initial weights; `plain`: the model as model.py has it, and AdamW unfused."""
+    """A run with initial weights. `plain`: model.py without kernels, and AdamW unfused."""
     model = empty_model(config, device, compute.weights_dtype())
     model.init_weights(settings.seed)
     if not plain:
@@ -103,7 +103,7 @@ def trial_run(
 
 
 def step_function(update: Update, run: TrialRun, forward: Any) -> Callable[[], None]:
-    """A function that makes one training step; `forward` is `run.forward`, perhaps under DDP."""
+    """A function that makes one training step with `forward`: `run.forward`, or that under DDP."""
     config = run.model.config
     rows = torch.randint(config.vocab_size, (run.micro_batch, config.block_size + 1), device=run.device)
     micro_batches = [(rows[:, :-1], rows[:, 1:])] * run.micro_steps

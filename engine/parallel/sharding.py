@@ -1,11 +1,11 @@
-"""A model shared by processes: DDP keeps it whole in each, FSDP2 gives each a shard of every parameter.
+"""Models trained by several processes: DDP replicates the model, FSDP2 shards every parameter.
 
     torchrun --standalone --nproc_per_node=8 train.py configs/gpt2.py --parallel=fsdp
 
 Under FSDP (Zhao et al., 2023; the idea is ZeRO's, Rajbhandari et al., 2020) parameters, gradients and
 optimizer state are DTensors, cut along their first dimension: rank r holds the r-th of N chunks of rows. A
 block's parameters are gathered just before they are used and freed after, its gradients summed into shards.
-Everything here takes plain tensors too, so the rest of the program does not ask which it has. DTensor, whose
+Every function here accepts plain tensors as well, so callers need not know which they have. DTensor, whose
 import takes half a second, is imported only where it is needed.
 """
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 
 def uses_fsdp(settings: TrainSettings, world: World) -> bool:
-    """Whether the model is to be sharded; one process holds it whole in any case."""
+    """Whether to shard the model; a single process never does."""
     return settings.parallel == "fsdp" and world.size > 1
 
 
 def sharded_model(
     gathered: torch.dtype | None, world: World, config: GPTConfig, device: torch.device, dtype: torch.dtype
 ) -> GPT:
-    """A GPT of which this process has memory for its shards, with nothing meaningful in them.
+    """A GPT whose parameters are sharded over the processes, with memory allocated and not initialised.
 
-    Blocks are gathered in the type `gathered`, None: in `dtype`. Gradients are summed in `dtype` in any case.
+    Blocks are gathered in the type `gathered` (None: `dtype`); gradients are summed in `dtype`.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -55,7 +55,7 @@ def sharded_model(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the model is one of `sharded_model`, whose forward passes are the work of all processes."""
+    """Whether the model was made by `sharded_model`, so that all processes must call it together."""
     return hasattr(model, "set_requires_gradient_sync")
 
 
@@ -65,17 +65,17 @@ def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: its rows of a DTensor (the same memory), or the tensor itself."""
+    """This process's part of a tensor: its rows of a DTensor (a view), or the tensor itself."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a DTensor, gathered from all processes, which all must ask for it; others as they are."""
+    """Gather a DTensor; all processes must call this. Returns plain tensors as they are."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def copy_into(target: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor, the same on every process, into a tensor of which each may hold a shard."""
+    """Copy a full tensor, equal on all processes, into a tensor that may be sharded."""
     if is_dtensor(target):
         chunks = value.chunk(target.device_mesh.size())
         rank = target.device_mesh.get_local_rank()
@@ -86,9 +86,9 @@ def copy_into(target: Tensor, value: Tensor) -> None:
 
 
 def recompute_blocks(model: GPT) -> None:
-    """In training, keep only the blocks' inputs for the backward pass, and compute the rest again there.
+    """In training, store only the inputs of the blocks and recompute the rest in the backward pass.
 
-    The result is the same, since the dropout is drawn again from the same state. Chen et al., 2016.
+    Results do not change: dropout is drawn again from the same generator state (Chen et al., 2016).
     """
     for block in model.blocks:
         block.forward = _recomputed_in_training(block, block.forward)
@@ -104,7 +104,7 @@ def _recomputed_in_training(block: nn.Module, forward: Callable[..., Tensor]) ->
 
 
 def compile_blocks(model: GPT) -> GPT:
-    """Compile each block for training, since gathering happens between them; returns the model."""
+    """Compile each block on its own, for training, since FSDP gathers between blocks. Returns the model."""
     for block in model.blocks:
         block.forward = _compiled_in_training(block, block.forward)
     return model
@@ -121,9 +121,9 @@ def _compiled_in_training(block: nn.Module, forward: Callable[..., Tensor]) -> C
 
 @contextlib.contextmanager
 def gradients_summed(model: nn.Module, forward: Any, now: bool) -> Iterator[None]:
-    """Whether backward passes in this context sum the gradients over the processes, or leave that for later.
+    """A context whose backward passes sum gradients over the processes only if `now` is set.
 
-    `forward` is the model as it is called: itself, compiled, or under DDP.
+    `forward` is the model as training calls it: plain, compiled, or under DDP.
     """
     if is_sharded(model):
         model.set_requires_gradient_sync(now)  # pyright: ignore[reportCallIssue]

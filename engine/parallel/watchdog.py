@@ -1,7 +1,8 @@
-"""Where does a run of several processes hang? Each notes where it is; one that stands still tells of all.
+"""Report which process of a run hangs, and where.
 
 A process that is stopped, swapped out or in an endless loop leaves the others waiting in a collective
-operation until its time-out, and the error then names the one that waited, not the one that it waited for.
+operation until it times out, and that error names a waiting process, not the one at fault. So every process
+writes its position into the group's store now and then, and a stalled process reports the positions of all.
 """
 
 import json
@@ -21,16 +22,16 @@ PATIENCE_AFTER_ERROR = 5.0  # seconds for the thread to end after an error, whic
 
 
 class HasStep(Protocol):
-    """Something that counts the completed steps."""
+    """An object that counts completed steps."""
 
     step: int
 
 
 class Watchdog:
-    """While training runs, a thread that reports when this process has stood still for `seconds`.
+    """Reports, from a thread, when this process has made no progress for `seconds`.
 
-    The note of a process is its step and the function that it is in, written into the group's store a few
-    times in `seconds`. The training loop does nothing for it.
+    The thread writes the step and the current function into the store several times in `seconds`; the
+    training loop needs no call for it.
     """
 
     def __init__(self, world: World, state: HasStep, seconds: float) -> None:
@@ -49,7 +50,7 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread. A thread that is still in the store's C++ when Python ends aborts the process."""
+        """End the thread. The process would abort if the thread were in the store's C++ code at exit."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(None if kind is None else PATIENCE_AFTER_ERROR)
@@ -74,7 +75,7 @@ class Watchdog:
                     print(text, file=sys.stderr, flush=True)
 
     def place(self) -> str:
-        """Where the training thread is: e.g. "step 12, in update (train.py, line 140)"."""
+        """Position of the training thread, e.g. "step 12, in update (train.py, line 140)"."""
         frames = traceback.extract_stack(sys._current_frames()[self._watched])
         ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT)]
         inner = (ours or frames)[-1]
@@ -83,9 +84,10 @@ class Watchdog:
 
 
 def report(notes: dict[int, tuple[str, float]], rank: int, seconds: float) -> str | None:
-    """What to print from `notes`, each process's place and when it wrote it; None where another speaks.
+    """The report to print, or None if another process prints it.
 
-    The lowest process that is alive speaks. One that has not written for most of `seconds` is silent.
+    `notes` holds each process's position and when it was written. The lowest rank that still writes prints;
+    a rank that has not written for most of `seconds` counts as silent.
     """
     newest = max(written for _, written in notes.values())
     silent = {other for other, (_, written) in notes.items() if newest - written >= 0.75 * seconds}

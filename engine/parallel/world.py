@@ -1,7 +1,7 @@
-"""One process or many: who this process is, and how the processes of a run talk to one another.
+"""The process group: this process's rank, and communication between processes.
 
-`torchrun` starts the processes and says in environment variables which is which. Tensors are added up by a
-collective operation; small values travel as JSON through the store in which the processes found one another.
+`torchrun` starts the processes and gives each its rank in environment variables. Tensors are summed by
+all-reduce; small values travel as JSON through the store of the rendezvous.
 """
 
 import itertools
@@ -23,10 +23,10 @@ from engine.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers. Rank 0 prints, decides and writes for all.
+    """This process's place in the group. Rank 0 prints, decides and writes for all.
 
     All processes call `broadcast`, `all_gather`, `all_reduce`, `barrier` and `wait_for_main` in the same
-    order. For one process each of them is trivial.
+    order. With one process they return at once.
     """
 
     rank: int
@@ -42,7 +42,7 @@ class World:
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, anything that JSON holds, on every process."""
+        """Rank 0's value on every process; anything that JSON can hold."""
         if self.size == 1:
             return value
         key = f"call {next(self._calls)}"
@@ -51,7 +51,7 @@ class World:
         return json.loads(self.store.get(key))
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The values of all processes by rank, anything that JSON holds, on every process."""
+        """The values of all processes, by rank, on every process; anything that JSON can hold."""
         if self.size == 1:
             return [value]
         call = next(self._calls)
@@ -60,18 +60,18 @@ class World:
         return [json.loads(content) for content in self.store.multi_get(keys)]
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor, replaced by its sum over all processes."""
+        """Sum the tensor over all processes, in place; returns it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def barrier(self) -> None:
-        """Return when every process has called this. Raises RuntimeError after the group's timeout."""
+        """Wait until every process has called this. Raises RuntimeError after the group's timeout."""
         if self.size > 1:
             dist.barrier()
 
     def wait_for_main(self) -> None:
-        """Return when rank 0 has called this too, however long it downloads or prepares data before."""
+        """Wait, without a time limit, until rank 0 has called this (it may be preparing data)."""
         if self.size == 1:
             return
         key = f"call {next(self._calls)}"
@@ -83,10 +83,10 @@ class World:
             pause = min(1.0, 2 * pause)
 
     def leave(self) -> None:
-        """Leave the group when every process is done with it. Only for a run that ended well.
+        """Leave the group once every process is done. Call it only after a run without errors.
 
-        After an error a process ends without this, since the others may never come. Rank 0 leaves last: where
-        no torchrun keeps the store, it does.
+        After an error a process exits without this call, since the others might never arrive. Rank 0 leaves
+        last, because without torchrun the store lives in it.
         """
         if self.size == 1:
             return
@@ -102,7 +102,7 @@ ALONE = World(rank=0, size=1, local_rank=0, local_size=1)
 
 
 def join(timeout: float = 1800.0, device: str = "auto") -> World:
-    """Join the group that torchrun's environment describes; a world of one process without torchrun.
+    """Join the group described by torchrun's environment; without torchrun, a group of one.
 
     `device` is the setting of this name. An operation that waits for other processes fails after `timeout`
     seconds. Raises UserError where the machine has too few GPUs.
@@ -133,7 +133,7 @@ def join(timeout: float = 1800.0, device: str = "auto") -> World:
 
 
 def describe_ranks(ranks: list[dict[str, Any]]) -> str:
-    """Host, device and seed of each process in a line, those of one host together.
+    """One line with the host, device and seed of each process, grouped by host.
 
     E.g. "node-a: ranks 0 to 7 on cuda:0 to cuda:7; node-b: rank 8 on cuda:0; seed 1337".
     """
@@ -152,7 +152,7 @@ def describe_ranks(ranks: list[dict[str, Any]]) -> str:
 
 
 def share_of_step(sequences: int, batch_size: int, world: World) -> tuple[int, int]:
-    """(micro-batch size, micro-batches of this process) for a step of so many sequences over all processes.
+    """Micro-batch size and number of micro-batches of this process, for `sequences` per step in all.
 
     The micro-batch is the largest divisor of a process's share that is no larger than `batch_size`.
     Raises UserError where the processes cannot share the sequences evenly.

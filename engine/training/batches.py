@@ -1,4 +1,4 @@
-"""The micro-batches of a step, read ahead while the step before is computed."""
+"""Micro-batches, read ahead while the previous step is computed."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +15,7 @@ NO_TARGET = -100  # the id of a position that is not learned from
 
 
 class Batch(NamedTuple):
-    """One step's share of this process, and what all processes have to learn from in it."""
+    """One step's micro-batches of this process, and the number of targets over all processes."""
 
     micro_batches: Iterator[tuple[Tensor, Tensor]]  # ids and targets, each (B, T), on the device
     targets: int  # that are not NO_TARGET, over all processes
@@ -25,7 +25,7 @@ class Batches:
     """This process's micro-batches, step after step."""
 
     def __init__(self, run: Run, consumed: int) -> None:
-        """Begin behind `consumed` sequences."""
+        """Begin after `consumed` sequences."""
         settings = run.settings
         self.split, self.seed, self.block_size = run.data.train, settings.seed, settings.block_size
         self.sequences, self.consumed = settings.sequences_per_step(), consumed
@@ -36,7 +36,7 @@ class Batches:
         self._next: Future[tuple[Tensor, Tensor]] = self._reader.submit(self._read, consumed)
 
     def step(self) -> Batch:
-        """The next step's. All processes call this together where sequences differ in their targets."""
+        """The next step's batch. All processes must call this together if sequences differ in targets."""
         ids, targets = self._next.result()
         self.consumed += self.sequences
         self._next = self._reader.submit(self._read, self.consumed)
@@ -46,7 +46,7 @@ class Batches:
         return Batch(self._on_device(ids, targets), number)
 
     def _on_device(self, ids: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The step's (share, T) as micro-batches. Only pinned memory may be copied without waiting."""
+        """Split a step's (share, T) into micro-batches on the device; only pinned memory is copied async."""
         pinned = self.device.type == "cuda"
         for micro in zip(ids.split(self.micro_batch), targets.split(self.micro_batch), strict=True):
             micro_ids, micro_targets = (tensor.to(self.device, non_blocking=pinned) for tensor in micro)

@@ -1,4 +1,4 @@
-"""Where a run diverged: the failing update, computed again from the last checkpoint under watch."""
+"""Find where a run diverged: replay the failing update from the last checkpoint, with hooks."""
 
 import contextlib
 from collections.abc import Callable, Iterable
@@ -45,17 +45,17 @@ def explain_divergence(run: Run, forward: Any, update: UpdateFunction, step: int
 
 
 def _first_of_all(run: Run, found: Iterable[str]) -> str | None:
-    """What was found first, on any process, an output before a gradient, which has passed from one to all."""
+    """The first finding of any process; outputs come before gradients, which spread to all processes."""
     firsts = filter(None, run.world.all_gather(next(iter(found), None)))
     return min(firsts, key=lambda what: not what.startswith("the output"), default=None)
 
 
 def _watch(model: nn.Module, run_update: Callable[[], Any]) -> list[str]:
-    """Run an update with a hook on every module and every gradient; what was not finite, in order."""
+    """Run an update with a hook on every module and every gradient; return what was not finite, in order."""
     found: list[str] = []
 
     def see_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        """A hook that notes a module whose output is not finite."""
+        """A hook that records the module if its output is not finite."""
 
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and not _finite(output):
@@ -64,7 +64,7 @@ def _watch(model: nn.Module, run_update: Callable[[], Any]) -> list[str]:
         return hook
 
     def see_gradient(name: str) -> Callable[[Tensor], None]:
-        """A hook that notes a parameter whose gradient is not finite."""
+        """A hook that records the parameter if its gradient is not finite."""
 
         def hook(parameter: Tensor) -> None:
             if parameter.grad is not None and not _finite(parameter.grad):

@@ -1,4 +1,4 @@
-"""The model as training calls it: compiled where that was chosen, under DDP with several processes."""
+"""The forward pass that training calls: compiled if chosen, under DDP with several processes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ OUT_OF_MEMORY = "out of memory"
 
 @contextlib.contextmanager
 def training_forward(run: Run, consumed: int) -> Iterator[Any]:
-    """What takes ids and targets and returns the sum of the losses, ready for the run's first step.
+    """The forward pass (ids, targets) -> sum of losses, warmed up for the run's first step.
 
-    A first pass, over the sequences behind `consumed`, compiles the model and shows whether a micro-batch
-    fits into a GPU. Where compiling fails all go on without, under DDP also if it fails on one process alone
-    (a sharded model's processes wait for one another within a pass, until the time-out); a micro-batch that
-    does not fit is halved. Raises UserError where one sequence does not fit.
+    The warm-up runs on the sequences after `consumed`: it compiles the model and tests whether a micro-batch
+    fits on the GPU. If compiling fails on any process, all go on uncompiled (but the processes of a sharded
+    model wait for one another within a pass, until it times out). A micro-batch that does not fit is halved.
+    Raises UserError if one sequence does not fit.
     """
     with contextlib.ExitStack() as stack:
         if run.compute.compile:
@@ -43,9 +43,9 @@ def training_forward(run: Run, consumed: int) -> Iterator[Any]:
 
 
 def compiled(run: Run) -> Any:
-    """The model that the compiler will compile when it is first called, or the model itself.
+    """torch.compile the model if chosen; it compiles at the first call.
 
-    Shapes are static: all of a run's micro-batches have the same, and the code for it is faster.
+    Shapes are static: all micro-batches of a run have the same, and static code is faster.
     """
     if not run.compute.compile:
         return run.model
@@ -53,7 +53,7 @@ def compiled(run: Run) -> Any:
 
 
 def in_parallel(run: Run, forward: Any) -> Any:
-    """Under DDP, which averages the gradients of several processes; a sharded model does so by itself."""
+    """Wrap the model in DDP if there are several processes; a sharded model needs no wrapper."""
     if run.world.size == 1 or is_sharded(run.model):
         return forward
     devices = [run.device.index] if run.device.type == "cuda" else None
@@ -61,7 +61,7 @@ def in_parallel(run: Run, forward: Any) -> Any:
 
 
 def first_problem(run: Run, forward: Any, consumed: int) -> str | None:
-    """What goes wrong, on any process, in a forward and backward pass that leaves nothing behind."""
+    """The first error of any process in a trial forward and backward pass; gradients are dropped after."""
     problem = None
     try:
         warm_up(run, forward, consumed)
@@ -77,7 +77,7 @@ def first_problem(run: Run, forward: Any, consumed: int) -> str | None:
 
 
 def warm_up(run: Run, forward: Any, consumed: int) -> None:
-    """A micro-batch as training makes it. DDP's processes do not wait for one another, since one may fail."""
+    """One forward and backward pass as in training, without DDP's synchronisation: one process may fail."""
     with contextlib.closing(Batches(run, consumed)) as batches:
         ids, targets = next(batches.step().micro_batches)
     with gradients_summed(run.model, forward, now=is_sharded(run.model)):
@@ -87,7 +87,7 @@ def warm_up(run: Run, forward: Any, consumed: int) -> None:
 
 
 def halve_micro_batch(run: Run) -> None:
-    """Work on half as many sequences at a time; a step has as many as before. Raises UserError at one."""
+    """Halve the micro-batch and double the number of micro-batches. Raises UserError at one sequence."""
     if run.micro_batch == 1:
         raise UserError(
             "one sequence at a time does not fit into the GPU's memory; lower n_layer, n_embd or block_size, "

@@ -1,4 +1,4 @@
-"""What ends a run that has gone wrong, before anything of it is saved."""
+"""Stop a run that has gone wrong, before its weights are saved."""
 
 import math
 import statistics
@@ -20,12 +20,12 @@ class LossGuard:
     """Checks the losses, step after step."""
 
     def __init__(self, largest_ratio: float | None, scaled: bool) -> None:
-        """`largest_ratio` is the setting loss_spike. `scaled`: a scaler skips updates that overflow."""
+        """`largest_ratio` is the setting loss_spike; `scaled`: a scaler skips updates that overflow."""
         self.largest_ratio, self.scaled = largest_ratio, scaled
         self.losses: deque[float] = deque(maxlen=100)
 
     def check(self, report: Report) -> None:
-        """Raise Diverged where loss or gradient is not finite, UserError where the loss jumps up."""
+        """Raise Diverged if loss or gradient is not finite, UserError if the loss jumps up."""
         if report.loss is None:
             return
         norm_is_right = math.isfinite(report.gradient_norm) or self.scaled

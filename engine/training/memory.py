@@ -1,18 +1,18 @@
-"""How much memory training takes, and how much a machine has.
+"""Predict the memory that training takes, and find out how much the machine has.
 
-A training step is made once with fake tensors (PyTorch's `FakeTensorMode`): the real operations run for
-shapes and types alone, without numbers, memory or noticeable time, and the bytes of the tensors that are
-alive are added up. So a changed model is measured as it is. Written down instead of measured are
+One training step runs on fake tensors (PyTorch's `FakeTensorMode`), which have shapes and types but no data,
+and the bytes of all live tensors are counted. So the prediction follows any change of the model. Three
+things are computed by a rule instead
 
-    GPUs        whose fused attention keeps no scores: query, key, value, output and a number for each row,
-                which is what the CPU's keeps without dropout
-    FSDP        a process holds its share of weights, gradients and optimizer state, and whole what it works
-                on: what lies outside the blocks, a block and the next one, and their gradients
-    the heap    of a CPU process, which holds more than what is in use: glibc before 2.38 gives no hole to an
-                aligned request of the same size, and PyTorch's are aligned. That was 14 to 30% of what is in
-                use in the four cases measured with glibc 2.36.
+    GPUs        fused attention stores no scores, only query, key, value, output and one number for each
+                row: what the CPU's attention stores without dropout
+    FSDP        a process holds its share of weights, gradients and optimizer state, and in full the
+                parameters outside the blocks, the current block and the next, and their gradients
+    the heap    a CPU process holds more than is in use: glibc before 2.38 does not reuse a free block for an
+                aligned request of the same size, and PyTorch's requests are aligned. Measured with glibc
+                2.36, four cases: 14 to 30% more.
 
-torch.compile saves less than this, so under it the figure is a bound.
+With torch.compile, which stores less, the prediction is an upper bound.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process at its peak, by what they are for."""
+    """Peak bytes of one process, by use."""
 
     weights: int
     optimizer: int
@@ -64,7 +64,7 @@ class Memory:
 
 
 def gigabytes(size: float) -> str:
-    """Bytes as a person reads them: "1.25 GB", "80 MB"."""
+    """Bytes in readable units: "1.25 GB", "80 MB"."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
@@ -73,7 +73,7 @@ def gigabytes(size: float) -> str:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make while this mode is on: alive now, and at most."""
+    """Counts the bytes of storages made while this mode is on: those alive now, and the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class AttentionWithoutDropout(TorchFunctionMode):
-    """Leaves dropout out of `scaled_dot_product_attention`, since on a CPU it takes the fused kernel away."""
+    """Drops the dropout of `scaled_dot_product_attention`, which would rule out the CPU's fused kernel."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is F.scaled_dot_product_attention:
@@ -117,7 +117,7 @@ def bytes_of(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Counts what a process takes that trains a model of this shape, with these settings and compute."""
+    """Predicts the memory of one process for a model shape, settings and compute."""
 
     config: GPTConfig
     settings: TrainSettings
@@ -125,7 +125,7 @@ class TrainingMemory:
     world: World = ALONE
 
     def fit(self, wanted: int, available: int | None) -> tuple[int, Memory]:
-        """The batch size `wanted`, or the first of its halves that fits (or 1), and what it takes."""
+        """The batch size `wanted`, halved until it fits (at least 1), and its memory."""
         size = wanted
         while True:
             memory = self.predict(size)
@@ -134,7 +134,7 @@ class TrainingMemory:
             size //= 2
 
     def predict(self, batch_size: int) -> Memory:
-        """What the process takes at its peak with this batch size."""
+        """Peak memory of the process with this batch size."""
         micro_batch, micro_steps = share_of_step(self.settings.sequences_per_step(), batch_size, self.world)
         weights, gradients, optimizer, update = self.state_bytes()
         update //= self.world.size  # Muon's work is shared out
@@ -149,9 +149,9 @@ class TrainingMemory:
         return Memory(weights, optimizer, at_peak, int(heap))
 
     def evaluation_batch(self, batch_size: int, memory: Memory) -> int:
-        """Sequences that an evaluation takes at a time: `EVALUATION_TOKENS`, or a batch if that is more.
+        """Sequences per evaluation batch: `EVALUATION_TOKENS` worth of them, at least a training batch.
 
-        Fewer, down to a batch, where they would take more than the training step that `memory` describes.
+        Fewer, down to a training batch, if they would need more than the training step in `memory`.
         """
         size = EVALUATION_TOKENS // self.config.block_size
         room = memory.gradients_and_activations - memory.weights  # DDP's gradients stay
@@ -160,7 +160,7 @@ class TrainingMemory:
         return max(size, batch_size)
 
     def state_bytes(self) -> tuple[int, int, int, int]:
-        """Bytes of weights, gradients and optimizer state, and the most that an update makes for a while."""
+        """Bytes of weights, gradients and optimizer state, and the peak of an update's temporary tensors."""
         with self.fake_model() as (model, live):
             weights = live.now
             optimizer = make_optimizer(model, self.settings)
@@ -172,17 +172,17 @@ class TrainingMemory:
             return weights, gradients, live.now - gradients - weights, live.peak - live.now
 
     def saved_bytes(self, sequences: int) -> int:
-        """What a forward pass keeps for its backward pass, copies of weights in half precision included."""
+        """Bytes stored by a forward pass for its backward pass, with half-precision copies of weights."""
         with self.fake_model() as (model, live):
             before = live.now
             loss = self.loss(model, sequences)
             return live.now - before - loss.nbytes
 
     def pass_bytes(self, sequences: int, first: bool) -> int:
-        """The most that a forward and backward pass takes beside the weights; `first`: of a step.
+        """Peak bytes of a forward and backward pass beside the weights; `first`: the step's first one.
 
-        Gradients are there before where another micro-batch made them, or DDP its buckets. Under FSDP they
-        are left out: each leaves as it comes.
+        Gradients exist already if an earlier micro-batch made them, or DDP its buckets. Under FSDP they are
+        not counted: each is reduced as soon as it is computed.
         """
         with self.fake_model() as (model, live):
             for parameter in model.parameters():
@@ -195,15 +195,15 @@ class TrainingMemory:
             return live.peak - bytes_of(model)
 
     def evaluation_bytes(self, sequences: int) -> int:
-        """The most that an evaluation of so many sequences at a time takes beside the weights."""
+        """Peak bytes of an evaluation of this many sequences at a time, beside the weights."""
         with self.fake_model() as (model, live), torch.no_grad():
             self.loss(model.eval(), sequences)
             return live.peak - bytes_of(model)
 
     def gathered_bytes(self) -> int:
-        """What FSDP gathers whole: weights outside the blocks, two blocks, and the gradients of these two.
+        """Bytes that FSDP gathers: weights outside the blocks, and two blocks with their gradients.
 
-        Blocks that arrive in half precision need no copy in it, which `pass_bytes` has counted.
+        Blocks gathered in half precision need no half-precision copy, which `pass_bytes` has counted.
         """
         with self.fake_model() as (model, _):
             blocks, one = bytes_of(model.blocks), bytes_of(model.blocks[0])
@@ -213,14 +213,14 @@ class TrainingMemory:
         return outside + one + 2 * one - blocks // 2
 
     def loss(self, model: GPT, sequences: int) -> Tensor:
-        """The loss of so many sequences, in the precision that training has."""
+        """The loss of this many sequences, in training's precision."""
         ids = torch.zeros(sequences, self.config.block_size, dtype=torch.int64)
         with replace(self.compute, device="cpu").autocast():
             return model(ids, ids)
 
     @contextlib.contextmanager
     def fake_model(self) -> Iterator[tuple[GPT, LiveBytes]]:
-        """A model of fake tensors as training makes it, all on the CPU, and the count of what is alive."""
+        """Yields a model of fake tensors on the CPU, set up as in training, and the count of live bytes."""
         attention = contextlib.nullcontext() if self.compute.device == "cpu" else AttentionWithoutDropout()
         with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, attention:
             usual = torch.get_default_dtype()
@@ -247,10 +247,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 def available_bytes(device: torch.device, processes_here: int = 1) -> int | None:
-    """Bytes that one process may still take: free on its GPU, or its share of the free main memory.
-
-    None where the system does not tell.
-    """
+    """Bytes free for one process: on its GPU, or its share of main memory. None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -262,7 +259,7 @@ def available_bytes(device: torch.device, processes_here: int = 1) -> int | None
 
 
 def _free_in_the_system() -> Iterator[int]:
-    """What Linux calls available: free, or filled with copies of files that it can drop."""
+    """MemAvailable of Linux: free memory and droppable caches."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -271,7 +268,7 @@ def _free_in_the_system() -> Iterator[int]:
 
 
 def _free_in_cgroups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """What each control group (version 2) that this process is in leaves of its limit."""
+    """What remains of the limit of each control group (version 2) of this process."""
     try:
         lines = own.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run reports: lines for a person, metrics.jsonl for programs, Weights & Biases where asked for."""
+"""A run's reports: lines on the terminal, metrics.jsonl, and Weights & Biases if asked for."""
 
 import contextlib
 import json
@@ -17,10 +17,10 @@ from engine.errors import UserError
 
 
 class Console:
-    """Lines on the standard output; on a terminal a progress bar below them. Silent unless `is_main`.
+    """Prints lines, and on a terminal a progress bar below them; prints nothing unless `is_main`.
 
-    When nobody reads any more (a closed pipe, a terminal that is gone) the run goes on in silence. `details`
-    is what goes to config.json, and is said with --verbose alone.
+    A closed pipe or a lost terminal silences it; the run goes on. `details` are the lines that go to
+    config.json and are printed with --verbose alone.
     """
 
     def __init__(self, is_main: bool) -> None:
@@ -48,7 +48,7 @@ class Console:
                 self.bar = tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, leave=False)
 
     def progress(self, step: int, line: str, due: bool) -> None:
-        """Step `step` is done: print the line where one is due, and move the bar."""
+        """Print the step's line if one is due, and move the bar to `step`."""
         if due:
             self.say(f"step {step}: {line}")
         if self.bar is not None:
@@ -71,7 +71,7 @@ class Console:
 
     @contextlib.contextmanager
     def _silence_when_closed(self) -> Iterator[None]:
-        """Say no more after an OSError of the output, not even what Python still holds of it at its end."""
+        """On an OSError of the output, discard all further output, including what Python flushes at exit."""
         try:
             yield
         except OSError:
@@ -83,14 +83,14 @@ class Console:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, once for each (step, kind), in the order of the steps."""
+    """metrics.jsonl: one JSON object per line, one for each (step, kind), ordered by step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: TextIO | None = None
 
     def start(self, step: int) -> None:
-        """Open for appending, after dropping the lines past `step` and one that a crash cut short."""
+        """Open for appending, without the lines after `step` and without a line that a crash cut short."""
         if self.path.exists():
             kept = [line for line in self.path.read_bytes().splitlines() if _step_of(line) <= step]
             temporary = self.path.with_suffix(".tmp")
@@ -99,7 +99,7 @@ class MetricsLog:
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def record(self, values: dict[str, Any]) -> None:
-        """Append one line. Numbers that are not finite become null, which JSON can hold."""
+        """Append one line. Numbers that are not finite become null, as JSON requires."""
         assert self._file is not None, "the log is not open"
         tidy = {
             key: None if value != value or value in (math.inf, -math.inf) else value
@@ -121,7 +121,7 @@ class MetricsLog:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line; infinity for one that is no record, so that it is dropped."""
+    """The step of a line; infinity for a line that is no record, so that it is dropped."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -129,12 +129,12 @@ def _step_of(line: bytes) -> float:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a line that a crash cut short is left out."""
+    """The records of a metrics.jsonl, without a last line that a crash cut short."""
     return [json.loads(line) for line in path.read_bytes().splitlines() if _step_of(line) < math.inf]
 
 
 class WandbLog:
-    """Weights & Biases at arm's length: whatever it raises becomes one warning, and training goes on."""
+    """Weights & Biases; whatever it raises becomes one warning, and training goes on."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

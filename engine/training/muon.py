@@ -17,10 +17,10 @@ from engine.settings import TrainSettings
 
 
 class MuonWithAdamW(torch.optim.AdamW):
-    """Muon (Jordan et al., 2024) for its first group of parameters, AdamW for the others.
+    """Muon (Jordan et al., 2024) for the first parameter group, AdamW for the others.
 
-    Muon's update is the momentum's nearest orthogonal matrix, so all its directions count alike. A fused
-    query-key-value matrix is three matrices to it. Its decay is that of AdamW, on all matrices.
+    Muon's update is the orthogonal matrix nearest to the momentum, so all directions get the same step size.
+    A fused query-key-value matrix is treated as three. Weight decay is that of AdamW.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class MuonWithAdamW(torch.optim.AdamW):
 def apply_muon(
     group: dict, state: dict[Tensor, dict[str, Tensor]], world: World = ALONE, momentum: float = 0.95
 ) -> None:
-    """One Muon update of a group's matrices, each of them orthogonalised by one of the processes.
+    """Update a group's matrices by Muon; each matrix is orthogonalised by one process, its owner.
 
-    Everything but that goes element by element, so under FSDP a process works on its rows alone.
+    All other operations are elementwise, so under FSDP each process applies them to its own rows.
     """
     matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
     if not matrices:
@@ -81,7 +81,7 @@ def apply_muon(
 
 
 def muon_updates(directions: list[Tensor]) -> list[Tensor]:
-    """What Muon subtracts at a learning rate of 1; matrices of one shape are orthogonalised together."""
+    """Muon's updates at a learning rate of 1. Matrices of one shape are orthogonalised as one batch."""
     updates = [torch.empty_like(direction) for direction in directions]
     by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for direction, update in zip(directions, updates, strict=True):
@@ -95,7 +95,7 @@ def muon_updates(directions: list[Tensor]) -> list[Tensor]:
 
 
 def split_qkv(matrix: Tensor) -> Iterable[Tensor]:
-    """The three square matrices in a fused query-key-value matrix (3C, C); others as they are."""
+    """Split a fused query-key-value matrix (3C, C) into its three; other matrices stay whole."""
     rows, columns = matrix.shape
     return matrix.split(columns) if rows == 3 * columns else [matrix]
 
@@ -112,7 +112,7 @@ POLYNOMIALS = (
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """U Vᵀ for each matrix U S Vᵀ of a batch (N, rows, columns), to a few per cent, by products alone."""
+    """U Vᵀ for each matrix U S Vᵀ of a batch (N, rows, columns), to a few per cent, by products only."""
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
@@ -129,7 +129,7 @@ def orthogonalise_directly(x: Tensor) -> Tensor:
 
 
 def orthogonalise_by_gram(x: Tensor) -> Tensor:
-    """The same on the small Gram matrix x xᵀ, which commutes with each p: half the work where x is wide."""
+    """The same on the small Gram matrix x xᵀ, which commutes with each p: half the work for a wide x."""
     gram = x @ x.mT
     identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
     total: Tensor | None = None
@@ -148,11 +148,11 @@ def on_owners(
     sliced: bool,
     world: World,
 ) -> list[Tensor]:
-    """`work` on whole matrices, shared out: each is worked on by one process, its owner.
+    """Apply `work` to whole matrices, each on one process, its owner; every process gets the results.
 
-    `matrices` are whole and the same on all processes, or `sliced`: the rows of them that this process holds;
-    `shapes` are those of the whole ones. `work` takes a list of whole matrices and returns as many of the
-    same shapes. The results come back laid out as the matrices came.
+    `matrices` are whole and equal on all processes, or with `sliced` only this process's rows; `shapes` are
+    those of the whole matrices. `work` maps a list of whole matrices to a list of the same shapes. Results
+    are laid out like `matrices`.
     """
     if world.size == 1:
         return work(list(matrices))
@@ -180,7 +180,7 @@ def on_owners(
 
 
 def _to_owners(group: list[Tensor], shape: torch.Size, share: int, world: World) -> list[Tensor]:
-    """Rows of matrices of one shape, sent to the owners: the `share` whole matrices that this one owns."""
+    """Send rows of matrices of one shape to their owners; returns the `share` whole matrices owned here."""
     rows, columns = shape
     chunk = -(-rows // world.size)
     sent = group[0].new_zeros(world.size * share, chunk, columns)
@@ -193,7 +193,7 @@ def _to_owners(group: list[Tensor], shape: torch.Size, share: int, world: World)
 
 
 def _from_owners(finished: Tensor, world: World) -> Tensor:
-    """The way back: owned matrices (share, rows, columns) to this process's rows of all, padded."""
+    """Send owned matrices (share, rows, columns) back; returns this process's rows of all, padded."""
     share, rows, columns = finished.shape
     chunk = -(-rows // world.size)
     padded = nn.functional.pad(finished, (0, 0, 0, world.size * chunk - rows))
@@ -204,7 +204,7 @@ def _from_owners(finished: Tensor, world: World) -> Tensor:
 
 
 def _to_all(finished: Tensor, world: World) -> Tensor:
-    """Owned matrices (share, rows, columns) to every process: (size · share, rows, columns)."""
+    """Send owned matrices (share, rows, columns) to all; returns (size · share, rows, columns)."""
     received = finished.new_empty(world.size * finished.shape[0], *finished.shape[1:])
     dist.all_gather_into_tensor(received, finished)
     return received

@@ -1,4 +1,4 @@
-"""The optimizers and their learning rate: AdamW for everything, or Muon for the matrices of the blocks."""
+"""Optimizers and learning rates: AdamW for everything, or Muon for the matrices of the blocks."""
 
 import math
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ from engine.training.muon import MuonWithAdamW
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings, world: World = ALONE) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019), its decay on matrices only; one fused kernel where PyTorch has it.
+    """AdamW (Loshchilov and Hutter, 2019), with weight decay on matrices only, fused if PyTorch can.
 
-    With `optimizer="muon"` the matrices of the blocks go to Muon, and the rest to the same AdamW.
+    With `optimizer="muon"` Muon updates the matrices of the blocks, and AdamW the rest.
     """
     named = dict(model.named_parameters())
     by_muon: list[Tensor] = [
@@ -42,9 +42,9 @@ def _is_block_matrix(name: str, value: Tensor) -> bool:
 
 
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
-    """Scale the gradients down to a norm of `largest` where theirs is greater; returns the norm before.
+    """Scale gradients down to a total norm of at most `largest`; returns the norm before.
 
-    On a GPU the product is made in any case, since asking whether it is needed would make the host wait.
+    A GPU scales in any case: the host would have to wait to learn whether it is needed.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -55,10 +55,10 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
 
 
 def learning_rate_factor(step: int, settings: TrainSettings) -> float:
-    """The share of its highest value that every learning rate has at the update after `step` completed ones.
+    """Factor on the maximum learning rates for the update after `step` completed ones.
 
-    Linear warm-up; then a cosine to the lowest, or constant with a linear fall over the last `decay_share` of
-    the steps. Without `decay_lr` 1 from the first step on, as in nanoGPT.
+    Linear warm-up, then a cosine down to the minimum, or constant with a linear decay over the last
+    `decay_share` of the steps. Always 1 without `decay_lr`, as in nanoGPT.
     """
     if not settings.decay_lr:
         return 1.0

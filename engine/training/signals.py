@@ -1,4 +1,4 @@
-"""Signals that end a run: caught, agreed on by all processes, answered by a save."""
+"""Catch the signals that end a run, agree on them among all processes, and save."""
 
 import contextlib
 import os
@@ -20,10 +20,10 @@ AGREEMENT_SECONDS = 10.0
 class StopRequests:
     """Catches the signals by which people and schedulers end a run, so that it can save first.
 
-    Several processes must agree on the step to stop at. Where they have not agreed after `patience` seconds
-    of updating, one must be gone or stuck; this one leaves, without writing. A second Ctrl-C leaves at once.
-    A SIGHUP that is ignored, as under nohup, stays so. Outside the main thread, to which Python delivers all
-    signals, none is caught.
+    All processes must agree on the step to stop at. If they do not within `patience` seconds of updating, one
+    must be gone or stuck, and this process exits without writing. A second Ctrl-C exits at once. An ignored
+    SIGHUP, as under nohup, stays ignored. Outside the main thread, the only one that gets signals in Python,
+    nothing is caught.
     """
 
     def __init__(self, world: World) -> None:
@@ -39,7 +39,7 @@ class StopRequests:
         self._thread: threading.Thread | None = None
 
     def step_took(self, seconds: float) -> None:
-        """Agreement comes two or three steps after the signal, so slow steps need more patience."""
+        """Raise the patience for slow steps: agreement comes two or three steps after the signal."""
         self.patience = max(AGREEMENT_SECONDS, 4 * seconds)
 
     def __enter__(self) -> "StopRequests":
@@ -81,7 +81,7 @@ class StopRequests:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
-        """In a thread: wait for a signal, then for the end of patience."""
+        """In a thread: wait for a signal, then until the patience is over."""
         number = self._woken.recv(1)[0]
         waited = 0.0
         while waited < self.patience:
