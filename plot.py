@@ -62,6 +62,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from engine.runs import newest_run, similar_run
 from engine.training.metrics import read_metrics
 
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def plot(options: Namespace) -> None:
     """Read runs or a model, and draw them."""
-    runs = options.runs or [newest_run()]
+    runs = options.runs or [newest_run("to draw")]
     if options.attention is None:
         output = options.output or runs[0] / "loss.png"
         save(draw_losses({str(run): read_run(run) for run in runs}, options.x), output)
@@ -85,21 +86,11 @@ def plot(options: Namespace) -> None:
         print(f"drew the attention of {runs[0]} to {output}")
 
 
-def newest_run() -> Path:
-    """The run in out/ whose metrics were written last. Raises UserError where there is none."""
-    found = sorted(Path("out").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(
-            "there is no run in out/ to draw; train one: python train.py configs/shakespeare_char.py"
-        )
-    return found[-1].parent
-
-
 def read_run(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl. Raises UserError where it holds none."""
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{run} holds no run: there is no {path}")
+        raise UserError(f"{run} holds no run: there is no {path}{similar_run(str(run))}")
     lines = read_metrics(path)
     if not lines:
         raise UserError(f"{path} has no figures yet")

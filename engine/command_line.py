@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import re
 import runpy
 import sys
 import time
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from engine.console import escape_what_cannot_be_shown, silence
-from engine.errors import UserError, did_you_mean
+from engine.errors import UserError, did_you_mean, similar_file
 from engine.settings import (
     ALIASES,
     NANOGPT_CONFIGS,
@@ -93,7 +94,17 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> typing.NoReturn:
+        if "arguments are required" in message:
+            examples = re.findall(r"^    (python .*?)(?:  |$)", self.description or "", re.M)
+            message += f"; for example: {examples[0]}" if examples else ""
         raise UserError(f"command line: {message}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            meant = did_you_mean(str(value), choices, otherwise=f"; it can be {', '.join(choices)}")
+            name = "/".join(action.option_strings) or action.dest
+            raise UserError(f"command line: {name}: invalid choice: {value!r}{meant}")
 
     def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         """The options in a command line. Raises UserError for what is none, naming the closest one."""
@@ -253,7 +264,7 @@ def _find_config_file(path: str) -> str:
     if Path(path).parent.name == "config" and Path(path).stem in NANOGPT_CONFIGS:
         instead = f"; here nanoGPT's file is: python train.py {NANOGPT_CONFIGS[Path(path).stem]}"
     else:
-        instead = did_you_mean(path, (str(file) for file in sorted(Path(path).parent.glob("*.py"))))
+        instead = similar_file(path)
     raise UserError(f"there is no configuration file {path}{instead}")
 
 

@@ -12,13 +12,13 @@ from engine.command_line import Sources
 from engine.errors import UserError
 from engine.parallel.sharding import is_sharded
 from engine.parallel.world import ALONE
+from engine.runs import RUNS_FOLDER, checkpoint_folders
 from engine.settings import TrainSettings
 from engine.system import write_whole
 from engine.training.metrics import MetricsLog, WandbLog
 from engine.training.run import Run, RunState
 from engine.training.start import run_name
 from engine.versions import versions
-from engine.weights import checkpoint as checkpoints
 from engine.weights import saving
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.training_state import optimizer_tensors
@@ -26,7 +26,7 @@ from engine.weights.training_state import optimizer_tensors
 
 def refuse_taken_folder(folder: Path) -> None:
     """Raise UserError where a folder that the user named already holds a run."""
-    if (folder / "config.json").exists() or checkpoints.checkpoint_folders(folder):
+    if (folder / "config.json").exists() or checkpoint_folders(folder):
         raise UserError(
             f"{folder} already holds a run; resume it with --init_from=resume, or give another --out_dir "
             f"(without one, a new run gets a folder of its own)"
@@ -83,7 +83,7 @@ def claim_folder(
 
 def usual_folder(settings: TrainSettings, sources: Sources) -> Path:
     """The folder that the user names; otherwise out/NAME, named after the file or the data set."""
-    return Path(settings.out_dir or checkpoints.RUNS_FOLDER / (run_name(sources) or settings.dataset))
+    return Path(settings.out_dir or RUNS_FOLDER / (run_name(sources) or settings.dataset))
 
 
 def new_folder(settings: TrainSettings, usual: Path) -> Path:

@@ -10,6 +10,7 @@ from engine.command_line import Sources
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.parallel.world import World
+from engine.runs import RUNS_FOLDER, checkpoint_folders, find_runs, similar_run
 from engine.settings import STARTS, TrainSettings
 from engine.shape import shape_settings
 from engine.training.evaluation import windows_of
@@ -101,8 +102,8 @@ def _find_checkpoint(
 ) -> list[str] | None:
     """[run folder, checkpoint folder], or None where "auto" finds nothing to go on from. Raises UserError."""
     name = run_name(sources)
-    runs = [Path(out_dir)] if out_dir is not None else checkpoints.find_runs(name=name)
-    runs = [run for run in runs if checkpoints.checkpoint_folders(run)]
+    runs = [Path(out_dir)] if out_dir is not None else find_runs(name=name)
+    runs = [run for run in runs if checkpoint_folders(run)]
     if not runs:
         if init_from == "auto":
             return None
@@ -112,8 +113,9 @@ def _find_checkpoint(
                 f"{out_dir} holds a nanoGPT checkpoint, whose optimizer state has no place here; "
                 f"start from its weights: --init_from={weights}"
             )
-        where = out_dir or (f"{checkpoints.RUNS_FOLDER}/{name}" if name else str(checkpoints.RUNS_FOLDER))
-        raise UserError(f"there is no run to resume in {where}; start one without --init_from=resume")
+        where = out_dir or (f"{RUNS_FOLDER}/{name}" if name else str(RUNS_FOLDER))
+        instead = similar_run(where, otherwise="; start one without --init_from=resume")
+        raise UserError(f"there is no run to resume in {where}{instead}")
     if which != "last":
         return [str(runs[0]), str(checkpoints.open_checkpoint(runs[0], which).folder)]
     checkpoint, remarks = checkpoints.open_newest(runs[0])

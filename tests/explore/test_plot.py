@@ -103,7 +103,7 @@ def test_the_command_draws_the_newest_run_and_the_one_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_run(Path("out/first"))
+    (write_run(Path("out/first")) / "checkpoints/step-00000004").mkdir(parents=True)
     plot.main([])
     assert imread("out/first/loss.png")[..., :3].std() > 0.05
     run = save_run(make_explorer(), write_run(Path("out/a model")))
