@@ -27,7 +27,7 @@ def find_runs(root: Path = RUNS_FOLDER, name: str | None = None) -> list[Path]:
 
 
 def newest_run(purpose: str) -> Path:
-    """The run in out/ that was saved last. Raises UserError where there is none for the purpose ("to draw")."""
+    """The run in out/ that was saved last. Raises UserError where there is none for a purpose ("to draw")."""
     runs = find_runs()
     if not runs:
         raise UserError(

@@ -48,7 +48,7 @@ def look(line: Line2D) -> tuple[float, str, float | None]:
 
 @pytest.mark.parametrize(("x", "last"), [("step", 4), ("tokens", 32), ("seconds", 2.0)])
 def test_the_legend_tells_validation_training_and_single_steps_apart(x: str, last: float) -> None:
-    axes = plot.draw_losses({"mine": LINES}, x).axes[0]
+    axes = plot.draw_losses({"mine": [LINES]}, x).axes[0]
     assert axes.get_title() == "Loss of mine" and axes.get_xlabel() == plot.AXES[x]
     run, *kinds = legend(axes)
     assert run.get_label() == "mine (best 2.500)" and {line.get_color() for line in kinds} == {"gray"}
@@ -66,7 +66,7 @@ def test_the_legend_tells_validation_training_and_single_steps_apart(x: str, las
 def test_several_runs_have_a_colour_each_and_share_the_kinds_of_lines() -> None:
     better = [line | {"val_loss": 1.25} if line["kind"] == "eval" else line for line in LINES]
     silent = [line for line in LINES if line["kind"] == "train"]
-    figure = plot.draw_losses({"one": LINES, "two $\\x$": better, "three": silent}, "step")
+    figure = plot.draw_losses({"one": [LINES], "two $\\x$": [better], "three": [silent]}, "step")
     figure.draw_without_rendering()  # nor is the name read as a formula
     axes = figure.axes[0]
     *runs, _, _, _, _ = legend(axes)
@@ -74,6 +74,30 @@ def test_several_runs_have_a_colour_each_and_share_the_kinds_of_lines() -> None:
     assert [run.get_label() for run in runs] == ["one (best 2.500)", "two $\\x$ (best 1.250)", "three"]
     colours = [line.get_color() for line in axes.get_lines()]
     assert [colours.count(run.get_color()) for run in runs] == [4, 4, 1]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_curve_with_a_band(tmp_path: Path) -> None:
+    """Of a sweep's folder, whose runs are found by themselves."""
+    for rate in (0.1, 0.2):
+        for seed in (1, 2, 3):
+            lines = [line | {"val_loss": rate + seed} if "val_loss" in line else line for line in LINES]
+            lines = lines if seed < 3 else [line for line in lines if line["step"] < 4]  # still under way
+            run = write_run(tmp_path / f"sweep/rate={rate},seed={seed}", lines)
+            settings = {"learning_rate": rate, "seed": seed, "out_dir": str(run)}
+            (run / "config.json").write_text(json.dumps({"settings": settings}))
+    other = write_run(tmp_path / "other")  # what it was made with is unknown
+    curves = plot.read_curves([tmp_path / "sweep", other])
+    assert [len(runs) for runs in curves.values()] == [3, 3, 1]
+    again = tmp_path / "sweep/rate=0.2,seed=3"  # a seed that is there already: of other code, perhaps
+    assert [len(runs) for runs in plot.read_curves([tmp_path / "sweep", again]).values()] == [3, 3, 1]
+    axes = plot.draw_losses(curves, "step").axes[0]
+    first, _, _, *kinds = legend(axes)
+    assert axes.get_title() == "Loss of 7 runs"
+    assert str(first.get_label()).endswith("sweep/rate=0.1,seed=1 and 2 more seeds (best 2.100)")
+    validation = next(line for line in axes.get_lines() if look(line) == look(kinds[0]))
+    assert [*validation.get_xdata()] == [0, 2] and [*validation.get_ydata()] == pytest.approx([2.1, 2.1])
+    bands = [band.get_datalim(axes.transData) for band in axes.collections]
+    assert len(bands) == 4 and (bands[0].y0, bands[0].y1) == pytest.approx((1.1, 3.1))
 
 
 def test_attention_is_drawn_with_its_tokens_and_a_title() -> None:
