@@ -10,7 +10,7 @@ import torch
 
 from engine import kernels
 from engine.command_line import Sources, check_value
-from engine.data.dataset import DATA_FOLDER, Dataset, open_dataset, read_meta
+from engine.data.dataset import DATA_FOLDER, Dataset, open_dataset
 from engine.device import (
     Compute,
     choose_compile,
@@ -41,7 +41,7 @@ from engine.training.start import (
     read_weights,
     resumed_state,
 )
-from engine.training.suggest import find_contradictions, suggest
+from engine.training.suggest import find_contradictions, left_out, names_data
 from engine.weights import checkpoint as checkpoints
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.pretrained import Pretrained
@@ -111,14 +111,10 @@ def fill_in(sources: Sources, world: World, console: Console) -> None:
 
     A file of nanoGPT's keeps nanoGPT's defaults.
     """
-    name = sources.get("dataset")
-    if "dataset" not in sources.file | sources.command_line or sources.get("eval_only"):
+    if not names_data(sources) or sources.get("eval_only"):
         return
-    ensure_prepared(name, world, console)
-    on_cpu = find_device(sources.get("device")).type == "cpu"
-    from_weights = sources.get("init_from") not in STARTS
-    meta = read_meta(DATA_FOLDER / name / "meta.json")
-    found = suggest(meta, on_cpu, sources.given(on_cpu), from_weights)
+    ensure_prepared(sources.get("dataset"), world, console)
+    found = left_out(sources, on_cpu=find_device(sources.get("device")).type == "cpu")
     if not found:
         return
     chosen = ", ".join(f"{setting}={value}" for setting, value in found.items())

@@ -6,8 +6,9 @@ teach nearly as much as fresh text would (Muennighoff et al., 2023), and from 3 
 
 from typing import Any
 
-from engine.data.dataset import tokens_of
-from engine.settings import TrainSettings
+from engine.command_line import Sources
+from engine.data.dataset import DATA_FOLDER, read_meta, tokens_of
+from engine.settings import STARTS, TrainSettings
 
 SMALL = dict(
     n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, learning_rate=1e-3, beta2=0.99
@@ -76,6 +77,17 @@ def suggest(
         useless |= set(FROM_WEIGHTS)
         chosen["learning_rate"] = FINETUNING * chosen.get("learning_rate", 6e-4)
     return {name: value for name, value in chosen.items() if name not in useless}
+
+
+def names_data(sources: Sources) -> bool:
+    """Whether the user names a data set; without one the defaults are those of GPT-2 on OpenWebText."""
+    return "dataset" in sources.file | sources.command_line
+
+
+def left_out(sources: Sources, on_cpu: bool) -> dict[str, Any]:
+    """Settings that suit the data set that the user names, which is prepared, for what he leaves out."""
+    meta = read_meta(DATA_FOLDER / sources.get("dataset") / "meta.json")
+    return suggest(meta, on_cpu, sources.given(on_cpu), sources.get("init_from") not in STARTS)
 
 
 def find_contradictions(settings: TrainSettings, training_tokens: int) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.commands import ROOT, command
 
+from count import find_config
 from engine.command_line import check_value, read_settings
 from engine.parallel.world import ALONE
 from engine.settings import TrainSettings
@@ -85,6 +86,7 @@ def test_a_file_of_ones_own_gets_settings_that_fit_its_data_for_what_it_leaves_o
     chosen = ("gradient_accumulation_steps", "warmup_iters", "block_size", "batch_size", "n_embd")
     assert [settings[name] for name in chosen] == [1, 0, 64, 3, 8]
     assert "warning" not in said
+    assert find_config("own.py", cpu=True).block_size == 64  # count.py counts the same
 
 
 def test_what_a_file_of_nanogpts_leaves_out_keeps_nanogpts_default_and_it_is_said(place: Path) -> None:
