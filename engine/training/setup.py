@@ -311,6 +311,9 @@ def note_details(run: Run) -> None:
     note = run.console.details.append
     note(f"memory: a process is predicted to take up to {run.memory}")
     note(f"processes: {describe_ranks(run.ranks)}")
+    if run.settings.optimizer == "muon":
+        matrices = run.optimizer.param_groups[0]["params"]
+        note(f"optimizer: Muon for {len(matrices)} matrices of the blocks, AdamW for the other parameters")
     note(f"fingerprint of {run.data.folder}: {run.data.fingerprint}")
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from engine.errors import UserError
 from engine.json_files import COUNT, check_fields, dataclass_from, read_json_object
 from engine.parallel.sharding import copy_into
-from engine.runs import STEP_NAME, checkpoint_folders
+from engine.runs import STEP_NAME, checkpoint_folders, similar_run
 from engine.shape import empty_model
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.weights.shapes import SIZES, check_fits, parameter_shapes, shapes_of
@@ -90,9 +90,8 @@ def open_checkpoint(run: Path, which: str) -> Checkpoint:
     """The checkpoint `which` ("last", "best" or a folder name) of a run, checked. Raises UserError."""
     folders = checkpoint_folders(run)
     if not folders:
-        raise UserError(
-            f"{run} holds no checkpoint; train one with: python train.py configs/shakespeare_char.py"
-        )
+        train_one = "; train one with: python train.py configs/shakespeare_char.py"
+        raise UserError(f"{run.resolve()} holds no checkpoint{similar_run(str(run), otherwise=train_one)}")
     name = which
     if which in ("last", "best"):
         name = named_checkpoint(run, which) or folders[0].name

@@ -240,8 +240,8 @@ def test_a_loss_that_is_not_finite_stops_before_anything_of_it_is_saved(place: P
     assert all(tensor.isfinite().all() for tensor in checkpoint.tensors("model").values())
 
 
-def test_damage_to_a_checkpoint_of_a_stranger_is_one_sentence(place: Path) -> None:
-    with pytest.raises(UserError, match="holds no checkpoint"):
+def test_a_folder_without_a_checkpoint_is_named_in_full(place: Path) -> None:
+    with pytest.raises(UserError, match=f"{re.escape(str(place / 'out/nowhere'))} holds no checkpoint"):
         load("out/nowhere")
 
 
