@@ -15,7 +15,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from textwrap import shorten
+from textwrap import fill, shorten
 from typing import Any
 
 from engine.command_line import Parser, read_early, run_script
@@ -99,18 +99,28 @@ def read_curves(folders: Sequence[Path]) -> dict[str, list[Lines]]:
     Raises UserError for a folder that holds no run.
     """
     groups: dict[str, dict[Any, Path]] = {}
+    names: dict[Path, str] = {}
     for folder in folders:
-        for run in sorted(path.parent for path in folder.glob("*/metrics.jsonl")) or [folder]:
-            shared, seed = split_settings(run)
-            if seed in groups.get(shared, {}):  # other code, perhaps: a curve of its own
-                shared = str(run)
-            groups.setdefault(shared, {})[seed] = run
+        swept = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+        names |= {run: name_in_sweep(run, swept) for run in swept} or {folder: str(folder)}
+    for run in names:
+        shared, seed = split_settings(run)
+        if seed in groups.get(shared, {}):  # other code, perhaps: a curve of its own
+            shared = str(run)
+        groups.setdefault(shared, {})[seed] = run
     curves = {}
     for group in groups.values():
-        runs = list(group.values())
-        more = f" and {len(runs) - 1} more seeds" if len(runs) > 1 else ""
-        curves[f"{runs[0]}{more}"] = [read_run(run) for run in runs]
+        first, *more = group.values()
+        name = f"{names[first]}, {len(group)} seeds" if more else names[first]
+        curves[str(first) if name in curves else name] = [read_run(run) for run in (first, *more)]
     return curves
+
+
+def name_in_sweep(run: Path, swept: Sequence[Path]) -> str:
+    """The sweep's folder, and the settings in the run's name, but for its seed, that others do not share."""
+    shared = set.intersection(*(set(other.name.split(",")) for other in swept))
+    own = [part for part in run.name.split(",") if part not in shared and not part.startswith("seed=")]
+    return f"{run.parent}: {', '.join(own)}" if own else str(run.parent)
 
 
 def split_settings(run: Path) -> tuple[str, Any]:
@@ -140,20 +150,20 @@ def read_run(run: Path) -> Lines:
 
 def draw_losses(curves: dict[str, list[Lines]], x: str) -> Figure:
     """The losses of runs over `x`, a key of AXES; a curve has a name, and one run or several seeds of it."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots()
     handles = []  # the legend's lines: a colour for each run, then what the kinds of lines mean
     for number, (name, runs) in enumerate(curves.items()):
         best = draw_curve(axes, runs, x, f"C{number}")
         label = name if best is None else f"{name} (best {best:.3f})"
-        handles.append(Line2D([], [], color=f"C{number}", linewidth=5, label=label))
+        handles.append(Line2D([], [], color=f"C{number}", linewidth=5, label=fill(label, 60)))
     for label, style in [(curve[0], curve[3]) for curve in CURVES] + [("best validation", BEST)]:
         handles.append(Line2D([], [], color="gray", label=label, **style))
-    for text in axes.legend(handles=handles).get_texts():
+    for text in figure.legend(handles=handles, loc="outside lower center", ncols=2).get_texts():
         text.set_parse_math(False)  # a $ in a run's name is a $
     number = sum(len(runs) for runs in curves.values())
     title = f"Loss of {number} runs" if len(curves) > 1 else f"Loss of {next(iter(curves))}"
-    axes.set_title(title, parse_math=False)
+    axes.set_title(fill(title, 80), parse_math=False)
     axes.set_xlabel(AXES[x])
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)

@@ -34,8 +34,7 @@ def write_run(folder: Path, lines: list[dict[str, Any]] = LINES) -> Path:
 
 def legend(axes: Axes) -> list[Line2D]:
     """The legend's lines, with the labels that stand beside them."""
-    found = axes.get_legend()
-    assert found is not None
+    (found,) = axes.get_figure(root=True).legends
     lines = found.get_lines()
     assert [text.get_text() for text in found.get_texts()] == [line.get_label() for line in lines]
     return lines
@@ -93,9 +92,12 @@ def test_runs_that_differ_in_their_seed_alone_are_one_curve_with_a_band(tmp_path
     axes = plot.draw_losses(curves, "step").axes[0]
     first, _, _, *kinds = legend(axes)
     assert axes.get_title() == "Loss of 7 runs"
-    assert str(first.get_label()).endswith("sweep/rate=0.1,seed=1 and 2 more seeds (best 2.100)")
+    assert str(first.get_label()).replace("\n", " ").endswith("sweep: rate=0.1, 3 seeds (best 2.100)")
     validation = next(line for line in axes.get_lines() if look(line) == look(kinds[0]))
     assert [*validation.get_xdata()] == [0, 2] and [*validation.get_ydata()] == pytest.approx([2.1, 2.1])
+    figure = axes.get_figure(root=True)
+    figure.draw_without_rendering()
+    assert axes.get_window_extent().width > 0.8 * figure.bbox.width  # long names leave room for the curves
     bands = [band.get_datalim(axes.transData) for band in axes.collections]
     assert len(bands) == 4 and (bands[0].y0, bands[0].y1) == pytest.approx((1.1, 3.1))
 
