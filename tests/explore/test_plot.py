@@ -1,6 +1,7 @@
 """plot.py: what the pictures say, and the command."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,24 +76,27 @@ def test_several_runs_have_a_colour_each_and_share_the_kinds_of_lines() -> None:
     assert [colours.count(run.get_color()) for run in runs] == [4, 4, 1]
 
 
-def test_runs_that_differ_in_their_seed_alone_are_one_curve_with_a_band(tmp_path: Path) -> None:
+def test_runs_that_differ_in_their_seed_alone_are_one_curve_with_a_band(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a sweep's folder, whose runs are found by themselves."""
+    monkeypatch.chdir(tmp_path)
     for rate in (0.1, 0.2):
         for seed in (1, 2, 3):
             lines = [line | {"val_loss": rate + seed} if "val_loss" in line else line for line in LINES]
             lines = lines if seed < 3 else [line for line in lines if line["step"] < 4]  # still under way
-            run = write_run(tmp_path / f"sweep/rate={rate},seed={seed}", lines)
+            run = write_run(Path(f"sweep/rate={rate},seed={seed}"), lines)
             settings = {"learning_rate": rate, "seed": seed, "out_dir": str(run)}
             (run / "config.json").write_text(json.dumps({"settings": settings}))
-    other = write_run(tmp_path / "other")  # what it was made with is unknown
-    curves = plot.read_curves([tmp_path / "sweep", other])
+    other = write_run(Path("other"))  # what it was made with is unknown
+    curves = plot.read_curves([Path("sweep"), other])
     assert [len(runs) for runs in curves.values()] == [3, 3, 1]
-    again = tmp_path / "sweep/rate=0.2,seed=3"  # a seed that is there already: of other code, perhaps
-    assert [len(runs) for runs in plot.read_curves([tmp_path / "sweep", again]).values()] == [3, 3, 1]
+    again = shutil.copytree("sweep/rate=0.2,seed=3", Path("again"))  # made by other code, perhaps
+    assert [len(runs) for runs in plot.read_curves([Path("sweep"), again]).values()] == [3, 3, 1]
     axes = plot.draw_losses(curves, "step").axes[0]
     first, _, _, *kinds = legend(axes)
     assert axes.get_title() == "Loss of 7 runs"
-    assert str(first.get_label()).replace("\n", " ").endswith("sweep: rate=0.1, 3 seeds (best 2.100)")
+    assert first.get_label() == "sweep: rate=0.1, 3 seeds (best 2.100)"
     validation = next(line for line in axes.get_lines() if look(line) == look(kinds[0]))
     assert [*validation.get_xdata()] == [0, 2] and [*validation.get_ydata()] == pytest.approx([2.1, 2.1])
     figure = axes.get_figure(root=True)
