@@ -1,6 +1,7 @@
 """What to compute with: device, precision, compiler, threads and kernels, chosen once at the start.
 
-Every choice can be overridden by a setting, is printed, kept in the checkpoint, and reused by a resumed run.
+Every choice can be overridden by a setting, is kept in config.json and the checkpoint, and reused by a
+resumed run.
 """
 
 import importlib.util

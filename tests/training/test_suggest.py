@@ -89,6 +89,16 @@ def test_a_file_of_ones_own_gets_settings_that_fit_its_data_for_what_it_leaves_o
     assert find_config("own.py", cpu=True).block_size == 64  # count.py counts the same
 
 
+def test_verbose_says_what_config_json_records(place: Path) -> None:
+    quiet, _ = started(place, OWN, "--optimizer=muon")
+    said, _ = started(place, OWN, "--optimizer=muon", "--verbose", "--out_dir=again")
+    details = json.loads((place / "again/config.json").read_text())["details"]
+    assert said.splitlines()[-len(details) :] == details and "memory: " not in quiet
+    assert [line.split(":")[0] for line in details] == [
+        "compile", "memory", "processes", "optimizer", "fingerprint of data/topics"
+    ]  # fmt: skip
+
+
 def test_what_a_file_of_nanogpts_leaves_out_keeps_nanogpts_default_and_it_is_said(place: Path) -> None:
     said, settings = started(place, OWN + "wandb_log = False\nbatch_size = 2\nblock_size = 16\n")
     assert settings["gradient_accumulation_steps"] == 40 and settings["warmup_iters"] == 2000
