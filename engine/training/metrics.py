@@ -28,8 +28,15 @@ class Console:
         self.details: list[str] = []
         self.began = time.perf_counter()
         self.bar: tqdm | None = None
-        # A bar needs to know how wide it may be.
-        self.on_terminal = is_main and sys.stdout.isatty() and os.get_terminal_size(1).columns > 0
+        self.on_terminal = is_main and sys.stdout.isatty() and self._knows_its_width()
+
+    @staticmethod
+    def _knows_its_width() -> bool:
+        """Whether the terminal tells how wide it is, as a bar needs to know."""
+        try:
+            return os.get_terminal_size(sys.stdout.fileno()).columns > 0
+        except (OSError, ValueError):
+            return False
 
     def say(self, text: str = "") -> None:
         """Print a line, above the bar if there is one."""
