@@ -6,7 +6,6 @@ tokenizes, and does not read, hash, split or write.
 
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -49,6 +48,8 @@ def measure_prepare(size: int, workers: int) -> dict[str, float]:
 
     `largest_process` is the peak of the largest process, the main one or a worker.
     """
+    import resource  # which Windows lacks
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with open(folder / "text.jsonl", "w", encoding="utf-8") as file:
