@@ -6,6 +6,7 @@ A data set is a folder: meta.json, and the files of token ids that it lists (lit
 import hashlib
 import json
 import shlex
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,20 +23,13 @@ HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py 
 DATA_FOLDER = Path("data")
 # Those that prepare.py knows how to make: engine/preparation/recipes.py.
 KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")
-# The fields of a meta.json, and of each entry of its list of files.
+# The fields of a meta.json.
 FIELDS = {
     "dtype": Literal["uint16", "uint32"],
     "vocab_size": Annotated[int, range(1, 2**32 + 1)],
     "text_bytes": dict[str, COUNT],
     "tokenizer": dict,
     "files": list[dict],
-}
-FIELDS_OF_A_FILE = {
-    "path": str,
-    "split": Literal["train", "val"],
-    "tokens": COUNT,
-    "header_bytes": COUNT,
-    "sha256": str,
 }
 ADVICE = "prepare the data set again"
 
@@ -45,10 +39,13 @@ class TokenFile:
     """One entry of meta.json's list of files."""
 
     path: Path
-    split: str
-    tokens: int
-    header_bytes: int
+    split: Literal["train", "val"]
+    tokens: COUNT
+    header_bytes: COUNT
     sha256: str
+
+
+FIELDS_OF_A_FILE = typing.get_type_hints(TokenFile, include_extras=True) | {"path": str}
 
 
 class Split:
