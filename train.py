@@ -12,6 +12,7 @@ of the seed and the step, so a run that is stopped and resumed ends in the same 
 import contextlib
 import dataclasses
 import shlex
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,13 +65,15 @@ def train(sources: Sources) -> int:
     console = Console(world.is_main)
     received = None
     with contextlib.ExitStack() as cleanup:
-        run, state = set_up(sources, world, console, cleanup)
-        if run.settings.eval_only:
-            console.say(f"step {state.step}: {evaluate(run, state.evaluation_windows)}")
-        else:
-            with StopRequests(world) as requests:
-                train_until_done(run, state, requests)
-            received = requests.received
+        started = set_up(sources, world, console, cleanup)
+        if started is not None:
+            run, state = started
+            if run.settings.eval_only:
+                console.say(f"step {state.step}: {evaluate(run, state.evaluation_windows)}")
+            else:
+                with StopRequests(world) as requests:
+                    train_until_done(run, state, requests)
+                received = requests.received
     world.leave()
     return 0 if received is None else 128 + received
 
@@ -155,9 +158,9 @@ def loop(run: Run, forward: Any, state: RunState, requests: StopRequests) -> Non
                 losses = evaluate_and_record(run, state) if due else None
                 save(run, state)
                 saved_at = state.step
-                if losses is not None:
-                    show(run, state, losses)
                 stopping = stopping or out_of_patience(settings, state)
+                if losses is not None:
+                    show(run, state, losses, sample=not finished and not stopping)
             if finished or stopping:
                 return
 
@@ -209,10 +212,11 @@ def evaluate_and_record(run: Run, state: RunState) -> Evaluation:
     return losses
 
 
-def show(run: Run, state: RunState, losses: Evaluation) -> None:
-    """Print the losses of this step, and a sample."""
+def show(run: Run, state: RunState, losses: Evaluation, sample: bool) -> None:
+    """Print the losses of this step, and a sample; at the end of the run `conclude` prints a longer one."""
     run.console.say(f"step {state.step}: {losses}{' (best)' if state.best_step == state.step else ''}")
-    print_sample(run, run.settings.sample_tokens)
+    if sample:
+        print_sample(run, run.settings.sample_tokens)
 
 
 def out_of_patience(settings: TrainSettings, state: RunState) -> bool:
@@ -237,12 +241,21 @@ def conclude(run: Run, state: RunState, requests: StopRequests) -> None:
         say(f"peak memory of GPU {run.device.index}: {gigabytes(peak)}")
     if state.steps_without_targets:
         say(f"steps without targets, and so without an update: {state.steps_without_targets}")
-    minutes, seconds = divmod(round(state.seconds), 60)
-    done = f"done: {state.step} steps in {minutes} min {seconds:02d} s of training."
+    by_the_clock = in_minutes(time.perf_counter() - run.console.began)
+    done = (
+        f"done: {state.step} steps in {in_minutes(state.seconds)} of training, {by_the_clock} by the clock"
+        f"{' since this start' if run.resumed else ''}."
+    )
     if state.best_loss is not None:
         done += f" Best validation loss {state.best_loss:.4f}, at step {state.best_step}."
     say(done)
     say(f"The run is in {run.folder}. To sample from it: python sample.py --out_dir={folder}")
+
+
+def in_minutes(duration: float) -> str:
+    """Seconds as a person reads them: "1 min 05 s"."""
+    minutes, seconds = divmod(round(duration), 60)
+    return f"{minutes} min {seconds:02d} s"
 
 
 if __name__ == "__main__":

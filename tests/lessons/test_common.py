@@ -12,10 +12,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from support.commands import TEXT
 from support.lessons import lesson
 
 from engine.download import PublicFile, Unreachable
 from engine.errors import UserError
+from engine.preparation import recipes
 
 
 @pytest.fixture
@@ -221,6 +223,20 @@ def test_windows_hold_the_letters_before_each_letter_and_the_end(common: ModuleT
     read = ["".join(common.LETTERS[i] for i in row) for row in inputs]
     assert read == ["...", "..e", ".em", "emm", "mma", "...", "..a", ".al"]
     assert "".join(common.LETTERS[i] for i in targets) == "emma.al."
+
+
+def test_a_lesson_prepares_its_text_once(
+    common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "input.txt").write_text(TEXT, encoding="utf-8")
+    monkeypatch.setenv("PLAINGPT_MIRROR", str(tmp_path))
+    sha256 = hashlib.sha256(TEXT.encode()).hexdigest()
+    monkeypatch.setattr(recipes, "TINY_SHAKESPEARE", PublicFile("input.txt", "http://127.0.0.1:9", sha256))
+    text = common.shakespeare()
+    assert text.tokenizer.decode(text.train.tolist() + text.val.tolist()) == TEXT
+    assert "data/shakespeare_char: " in capsys.readouterr().out
+    assert torch.equal(common.shakespeare().val, text.val) and not capsys.readouterr().out
 
 
 def test_answers_are_shown_or_judged(common: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

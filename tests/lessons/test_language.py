@@ -68,7 +68,7 @@ def test_what_a_network_begins_with_decides_how_it_learns(place: Path, named: No
             "careless: loss at the start": (20, 35),
             "small last weights: loss at the start": (3.25, 3.45),
             "and gain 5/3: loss at the start": (3.25, 3.35),
-            "careless: tanhs asleep": (0.5, 0.65),
+            "careless: tanhs asleep": (0.5, 0.7),
             "and gain 5/3: tanhs asleep": (0.05, 0.4),
             "BatchNorm: tanhs asleep": (0, 0.03),
             "and gain 5/3: loss on dev": (2.1, 2.5),
@@ -301,7 +301,7 @@ FIGURES = {
         "distance among vowels, of that among all": (0.25, 0.5),
     },
     "3_initialisation": {
-        "careless: tanhs asleep": (0.5, 0.65),
+        "careless: tanhs asleep": (0.5, 0.7),
         "BatchNorm: tanhs asleep": (0, 0.03),
         "BatchNorm: remembered, less of all": (0, 0.01),
     },
