@@ -107,7 +107,7 @@ def exercises() -> dict[str, float]:
     """The answers to the exercises of the guide."""
     return {
         "1. parameters of the RNN's step, biases included": 2 * (HIDDEN * HIDDEN + HIDDEN),
-        "2. what is left of a gradient after 10 steps that each halve it": 0.5**10,
+        "2. what is left of a gradient after 5 steps that each halve it": 0.5**5,
         "3. steps one after the other for a name of 7 letters and its end": 8,
     }
 

@@ -174,7 +174,7 @@ def test_whole_names_hold_each_letter_once_as_a_target() -> None:
 
 def test_answers_about_recurrent_networks() -> None:
     answers = lesson("2_language/5_recurrent").exercises().values()
-    assert list(answers) == pytest.approx([8320, 1 / 1024, 8])
+    assert list(answers) == pytest.approx([8320, 1 / 32, 8])
 
 
 def test_a_tree_over_eight_letters_is_a_convolution(place: Path, named: None) -> None:
