@@ -216,7 +216,7 @@ def test_the_clock_counts_between_start_and_pause(monkeypatch: pytest.MonkeyPatc
     assert clock.seconds == 12.0
 
 
-def test_wandb_offline_changes_nothing_and_a_resumed_run_continues_it(place: Path) -> None:
+def test_wandb_offline_changes_nothing_and_a_resumed_run_logs_a_part_of_its_own(place: Path) -> None:
     pytest.importorskip("wandb")
     train(place, "--out_dir=without")
     for more in (["--max_iters=10", "--lr_decay_iters=20"], ["--init_from=resume", "--lr_decay_iters=20"]):
@@ -227,7 +227,7 @@ def test_wandb_offline_changes_nothing_and_a_resumed_run_continues_it(place: Pat
     assert same(tensors(place / "without"), tensors(place / "with"))
     assert losses(place / "without") == losses(place / "with")
     first, last = (read_checkpoint(folder).meta["wandb_id"] for folder in checkpoint_folders(place / "with"))
-    assert first == last and first is not None
+    assert first and last and first != last  # the files of one id would overwrite each other when synced
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_of_it_is_saved(place: Path) -> None:
