@@ -1,5 +1,6 @@
 """What a run has left behind, and starting one that is to be interrupted."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def heed_signals() -> None:
+    """Heed the signals that nohup, or a shell's &, lets this process and its children ignore."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(
     place: Path,
     processes: int,
@@ -66,7 +73,13 @@ def start(
         *arguments,
     ]
     process = subprocess.Popen(
-        line, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        line,
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_signals,
     )
     metrics = place / "r/metrics.jsonl"
     wait_for(lambda: process.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 5))
