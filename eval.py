@@ -147,6 +147,11 @@ def read_ids(options: Namespace, found: Pretrained) -> tuple[Any, float | None]:
     data = open_dataset(name, 1)
     found.check_reads(data.tokenizer, str(data.folder))
     split = data.train if options.split == "train" else data.val
+    if split.is_masked:
+        raise UserError(
+            f"{data.folder} holds conversations, whose loss is that of the answers alone: "
+            f"python train.py --init_from=resume --out_dir={options.model} --eval_only=True tells it"
+        )
     ids = split.read(0, split.tokens)
     split.check_ids(ids)
     return ids, data.bytes_per_token(split)

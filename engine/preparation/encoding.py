@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.conversation.messages import from_json
+from engine.conversation.template import shortened
 from engine.errors import UserError
 from engine.preparation.inputs import FilesPiece, LinesPiece, Piece, Place, RecordsPiece, TextPiece
 from engine.preparation.records import parse_line, record_text
 from engine.preparation.utf8 import LOOKED_AT, check_not_utf16, not_utf8
 from engine.text.byte_pairs import END_OF_TEXT
+from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
 DIGEST_BYTES = 16  # of a document's SHA-256: equal ones are expected once in 2⁶⁴ documents
@@ -31,7 +34,8 @@ class Job:
     """What is the same for all pieces."""
 
     errors: str = "strict"  # about text that is not UTF-8: strict, replace or drop
-    field: str = "text"
+    field: str | None = "text"  # of a record; None: records are conversations
+    block_size: int = 1024  # tokens of a conversation, at most
     val_below: int | None = None  # documents with a lower hash are for validation; None: that has own files
     tokenizer: dict[str, Any] | None = None  # None where it is still to be made
 
@@ -65,6 +69,8 @@ class Encoded:
     split_hashes: list[int]  # of each document; none for one long text
     dropped: Counter[str]  # why, how many
     carriage_returns: Counter[str]  # in which file, how many
+    targets: np.ndarray | None  # (tokens,) uint8: 1 for what is trained on; None: everything is
+    cut: int  # conversations that were shortened
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -87,9 +93,10 @@ def survey(piece: Piece) -> Survey:
     """Count and collect the characters of a piece."""
     characters, seen = 0, np.zeros(0x110000, dtype=bool)
     for found in texts_of(piece, Counter()):
-        points = np.frombuffer(found.text.encode("utf-32-le"), dtype=np.uint32)
-        characters += len(points)
-        seen[points] = True
+        for text in _contents(found):
+            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+            characters += len(points)
+            seen[points] = True
     return Survey(characters, "".join(map(chr, np.flatnonzero(seen))))
 
 
@@ -103,7 +110,7 @@ def training_texts(piece: Piece, characters: int | None) -> list[str]:
         if isinstance(piece, TextPiece) and characters is not None:
             texts.append(found.text[:characters])
         elif not _is_val(piece, split_hash(hashlib.sha256(found.utf8).digest())):
-            texts.append(found.text)
+            texts += _contents(found)
     return [part for text in texts for part in text.split(END_OF_TEXT) if part]
 
 
@@ -113,7 +120,7 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
     dtype = id_type(_tokenizer.vocab_size)
     dropped: Counter[str] = Counter()
     carriage_returns: Counter[str] = Counter()
-    ids, rows, digests, split_hashes = [], [], [], []
+    ids, rows, digests, split_hashes, targets, cut = [], [], [], [], [], 0
     one_text = isinstance(piece, TextPiece)
     for found in texts_of(piece, dropped):
         if b"\r" in found.utf8:  # which is faster than counting
@@ -125,12 +132,25 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
                     ids.append(_tokenizer.encode(part).astype(dtype))
                     rows.append((len(ids[-1]), val, len(part), len(part.encode())))
         else:
-            ids.append(_tokenizer.encode_document(found.text).astype(dtype))
+            if _job.field is None:
+                assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
+                encoded, is_cut = shortened(_tokenizer, from_json(found.text), _job.block_size)
+                if encoded is None:
+                    dropped["longer than the block"] += 1
+                    continue
+                cut += is_cut
+                ids.append(encoded.ids.astype(dtype))
+                targets.append(encoded.targets.astype(np.uint8))
+            else:
+                ids.append(_tokenizer.encode_document(found.text).astype(dtype))
             digest = hashlib.sha256(found.utf8).digest()
             digests.append(digest[:DIGEST_BYTES])
             split_hashes.append(split_hash(digest))
             val = _is_val(piece, split_hashes[-1])
-            rows.append((len(ids[-1]), val, len(found.text), len(found.utf8)))
+            contents = _contents(found)
+            characters = sum(map(len, contents))
+            text_bytes = len(found.utf8) if _job.field is not None else sum(len(t.encode()) for t in contents)
+            rows.append((len(ids[-1]), val, characters, text_bytes))
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)
     return Encoded(
         np.concatenate(ids) if ids else np.zeros(0, dtype=dtype),
@@ -142,7 +162,14 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
         split_hashes,
         dropped,
         carriage_returns,
+        np.concatenate(targets) if targets else None,
+        cut,
     )
+
+
+def _contents(found: Text) -> list[str]:
+    """The text itself, or what is said in a conversation."""
+    return [found.text] if _job.field is not None else [content for _, content in from_json(found.text)]
 
 
 def id_type(vocab_size: int) -> np.dtype:

@@ -177,7 +177,7 @@ def format_of(name: str) -> str:
 
 def pieces(
     inputs: list[Input],
-    field: str,
+    field: str | None,
     one_text: bool,
     place: Place | None = None,
     before_opening: Callable[[int], None] = lambda number: None,
@@ -185,7 +185,8 @@ def pieces(
     """The inputs from a place on, in order. Raises UserError for what cannot be read.
 
     With `one_text` they are stretches of one long text; otherwise each plain file is a document, and each
-    record, whose text is named by `field`. `before_opening` is called with the number of each input.
+    record, whose text is named by `field` (None: a conversation). `before_opening` is called with the number
+    of each input.
     """
     place = place or Place()
     while place.index < len(inputs):

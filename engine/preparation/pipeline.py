@@ -25,6 +25,7 @@ import numpy as np
 from engine.data.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.errors import UserError
 from engine.preparation.compression import filter_command
+from engine.preparation.conversations import TARGETS, holds_conversations, write_masks
 from engine.preparation.encoding import (
     Encoded,
     Job,
@@ -60,13 +61,14 @@ from engine.preparation.request import Plan, Request, State, request_hash, sourc
 from engine.system import available_cores, hashes_of, write_whole
 from engine.text.byte_pairs import OwnBytePairTokenizer, learn_vocabulary, ranks_text
 from engine.text.characters import CharTokenizer
-from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
+from engine.text.tokenizer import Tokenizer, tokenizer_from_dict, with_roles
 from engine.text.tokenizer_files import tokenizer_of_file
 
 SAVE_EVERY = 16  # pieces; what an interruption costs at most
 IN_ONE_PROCESS = 2**22  # bytes of input that are not worth starting others for
 LEARN_FROM = 2**28  # bytes of text from which a vocabulary is learned
 NAMED = ("char", "bytes", "gpt2", "bpe")
+FLAG = np.dtype(np.uint8)  # whether a token is a target
 FILES_NAMED = 3  # of many, in a message
 
 
@@ -84,6 +86,9 @@ def prepare(request: Request, say: Callable[[str], None], root: Path = DATA_FOLD
         check_lengths(request.name, tokens, say)
         move_into_place(staging, folder, meta)
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in meta["dropped"].items())
+    cut = meta.get("conversations", {}).get("cut")
+    if cut:
+        say(f"{request.name}: {cut:,} conversations are longer than {request.block_size} tokens, and are cut")
     say(
         f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, "
         f"vocabulary {meta['vocab_size']:,}{dropped and f'; left out: {dropped}'}"
@@ -105,7 +110,9 @@ class Preparation:
         val_below = None
         if self.val_share is not None and not self.one_text:
             val_below = math.ceil(self.val_share * 2**64)
-        self.job = Job(request.errors, request.field, val_below)
+        self.conversations = holds_conversations(self.inputs, request.field)
+        field = None if self.conversations else request.field
+        self.job = Job(request.errors, field, request.block_size, val_below)
         self.request_hash = request_hash(request, self.inputs, self.stdin_file)
         self._name_empty_files()
 
@@ -180,7 +187,7 @@ class Preparation:
     def _pieces(self, place: Place | None = None) -> Iterator[Piece]:
         files = [item.hub_file for item in self.inputs]
         with contextlib.closing(Downloads(files, self.downloads)) as downloads:
-            yield from pieces(self.inputs, self.request.field, self.one_text, place, downloads.wait_for)
+            yield from pieces(self.inputs, self.job.field, self.one_text, place, downloads.wait_for)
 
     def _tasks(self, state: State, characters: list[int] | None) -> Iterator[tuple[Piece, int | None]]:
         """The pieces from a state on; of one long text, each with its characters before the border."""
@@ -220,7 +227,10 @@ class Preparation:
             if not self.one_text:
                 table.add("\n")  # ends documents
             plan.characters = counts if needs_border else None
-        plan.tokenizer = self._tokenizer(kind, table, plan.characters).to_dict()
+        tokenizer = self._tokenizer(kind, table, plan.characters)
+        if self.conversations:
+            tokenizer = with_roles(tokenizer)
+        plan.tokenizer = tokenizer.to_dict()
         self._save("plan.json", dataclasses.asdict(plan))
         return plan
 
@@ -254,25 +264,33 @@ class Preparation:
         saved = self._load(STATE)
         dtype = id_type(tokenizer.vocab_size)
         state = State() if saved is None else State.from_saved(saved)
-        if not are_intact(self.staging, state.files, dtype):
+        if not are_intact(self.staging, state.files, dtype) or not are_intact(
+            self.staging, state.targets, FLAG
+        ):
             state = State()
         if state.number:
             self.say(f"{self.request.name}: going on after {state.tokens:,} tokens")
         writer = TokenWriter(self.staging, state.files, dtype, self.request.shard_tokens)
+        flags = None
+        if self.conversations:
+            flags = TokenWriter(self.staging, state.targets, FLAG, self.request.shard_tokens, TARGETS)
         progress = PreparationProgress(self.request.name, self.inputs, self.say, state.place)
         with (
             contextlib.closing(writer),
             contextlib.closing(progress),
+            contextlib.nullcontext() if flags is None else contextlib.closing(flags),
             self._document_hashes(state) as hashes,
         ):
             for (piece, _), found in workers.map_in_order(encode, self._tasks(state, plan.characters)):
                 if plan.characters is not None and found.characters.sum() != plan.characters[state.number]:
                     raise _has_changed(piece.file)
-                self._write(piece, found, state, writer, hashes)
+                self._write(piece, found, state, writer, flags, hashes)
                 state.number, state.place = state.number + 1, piece.next
                 progress.update(piece, int(found.text_bytes.sum()), state.tokens)
                 if state.number % SAVE_EVERY == 0:
                     writer.sync()
+                    if flags is not None:
+                        flags.sync()
                     if hashes is not None:
                         hashes.commit()
                     self._save(STATE, dataclasses.asdict(state))
@@ -287,6 +305,7 @@ class Preparation:
         found: Encoded,
         state: State,
         writer: TokenWriter,
+        flags: TokenWriter | None,
         hashes: sqlite3.Connection | None,
     ) -> None:
         """Write a piece's documents to their splits, but for those that came before, and count them."""
@@ -299,6 +318,9 @@ class Preparation:
         state.dropped = dict(sorted((Counter(state.dropped) + dropped).items()))
         split_hashes = list(itertools.compress(found.split_hashes, kept)) + state.split_hashes
         state.split_hashes = [min(split_hashes), max(split_hashes)] if split_hashes else []
+        state.cut += found.cut
+        if len(found.lengths):
+            state.longest = max(state.longest, int(found.lengths.max()))
         for file, number in found.carriage_returns.items():
             state.carriage_returns.add(number, file)
         for file in piece.marked:
@@ -308,6 +330,8 @@ class Preparation:
             if chosen.any():
                 ids = found.ids if chosen.all() else found.ids[np.repeat(chosen, found.lengths)]
                 writer.write(split, ids)
+                if flags is not None and found.targets is not None:
+                    flags.write(split, found.targets[np.repeat(chosen, found.lengths)])
                 state.documents[split] += int(chosen.sum())
                 state.characters[split] += int(found.characters[chosen].sum())
                 state.text_bytes[split] += int(found.text_bytes[chosen].sum())
@@ -392,6 +416,8 @@ class Preparation:
             {"path": name, "split": split, "tokens": tokens, "header_bytes": 0, "sha256": sha256}
             for (split, name, tokens), sha256 in zip(named, hashes, strict=True)
         ]
+        if self.conversations:
+            files = write_masks(self.staging, files, state.targets)
         asked = {"val": self.request.val, "errors": self.request.errors, "dedup": self.request.dedup}
         return {
             "format": FORMAT,
@@ -399,7 +425,8 @@ class Preparation:
             "dtype": id_type(tokenizer.vocab_size).name,
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": tokenizer.to_dict(),
-            "text_bytes": state.text_bytes,
+            **({} if self.conversations else {"text_bytes": state.text_bytes}),
+            **({"conversations": {"longest": state.longest, "cut": state.cut}} if self.conversations else {}),
             "characters": state.characters,
             **({} if self.one_text else {"documents": state.documents}),
             "dropped": state.dropped,

@@ -66,7 +66,7 @@ def set_up(
     pretrained = read_weights(settings, sources, on_cpu, world)
     if pretrained is not None:
         settings = dataclasses.replace(settings, **shape_settings(pretrained.config))
-        console.say(f"weights: {settings.init_from}")
+        console.say(f"weights: {pretrained.source}")
     micro_batch, _ = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     ensure_prepared(settings.dataset, world, console)
     data = open_dataset(settings.dataset, settings.block_size)
@@ -300,6 +300,12 @@ def describe(run: Run, state: RunState) -> None:
         f"data: {run.data.folder} ({run.data.fingerprint[:12]}), {run.data.train.tokens:,} training and "
         f"{run.data.val.tokens:,} validation tokens, vocabulary {run.data.tokenizer.vocab_size:,}"
     )
+    longest = run.data.meta.get("conversations", {}).get("longest", 0)
+    if longest > settings.block_size:
+        say(
+            f"note: the longest conversation has {longest} tokens; of what goes beyond the block's "
+            f"{settings.block_size} nothing is learned"
+        )
     say(
         f"model: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, block "
         f"{config.block_size}, {sum(count_parameters(config).values()):,} parameters"

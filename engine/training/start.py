@@ -45,7 +45,8 @@ def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world:
         return None
     found = read_pretrained(settings.init_from) if world.is_main else None
     world.wait_for_main()
-    found = found or read_pretrained(settings.init_from)
+    source = world.broadcast(None if found is None else found.source)
+    found = found or read_pretrained(source)
     given = sources.file.keys() | sources.command_line.keys() | (sources.cpu.keys() if on_cpu else set())
     if "block_size" in given:
         found = found.with_block_size(settings.block_size)
@@ -63,6 +64,7 @@ def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) ->
 
     Raises UserError where the data set's ids mean something else to them.
     """
+    pretrained = pretrained.with_roles_of(data.tokenizer)
     pretrained.check_reads(data.tokenizer, str(data.folder))
     changes = {"dropout": settings.dropout, "separator": data.separator(settings.documents)}
     return dataclasses.replace(pretrained, config=dataclasses.replace(pretrained.config, **changes))

@@ -103,6 +103,37 @@ def find_runs(root: Path = RUNS_FOLDER, name: str | None = None) -> list[Path]:
     return sorted(runs, key=lambda path: checkpoint_folders(path)[0].stat().st_mtime, reverse=True)
 
 
+def newest_finished(name: str, root: Path = RUNS_FOLDER) -> Path:
+    """The newest of the runs NAME, NAME-2, … Raises UserError where there is none, or it is not finished.
+
+    An older one is never taken in the place of one that is under way.
+    """
+    pattern = re.compile(re.escape(name) + r"(-\d+)?")
+    runs = [path for path in root.glob("*/config.json") if pattern.fullmatch(path.parent.name)]
+    if not runs:
+        raise UserError(f"there is no run {root / name} to start from; train it: configs/{name}.py")
+
+    def last_change(config: Path) -> float:
+        saved = checkpoint_folders(config.parent)
+        return max(config.stat().st_mtime, saved[0].stat().st_mtime if saved else 0.0)
+
+    run = max(runs, key=last_change).parent
+    if not checkpoint_folders(run) or not is_finished(open_newest(run)[0].meta):
+        raise UserError(
+            f"{run} is the newest run of {name}, and it is not finished; let it end (--init_from=resume "
+            f"--out_dir={run}), or name the run to start from: --init_from={root}/NAME"
+        )
+    return run
+
+
+def is_finished(meta: Mapping[str, Any]) -> bool:
+    """Whether a run has made all its steps, or lost its patience, by a checkpoint's meta.json."""
+    settings = meta.get("settings", {})
+    patience = settings.get("patience")
+    impatient = patience is not None and meta.get("evaluations_without_gain", 0) >= patience
+    return impatient or meta["step"] >= settings.get("max_iters", 0)
+
+
 def open_checkpoint(run: Path, which: str) -> Checkpoint:
     """The checkpoint `which` ("last", "best" or a folder name) of a run, checked. Raises UserError."""
     folders = checkpoint_folders(run)

@@ -114,6 +114,7 @@ class Killed(BaseException):
     [
         dict(inputs=["corpus.jsonl"], tokenizer="bpe", vocab_size=300, dedup=True, shard_tokens=7000),
         dict(inputs=["corpus.txt"], tokenizer="char"),
+        dict(inputs=["talk.jsonl"], tokenizer="bytes", shard_tokens=7000),
     ],
 )
 def test_a_preparation_that_is_interrupted_anywhere_goes_on_where_it_was(
@@ -121,6 +122,8 @@ def test_a_preparation_that_is_interrupted_anywhere_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setattr(pipeline, "SAVE_EVERY", 3)
     Path("corpus.txt").write_text("\n\n".join(DOCUMENTS))
+    talks = [{"prompt": text[:20], "completion": text[20:900] or "?"} for text in DOCUMENTS if text.strip()]
+    Path("talk.jsonl").write_text("\n".join(map(json.dumps, talks)))
     wanted = made(**options)
     made(inputs=["corpus.txt"], tokenizer="bytes")
     write, taken = pipeline.Preparation._write, []
@@ -145,7 +148,7 @@ def test_a_preparation_that_is_interrupted_anywhere_goes_on_where_it_was(
             assert (corpus / "data/a/.partial/state.json").exists()
     assert again > 5 and found == wanted
     pieces = len(
-        list(readers.pieces(readers.find_inputs(options["inputs"]), "text", "txt" in options["inputs"][0]))
+        list(readers.pieces(readers.find_inputs(options["inputs"]), None, "txt" in options["inputs"][0]))
     )
     assert again <= pieces / 6 + 1  # of 8 pieces done at each start, 6 or more were saved
 
