@@ -9,7 +9,8 @@
     python prepare.py --verify web                              whether its files are what they were
 
 Then `python train.py --dataset=NAME`. Known: shakespeare_char (characters), shakespeare (GPT-2's byte-pair
-encoding), openwebtext, fineweb and fineweb_100B (downloads of many gigabytes, GPT-2's encoding).
+encoding), assistant_base and assistant_chat (made by tasks/, without any network), openwebtext, fineweb and
+fineweb_100B (downloads of many gigabytes, GPT-2's encoding).
 
 Input is files, folders, patterns, - (standard input) or hf:NAME[:CONFIGURATION[:SPLIT]] (Hugging Face): plain
 text, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .xz, .bz2 or .zst. Text files given by name are one
@@ -32,6 +33,7 @@ from engine.data.describe import describe, verify
 from engine.errors import UserError
 from engine.preparation.pipeline import NAMED, prepare
 from engine.preparation.recipes import (
+    GENERATED,
     LARGE,
     LARGE_VALIDATION_FRACTION,
     RECIPES,
@@ -85,6 +87,10 @@ def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
             raise UserError(
                 f"{name} is made in one way, with the tokenizer {RECIPES[name]}; give your own set a name"
             )
+        return prepare_recipe(name, print)
+    if name in GENERATED:
+        if chosen:
+            raise UserError(f"{name} is made in one way; give your own set a name")
         return prepare_recipe(name, print)
     if holds_token_files(DATA_FOLDER / name):
         return describe_token_files(name, [], chosen.get("tokenizer"), print)

@@ -22,7 +22,10 @@ FORMAT = 1
 HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py --verify NAME`
 DATA_FOLDER = Path("data")
 # Those that prepare.py knows how to make: engine/preparation/recipes.py.
-KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")
+KNOWN = (
+    "shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B", "assistant_base",
+    "assistant_chat",
+)  # fmt: skip
 # The fields of a meta.json, and of each entry of its list of files.
 FIELDS = {
     "dtype": Literal["uint16", "uint32"],

@@ -111,7 +111,9 @@ def newest_finished(name: str, root: Path = RUNS_FOLDER) -> Path:
     pattern = re.compile(re.escape(name) + r"(-\d+)?")
     runs = [path for path in root.glob("*/config.json") if pattern.fullmatch(path.parent.name)]
     if not runs:
-        raise UserError(f"there is no run {root / name} to start from; train it: configs/{name}.py")
+        raise UserError(
+            f"there is no run {root / name} to start from; train it: python train.py configs/{name}.py"
+        )
 
     def last_change(config: Path) -> float:
         saved = checkpoint_folders(config.parent)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.commands import command
+from support.talks import made, some, talks, written
 
 import prepare as script
 from engine.conversation.messages import read_conversation
@@ -21,41 +22,12 @@ from engine.preparation.pipeline import prepare
 from engine.preparation.request import Request
 from engine.text.roles import ChatTokenizer
 
-WORDS = ["what", "is", "the", "sum", "of", "two", "and", "please", "tell", "me", "cats", "12", "naïve"]
-
-
-def some(words: int) -> str:
-    return " ".join(random.choices(WORDS, k=words))
-
-
-def talks(number: int, longest: int = 3) -> list[dict]:
-    """So many random conversations, all different."""
-    found = []
-    for index in range(number):
-        turns = [{"role": "system", "content": f"Number {index}."}]
-        for _ in range(random.randint(1, longest)):
-            turns.append({"role": "user", "content": some(4)})
-            turns.append({"role": "assistant", "content": some(random.randint(1, 6))})
-        found.append({"messages": turns})
-    return found
-
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(readers, "PIECE_BYTES", 2000)
     return tmp_path
-
-
-def written(records: list[dict], name: str = "talk.jsonl") -> list[str]:
-    Path(name).write_text("\n".join(map(json.dumps, records)))
-    return [name]
-
-
-def made(inputs: list[str], **options: object) -> tuple[Dataset, list[str]]:
-    said: list[str] = []
-    prepare(Request("talk", inputs, **{"tokenizer": "bytes", **options}), said.append)
-    return open_dataset("talk", 4), said
 
 
 def content(split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ from engine.errors import UserError
 from engine.preparation import inputs as readers
 from engine.preparation import pipeline
 from engine.preparation.pipeline import prepare
-from engine.preparation.recipes import LARGE, RECIPES, write_dataset
+from engine.preparation.recipes import GENERATED, LARGE, RECIPES, write_dataset
 from engine.preparation.request import Request, State
 from engine.text.byte_pairs import END_OF_TEXT, learn_vocabulary
 
@@ -463,7 +463,7 @@ def test_what_is_missing_is_said_with_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert set(KNOWN) == set(RECIPES) | set(LARGE)
+    assert set(KNOWN) == set(RECIPES) | set(LARGE) | set(GENERATED)
     assert "(there is none yet)" in fails(script.main, "--show", "nope")
     for name in ("one", "two"):
         write_dataset(name, "abcd" * 200, "char", 0.5, [], quiet)
