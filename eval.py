@@ -4,6 +4,7 @@
     python eval.py out/shakespeare_char                                  that of another run
     python eval.py gpt2 --dataset shakespeare --stride 512               a sliding window over a data set
     python eval.py gpt2 --text book.txt                                  any text
+    python eval.py out/assistant_chat --tasks arithmetic reversing       held-out questions of tasks/
     python eval.py gpt2-medium --tasks hellaswag lambada                 public benchmarks, zero-shot
     python eval.py exported/ --tasks hellaswag --hellaswag val.jsonl --limit 1000
 
@@ -19,10 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tasks
 from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
 
-TASKS = ("loss", "hellaswag", "lambada")
+BENCHMARKS = ("loss", "hellaswag", "lambada")
+TASKS = (*BENCHMARKS, *tasks.TASKS)
+PROBLEMS = 500  # asked of a task, if --limit does not say
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -66,6 +70,7 @@ from engine.data.dataset import open_dataset
 from engine.device import Compute, choose_threads, find_device
 from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
 from engine.measure.scoring import score_text
+from engine.measure.tasks import score_task
 from engine.system import write_whole
 from engine.weights.checkpoint import find_runs
 from engine.weights.pretrained import Pretrained, read_pretrained
@@ -101,9 +106,12 @@ def score(options: Namespace) -> None:
             elif task == "hellaswag":
                 examples = read_hellaswag(options.hellaswag, options.limit)
                 scores = score_hellaswag(model, found.known_tokenizer(), examples, options.batch_size)
-            else:
+            elif task == "lambada":
                 examples = read_lambada(options.lambada, options.limit)
                 scores = score_lambada(model, found.known_tokenizer(), examples, options.batch_size)
+            else:
+                count = options.limit or PROBLEMS
+                scores = score_task(model, found.known_tokenizer(), task, count, options.batch_size)
             report(task, scores)
             results[task] = dataclasses.asdict(scores)
     if options.output is not None:

@@ -6,7 +6,7 @@
 import random
 from itertools import zip_longest
 
-from tasks.calculator import answer_call
+from tasks.calculator import calculate
 from tasks.problem import Problem, Task
 
 WORDINGS = ("What is {} + {}?", "{} + {} = ?", "Add {} and {}.", "How much is {} + {}?")
@@ -67,7 +67,7 @@ def draw_calculation(source: random.Random) -> Problem:
     if sign == "/":
         second = second % 30 + 1
         first *= second
-    result = answer_call(f"{first}{sign}{second}")
+    result = calculate(f"{first}{sign}{second}")
     wording = source.choice(WORDINGS) if sign == "+" else "What is {} " + sign + " {}?"
     key = key_of(first, second) if sign == "+" else f"{first}{sign}{second}"
     turns = (f"<tool>{first}{sign}{second}</tool>", result, result)

@@ -16,16 +16,11 @@ class NotCalculated(ValueError):
     """Why an expression has no value."""
 
 
-def tool_call(reply: str) -> str | None:
-    """The expression that a reply wants calculated; None where it is an answer."""
-    found = CALL.fullmatch(reply.strip())
-    return found and found[1]
-
-
-def answer_call(expression: str) -> str:
-    """What the tool says: the value, or what is wrong."""
+def answer_to(reply: str) -> str | None:
+    """The value that a reply wants calculated, or what is wrong; None where the reply calls no tool."""
+    call = CALL.fullmatch(reply.strip())
     try:
-        return calculate(expression)
+        return None if call is None else calculate(call[1])
     except NotCalculated as error:
         return f"error: {error}"
 

@@ -34,6 +34,11 @@ class Problem:
         number = int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "little")
         return number < HELD_OUT * 2**32
 
+    def beginning(self) -> str:
+        """The statement up to its answer, which a base is to complete."""
+        answer = self.turns[0] if self.statement.endswith(f"{self.turns[0]}.") else self.solution
+        return self.statement[: -len(answer) - 1].rstrip()
+
     def messages(self) -> list[dict[str, str]]:
         """The conversation."""
         roles = ("assistant", "tool")

@@ -42,6 +42,10 @@ class ChatTokenizer:
         """The id of the token that begins a turn of this role."""
         return self.ids[f"<|{name}|>"]
 
+    def is_special(self, index: int) -> bool:
+        """Whether an id is an added token or the end of text, which no answer holds."""
+        return index >= self.base.vocab_size or index == self.separator
+
     def encode_plain(self, text: str) -> np.ndarray:
         """Ids of a text in which nothing is a special token, whatever it looks like."""
         if isinstance(self.base, (CharTokenizer, ByteTokenizer)):
