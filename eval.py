@@ -72,6 +72,7 @@ from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellas
 from engine.measure.scoring import score_text
 from engine.measure.tasks import score_task
 from engine.system import write_whole
+from engine.text.tokenizer import BYTE_ORDER_MARK, print_note
 from engine.weights.checkpoint import find_runs
 from engine.weights.pretrained import Pretrained, read_pretrained
 from model import GPT
@@ -143,10 +144,14 @@ def read_ids(options: Namespace, found: Pretrained) -> tuple[Any, float | None]:
         except OSError as error:
             raise UserError(f"{options.text} cannot be read: {error.strerror}") from error
         try:
-            ids = tokenizer.encode(content.decode("utf-8"))
+            text = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{options.text} is not UTF-8 (byte {error.start})") from error
-        return ids, len(content) / max(1, len(ids))
+        if text.startswith(BYTE_ORDER_MARK):
+            print_note(f"{options.text} begins with a byte-order mark (U+FEFF), which is left out")
+            text = text.removeprefix(BYTE_ORDER_MARK)
+        ids = tokenizer.encode(text)
+        return ids, len(text.encode()) / max(1, len(ids))
     name = options.dataset or found.dataset
     if name is None:
         raise UserError(

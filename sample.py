@@ -34,7 +34,7 @@ import torch
 from engine import kernels
 from engine.device import Compute, choose_dtype, choose_threads, find_device
 from engine.generation import Sampling, TextStream, stream
-from engine.text.tokenizer import Tokenizer, encode_prompt
+from engine.text.tokenizer import BYTE_ORDER_MARK, Tokenizer, encode_prompt
 from engine.weights.checkpoint import find_runs
 from engine.weights.pretrained import read_pretrained
 from model import GPT
@@ -78,7 +78,7 @@ def write_samples(model: GPT, tokenizer: Tokenizer, start: str | None, settings:
     stop = None if settings.stop is None else settings.stop.replace("\\n", "\n")
     end = getattr(tokenizer, "end_of_text", None) if settings.stop_at_end else None
     streams = [TextStream(tokenizer, stop, end) for _ in range(settings.num_samples)]
-    texts = ["" if start is None else start for _ in streams]
+    texts = [(start or "").removeprefix(BYTE_ORDER_MARK) for _ in streams]
     ids = torch.from_numpy(prompt)[None].repeat(settings.num_samples, 1)
     names = (field.name for field in dataclasses.fields(Sampling))
     tokens = stream(

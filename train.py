@@ -225,8 +225,8 @@ def conclude(run: Run, state: RunState, requests: StopRequests) -> None:
     say, settings, folder = run.console.say, run.settings, shlex.quote(str(run.folder))
     if run.metrics is not None:
         run.metrics.close()
-    if run.wandb is not None:
-        run.wandb.finish()
+    if run.logger is not None:
+        run.logger.finish()
     complete = state.step >= settings.max_iters or out_of_patience(settings, state)
     if any(run.world.all_gather(requests.received is not None)) or not complete:
         say(f"stopped at step {state.step}; to go on, add --init_from=resume --out_dir={folder}")

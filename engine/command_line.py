@@ -21,6 +21,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -188,6 +189,15 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
     without = retired(kind)
     remarks += [f"{path}: {name} is ignored: {without[name]}" for name in values if name in without]
     values = {name: value for name, value in values.items() if name not in without}
+    for name, value in values.items():
+        if (
+            name.endswith("_iters")
+            and isinstance(value, float)
+            and not value.is_integer()
+            and isfinite(value)
+        ):
+            values[name] = round(value)  # such as warmup_iters = 0.03 * max_iters
+            remarks.append(f"{path}: {name} = {value:g} is rounded to {values[name]}")
     for name in ("device", "init_from", "out_dir"):
         if name in cpu:
             raise UserError(
@@ -243,7 +253,7 @@ def check_value(kind: type, name: str, value: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if name not in fields:
         meant = did_you_mean(name, fields, ALIASES, otherwise="; --help lists them all")
-        raise UserError(f"{where}: {name} is not a setting{meant}")
+        raise UserError(f"{where}: {name} is not a setting{meant} (a name of the file's own begins with _)")
     field = fields[name]
     value = _fit(field.type, value)
     if value is _MISFIT:

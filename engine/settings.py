@@ -136,7 +136,10 @@ class TrainSettings(ModelSettings):
     checkpoint: str = setting(
         "last", "the checkpoint to resume: last, best, or a folder name such as step-00000250"
     )
-    wandb_log: bool = setting(False, "log to Weights & Biases as well")
+    log: Literal["wandb", "trackio", "tensorboard"] | None = setting(
+        None, "log to another program as well, if its package is installed"
+    )
+    wandb_log: bool = setting(False, "the same as --log=wandb, nanoGPT's name for it")
     wandb_project: str = setting("plaingpt", "project name there")
     wandb_run_name: str | None = setting(None, "run name there; None: the run folder's name")
     # machine
@@ -280,6 +283,7 @@ ALIASES = {
 RETIRED = {
     "compile": "sampling runs as it is, one token at a time",
     "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
+    "vocab_size": "the vocabulary follows from the data set",
     "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
 }
 # What a nanoGPT configuration file finds imported.

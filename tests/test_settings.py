@@ -150,6 +150,16 @@ def test_files_of_nanogpt_may_use_what_its_train_py_has(tmp_path: Path) -> None:
     found = sources.settings(on_cpu=False)
     assert found.wandb_run_name.startswith("r-") and found.warmup_iters == 6000
     assert [name in " ".join(sources.remarks) for name in ("time", "max_iters")] == [True, True]
+    file.write_text("warmup_iters = 0.03 * 10466\nvocab_size = 328\ngrad_clip = 0.0\nmax_iters = 1e6\n")
+    sources = read_settings(TrainSettings, [str(file)], "")
+    found = sources.settings(on_cpu=False)
+    assert (found.warmup_iters, found.max_iters, found.grad_clip) == (314, 1_000_000, 0.0)
+    assert [word in " ".join(sources.remarks) for word in ("rounded to 314", "vocab_size is ignored")] == [
+        True
+    ] * 2
+    file.write_text("experiment_name = out_dir = 'theirs'\n")
+    with pytest.raises(UserError, match=r"experiment_name is not a setting.*begins with _"):
+        settings(str(file))
     file.write_text("n_layer = nothing\n")
     with pytest.raises(UserError, match="name 'nothing' is not defined"):
         settings(str(file))

@@ -13,7 +13,8 @@ from engine.errors import UserError
 from engine.parallel.sharding import is_sharded
 from engine.parallel.world import ALONE
 from engine.system import write_whole
-from engine.training.metrics import MetricsLog, WandbLog
+from engine.training.loggers import GuardedLogger, LoggedRun
+from engine.training.metrics import MetricsLog
 from engine.training.run import Run, RunState
 from engine.training.start import run_name
 from engine.versions import versions
@@ -72,13 +73,20 @@ def claim_folder(
     }
     write_whole(run.folder / "config.json", json.dumps(content, indent=1).encode())
     run.metrics = MetricsLog(run.folder / "metrics.jsonl")
-    run.metrics.start(state.step if checkpoint is not None else -1)
+    repeats = run.metrics.start(state.step if checkpoint is not None else -1)
     cleanup.callback(run.metrics.close)
-    if settings.wandb_log:
-        run.wandb = WandbLog(run.console)
-        name = settings.wandb_run_name or run.folder.name
-        run_id = None if checkpoint is None else checkpoint.meta["wandb_id"]
-        run.wandb.start(settings.wandb_project, name, run_id, run.folder, dataclasses.asdict(settings))
+    kind = settings.log or ("wandb" if settings.wandb_log else None)
+    if kind is not None:
+        told = LoggedRun(
+            project=settings.wandb_project,
+            name=settings.wandb_run_name or run.folder.name,
+            folder=run.folder,
+            settings=dataclasses.asdict(settings),
+            id=None if checkpoint is None else checkpoint.meta["wandb_id"],
+            step=state.step,
+            repeats=repeats and checkpoint is not None,
+        )
+        run.logger = GuardedLogger(kind, told, run.console)
 
 
 def new_folder(out_dir: str | None, name: str, init_from: str) -> Path:
@@ -120,7 +128,7 @@ def save(run: Run, state: RunState) -> None:
         "tokenizer": run.data.tokenizer.to_dict(),
         "data": {"name": run.data.name, "fingerprint": run.data.fingerprint},
         "scaler": run.scaler.state_dict(),
-        "wandb_id": None if run.wandb is None else run.wandb.run_id,
+        "wandb_id": None if run.logger is None else run.logger.id,
         "versions": versions(),
     }
     parts = {

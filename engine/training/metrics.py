@@ -1,4 +1,4 @@
-"""A run's reports: lines on the terminal, metrics.jsonl, and Weights & Biases if asked for."""
+"""A run's reports: lines on the terminal, and metrics.jsonl."""
 
 import contextlib
 import json
@@ -78,14 +78,19 @@ class MetricsLog:
         self.path = path
         self._file: TextIO | None = None
 
-    def start(self, step: int) -> None:
-        """Open for appending, without the lines after `step` and without a line that a crash cut short."""
-        if self.path.exists():
-            kept = [line for line in self.path.read_bytes().splitlines() if _step_of(line) <= step]
+    def start(self, step: int) -> bool:
+        """Open for appending, without the lines after `step` and without a line that a crash cut short.
+
+        Returns whether there were such lines, so that the run repeats steps that it has reported before.
+        """
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        if lines:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_bytes(b"".join(line + b"\n" for line in kept))
             os.replace(temporary, self.path)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        return len(kept) < len(lines)
 
     def record(self, values: dict[str, Any]) -> None:
         """Append one line. Numbers that are not finite become null, as JSON requires."""
@@ -120,56 +125,3 @@ def _step_of(line: bytes) -> float:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, without a last line that a crash cut short."""
     return [json.loads(line) for line in path.read_bytes().splitlines() if _step_of(line) < math.inf]
-
-
-class WandbLog:
-    """Weights & Biases; whatever it raises becomes one warning, and training goes on."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.run: Any = None
-
-    def start(
-        self, project: str, name: str, run_id: str | None, folder: Path, settings: dict[str, Any]
-    ) -> None:
-        """Start a run, or go on with the one of this id."""
-        try:
-            import wandb
-
-            self.run = wandb.init(
-                project=project,
-                name=name,
-                id=run_id,
-                resume="allow",
-                dir=str(folder),
-                config=settings,
-                settings=wandb.Settings(silent=True, init_timeout=30),
-            )
-        except Exception as error:  # a logger must not stop the training, whatever its reason
-            self._give_up(error)
-
-    @property
-    def run_id(self) -> str | None:
-        """What a resumed run passes to `start`."""
-        return None if self.run is None else self.run.id
-
-    def record(self, values: dict[str, Any]) -> None:
-        """Send what metrics.jsonl gets."""
-        if self.run is not None:
-            try:
-                self.run.log(values, step=values["step"])
-            except Exception as error:  # as above
-                self._give_up(error)
-
-    def finish(self) -> None:
-        """Send what is left."""
-        if self.run is not None:
-            try:
-                self.run.finish()
-            except Exception as error:  # as above
-                self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self.run = None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        self.console.say(f"warning: wandb is off from here on ({reason[:200]}); metrics.jsonl has everything")

@@ -13,8 +13,9 @@ from engine.errors import UserError
 from engine.parallel.world import World
 from engine.settings import TrainSettings
 from engine.shape import flops_per_token
+from engine.training.loggers import GuardedLogger
 from engine.training.memory import Memory
-from engine.training.metrics import Console, MetricsLog, WandbLog
+from engine.training.metrics import Console, MetricsLog
 from model import GPT
 
 
@@ -75,7 +76,7 @@ class Run:
     resumed: bool
     folder: Path | None = None  # None where nothing is written, and so are the logs but on rank 0
     metrics: MetricsLog | None = None
-    wandb: WandbLog | None = None
+    logger: GuardedLogger | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -90,13 +91,13 @@ class Run:
         return tokens_per_second * flops_per_token(self.model.config) / (peak * self.world.size)
 
     def record(self, step: int, kind: str, seconds: float, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl, and send it to Weights & Biases; only rank 0 has these logs."""
+        """Append a line to metrics.jsonl, and hand it to the logger; only rank 0 has these."""
         line = {
             "step": step,
             "kind": kind,
             "tokens": step * self.tokens_per_step,
             "seconds": round(seconds, 4),
         }
-        for log in (self.metrics, self.wandb):
+        for log in (self.metrics, self.logger):
             if log is not None:
                 log.record(line | values)

@@ -192,6 +192,9 @@ def test_the_command_agrees_for_a_run_and_its_export(place: Path) -> None:
     script.main(["gpt", "--dataset", "topics", "--device=cpu", "--limit=2001", "--output", "b.json"])
     second = json.loads(Path("b.json").read_text())["loss"]
     assert second["loss"]["value"] == pytest.approx(first["loss"]["value"], rel=1e-6)
+    Path("text.txt").write_text(
+        "\ufeff" + TEXT[-3000:], encoding="utf-8"
+    )  # which is no character of the text
     script.main(["gpt", "--text", "text.txt", "--stride", "16", "--device=cpu", "--output", "c.json"])
     third = json.loads(Path("c.json").read_text())["loss"]
     assert third["tokens"] == 2999

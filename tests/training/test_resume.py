@@ -124,11 +124,11 @@ def test_a_logger_that_fails_is_a_warning_and_changes_nothing(place: Path, fault
     (place / "fake").mkdir()
     (place / "fake/wandb.py").write_text(
         f"""
-import types
+from types import SimpleNamespace
 if {fault!r} == "missing":
     raise ImportError("no wandb")
 class Run:
-    id = "x"
+    id, url, settings = "x", None, SimpleNamespace(mode="online")
     count = 0
     def log(self, values, step):
         self.count += 1

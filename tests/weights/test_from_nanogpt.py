@@ -145,7 +145,7 @@ def test_sampling_from_nanogpts_folder_finds_its_characters(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdout", output := io.StringIO())
     options = ["--temperature=0", "--num_samples=1", "--max_new_tokens=8", "--device=cpu", "--dtype=float64"]
-    sample.main(["--out_dir=out-letters", "--start=abc", "--compile=False", *options])
+    sample.main(["--out_dir=out-letters", "--start=\ufeffabc", "--compile=False", *options])
     ids = torch.from_numpy(characters.encode("abc"))[None]
     expected = reference.double().generate(
         ids,
