@@ -8,7 +8,7 @@ import re
 CALL = re.compile(r"<tool>(.*)</tool>\s*", re.DOTALL)
 LONGEST = 100  # characters of an expression
 LARGEST = 10**30
-TOKEN = re.compile(r"\s*(\d+|[-+*/()−×÷])")
+TOKEN = re.compile(r"\s*([0-9]+|[-+*/()−×÷])")
 SAME = {"−": "-", "×": "*", "÷": "/"}
 
 

@@ -22,10 +22,11 @@ class Problem:
     system: str | None = None  # what the assistant is told before
 
     def is_solved_by(self, reply: str) -> bool:
-        """Whether an assistant's last turn ends with the solution, as a word of its own."""
+        """Whether an assistant's last turn ends with the solution, not within a list or a word."""
         reply = reply.rstrip(" .\n")
         before = reply[: -len(self.solution)]
-        return reply.endswith(self.solution) and not before[-1:].isalnum()
+        apart = not before or (before.endswith(" ") and not before.endswith(", "))
+        return reply.endswith(self.solution) and apart
 
     def is_held_out(self) -> bool:
         """Whether it is for measuring: so is a tenth of all, by a hash of what is asked."""

@@ -14,12 +14,17 @@ def draw_word(source: random.Random) -> str:
     return word + source.choice(("", source.choice(CONSONANTS)))
 
 
+def key_of(word: str) -> str:
+    """The same for a word and its reverse, which would give each other's answers away."""
+    return min(word, word[::-1])
+
+
 def draw_spelling(source: random.Random) -> Problem:
     """How a word is spelled."""
     word = draw_word(source)
     spelled = "-".join(word)
     question = source.choice(("Spell {}.", "How is {} spelled?")).format(word)
-    return Problem(question, (spelled,), spelled, word, len(word), f"{word} is spelled {spelled}.")
+    return Problem(question, (spelled,), spelled, key_of(word), len(word), f"{word} is spelled {spelled}.")
 
 
 def draw_counting(source: random.Random) -> Problem:
@@ -29,14 +34,16 @@ def draw_counting(source: random.Random) -> Problem:
     answer = f"{'-'.join(word)}: {word.count(letter)}"
     question = f"How many letters {letter} are in {word}?"
     statement = f"Letters {letter} in {word}: {answer}."
-    return Problem(question, (answer,), str(word.count(letter)), word, len(word), statement)
+    return Problem(question, (answer,), str(word.count(letter)), key_of(word), len(word), statement)
 
 
 def draw_reversing(source: random.Random) -> Problem:
     """A word from its end to its beginning."""
     word = draw_word(source)
     question = source.choice(("Reverse {}.", "Write {} backwards.")).format(word)
-    return Problem(question, (word[::-1],), word[::-1], word, len(word), f"{word} backwards is {word[::-1]}.")
+    return Problem(
+        question, (word[::-1],), word[::-1], key_of(word), len(word), f"{word} backwards is {word[::-1]}."
+    )
 
 
 def draw_sorting(source: random.Random) -> Problem:

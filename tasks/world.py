@@ -7,7 +7,7 @@ said, and a tenth of them is never asked in training.
 import random
 
 from tasks.problem import Problem, Task
-from tasks.words import draw_word
+from tasks.words import draw_word, key_of
 
 PEOPLE = 40
 JOBS = ("baker", "teacher", "farmer", "sailor", "painter", "doctor", "singer", "tailor")
@@ -53,7 +53,9 @@ def draw_unknown(source: random.Random) -> Problem:
     while name in WORLD:
         name = draw_word(source).capitalize()
     question = FACTS_OF[source.choice(list(FACTS_OF))][0]
-    return Problem(question.format(name), (f"About {name} I don't know.",), "don't know", name, 1)
+    return Problem(
+        question.format(name), (f"About {name} I don't know.",), "don't know", key_of(name.lower()), 1
+    )
 
 
 FACTS = Task("facts", draw_fact)
