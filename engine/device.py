@@ -14,22 +14,41 @@ from engine.errors import UserError
 from engine.kernels import ATTENTION, keep_freed_memory
 from engine.system import available_cores
 
-# Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets.
+# Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets. The first entry
+# counts whose words all occur in the device's name.
 PEAKS = {
+    "GB300": 2500e12,
+    "GB200": 2500e12,
+    "B300": 2250e12,
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "GH200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
+    "H800 PCIe": 756e12,
+    "H800": 989e12,
+    "H20": 148e12,
     "A100": 312e12,
+    "A800": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
-    "V100": 125e12,
-    "T4": 65e12,
+    "A10": 125e12,
+    "RTX A6000": 155e12,
+    "RTX 5090": 209e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
+    "V100 SXM2": 125e12,
+    "V100 PCIE": 112e12,
+    "T4": 65e12,
+    "MI325X": 1307e12,
+    "MI300X": 1307e12,
+    "MI250X": 192e12,  # each of its two dies is a device
 }
+OTHER_CARDS = {"MIG", "Laptop", "Max", "D", "/"}  # words in the names of variants that reach less
 
 
 @dataclass
@@ -106,8 +125,10 @@ def find_device(wanted: str) -> torch.device:
         "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
         "cpu": True,
     }
+    if wanted in ("auto", "cuda") and not available["cuda"]:
+        check_driver()
     if wanted == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        wanted = next(kind for kind, there in available.items() if there)
     kind, _, index = wanted.partition(":")
     if kind not in available or (index and not index.isdigit()):
         raise UserError(f"device {wanted!r} is not known; it can be auto, cpu, cuda, cuda:1, mps or xpu")
@@ -118,7 +139,42 @@ def find_device(wanted: str) -> torch.device:
         )
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UserError(f"device {wanted} does not exist: this machine has {torch.cuda.device_count()} GPUs")
-    return torch.device(wanted)
+    device = torch.device(wanted)
+    if kind == "cuda" and torch.version.hip is None:
+        check_architecture(device)
+    return device
+
+
+def check_driver() -> None:
+    """Raise UserError if PyTorch says that it cannot use a GPU because the driver is too old."""
+    if torch.version.cuda is None:
+        return
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        if "too old" in str(error):
+            raise UserError(
+                f"the NVIDIA driver is too old for this PyTorch (CUDA {torch.version.cuda}); "
+                "update the driver, install a PyTorch for an older CUDA, or add --device=cpu"
+            ) from error
+
+
+def check_architecture(device: torch.device) -> None:
+    """Raise UserError if this PyTorch has no kernels for the GPU's compute capability.
+
+    Machine code (sm_80) runs on later minor versions of its major, PTX (compute_90) on all later versions.
+    """
+    major, minor = torch.cuda.get_device_capability(device)
+    built_for = torch.cuda.get_arch_list()
+    for name in built_for:
+        kind, _, number = name.partition("_")
+        its_major, its_minor = divmod(int(number.rstrip("af")), 10)
+        if (its_major, its_minor) <= (major, minor) and (kind == "compute" or its_major == major):
+            return
+    raise UserError(
+        f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and this PyTorch has "
+        f"kernels for {', '.join(built_for) or 'none'}; install a PyTorch that has them, or add --device=cpu"
+    )
 
 
 def make_current(device: torch.device) -> torch.device:
@@ -176,10 +232,10 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
     """The data sheet's FLOP/s of a known GPU in half precision; None where it is not known."""
     if device.type != "cuda" or dtype not in ("bfloat16", "float16"):
         return None
-    words = torch.cuda.get_device_name(device).replace("-", " ")
-    return next(
-        (peak for name, peak in PEAKS.items() if all(word in words.split() for word in name.split())), None
-    )
+    words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
+    if words & OTHER_CARDS:
+        return None
+    return next((peak for name, peak in PEAKS.items() if words.issuperset(name.split())), None)
 
 
 def device_name(device: torch.device) -> str:

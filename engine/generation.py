@@ -48,14 +48,14 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution (B, V) that the next token is drawn from, for logits (B, V)."""
-        logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+        logits = logits.to(exact_dtype(logits.device))
         if self.min_p is not None and self.temperature > 0:
             least = logits.amax(dim=-1, keepdim=True) + self.temperature * math.log(self.min_p)
             logits = logits.masked_fill(logits < least, -math.inf)
         probabilities = next_token_probabilities(logits, self.temperature, self.top_k)
         if self.top_p is not None and self.top_p < 1:
             ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-            before = ordered.cumsum(dim=-1) - ordered
+            before = running_sum(ordered) - ordered
             kept = ordered.masked_fill(before >= self.top_p, 0.0)
             probabilities = torch.zeros_like(probabilities).scatter_(-1, order, kept)
             probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
@@ -205,9 +205,24 @@ def uniform_numbers(seed: int, first_index: int, rows: int, device: torch.device
 
 def invert_cumulative(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """One token (B,) of each row of (B, V): the first whose running sum passes a uniform number (B,)."""
-    cumulative = probabilities.cumsum(dim=-1)
+    cumulative = running_sum(probabilities)
     passed = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, passed, right=True).squeeze(-1)
+
+
+def running_sum(values: Tensor) -> Tensor:
+    """The cumulative sum over the last dimension.
+
+    CUDA has no deterministic form of it and refuses where one is asked for, so there the CPU adds up.
+    """
+    if values.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return values.cpu().cumsum(dim=-1).to(values.device)
+    return values.cumsum(dim=-1)
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device computes in it: MPS does not, and few Intel GPUs do."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 class TextStream:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import UserError
+from engine.generation import exact_dtype
 from model import GPT
 
 
@@ -101,9 +102,9 @@ def score_text(
 
 
 def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield for each row the logits (count, V) that predict its last `count` tokens, and those tokens.
+    """Yield for each row the logits (count, V) that predict its last `count` tokens, and these.
 
-    Logits come in float64 (float32 on MPS), so that the loss adds no rounding of its own. Shorter rows are
+    Logits come in float64 where the device has it, so that the loss is not rounded. Shorter rows are
     padded on the right, which does not change the logits of a causal model.
     """
     device = model.token_embedding.weight.device
@@ -112,8 +113,7 @@ def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> It
     for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
         end = len(row)
         scored = logits[index, end - 1 - count : end - 1]
-        exact = scored.float() if device.type == "mps" else scored.double()
-        yield exact, padded[index, end - count : end]
+        yield scored.to(exact_dtype(device)), padded[index, end - count : end]
 
 
 # ------------------------------------------------------------------------------------------------------------

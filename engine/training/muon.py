@@ -116,7 +116,10 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
-    x = orthogonalise_by_gram(x) if x.shape[-1] >= 2 * x.shape[-2] else orthogonalise_directly(x)
+    if x.is_cuda and x.dtype == torch.float32:  # the Gram form would lose small singular values in bf16
+        x = orthogonalise_directly(x.bfloat16()).float()
+    else:
+        x = orthogonalise_by_gram(x) if x.shape[-1] >= 2 * x.shape[-2] else orthogonalise_directly(x)
     return x if wide else x.mT
 
 

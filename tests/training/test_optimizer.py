@@ -6,11 +6,24 @@ import pytest
 import torch
 
 from engine.settings import TrainSettings
-from engine.training.muon import orthogonalise, split_qkv
+from engine.training.muon import orthogonalise, orthogonalise_directly, split_qkv
 from engine.training.optimizer import clip_gradients, learning_rate_factor, make_optimizer
 from model import GPT, GPTConfig
 
 CONFIG = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, bias=False)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 256)])
+def test_bf16_as_on_gpus_orthogonalises_as_well_as_float32(shape: tuple[int, int]) -> None:
+    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    values = torch.logspace(0, -2, 64, dtype=torch.float64)
+    x = (left * values) @ right
+    x = (x / (x.norm() * 1.01)).float()[None]
+    distances = []
+    for dtype in (torch.float32, torch.bfloat16):
+        found = orthogonalise_directly(x.to(dtype)).double()[0]
+        distances.append((found - left @ right).norm().item() / 8)  # 8 is the norm of the exact answer
+    assert distances[1] < distances[0] + 0.02
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 64), (2, 64, 16), (1, 1, 8)])
