@@ -10,7 +10,7 @@ import numpy as np
 from engine.conversation.messages import LISTS, is_conversation
 from engine.preparation.compression import open_decompressed
 from engine.preparation.inputs import LONGEST_LINE, Input
-from engine.preparation.records import WHOLE_FILE, holds_json_lines
+from engine.preparation.records import WHOLE_FILE, holds_json_lines, hub_rows
 from engine.system import hashes_of, write_whole
 
 TARGETS = ".targets"  # in the name of a file with a byte for each token, while a preparation is under way
@@ -18,19 +18,21 @@ MASK = ".mask"  # in the name of one with a bit for each
 
 
 def holds_conversations(inputs: Sequence[Input], field: str) -> bool:
-    """Whether the first record of files is a conversation without the field that holds a document's text.
+    """Whether the first record is a conversation without the field that holds a document's text.
 
-    What is still to be downloaded is not looked at: there `field` says so, by the name of a list of turns.
+    Files that are still to be downloaded are not looked at. A `field` that holds turns says so, too.
     """
     names = _first_fields(inputs[0])
     return field in LISTS or (field not in names and is_conversation(names))
 
 
 def _first_fields(item: Input) -> Collection[str]:
-    """The fields of a file's first record; none where it has no fields, or cannot be read as it should."""
-    if item.hub_file is not None or item.format not in ("jsonl", "json", "parquet"):
+    """The fields of the first record; none where it has no fields, or cannot be read as it should."""
+    if item.hub_file is not None or item.format not in ("jsonl", "json", "parquet", "hub"):
         return ()
     try:
+        if item.format == "hub":
+            return next(hub_rows(item.path, 0), {}).keys()
         if item.format == "parquet":
             import pyarrow.parquet
 
@@ -42,7 +44,7 @@ def _first_fields(item: Input) -> Collection[str]:
             else:
                 record = json.loads(file.read(WHOLE_FILE))
                 record = record[0] if isinstance(record, list) and record else record
-    except (ImportError, OSError, ValueError, RecursionError):  # the readers say what is wrong
+    except (ImportError, OSError, ValueError, RecursionError):  # UserError too: the readers say what is wrong
         return ()
     return record.keys() if isinstance(record, dict) else ()
 

@@ -44,8 +44,8 @@ def record_text(value: Any, field: str | None, where: str) -> str:
     turns = next((name for name in LISTS if isinstance(value.get(name), list)), None)
     if turns is not None and field not in value:
         raise UserError(
-            f"{where} is a conversation (its field {turns!r} is a list), and the first record is a document: "
-            "put conversations and documents into data sets of their own"
+            f"{where} is a conversation (its field {turns!r} is a list), and documents were expected; where "
+            f"all records are conversations, add --field {turns}"
         )
     if field not in value:
         texts = [name for name, found in value.items() if isinstance(found, str)]
@@ -240,6 +240,13 @@ def _check_column(path: str, field: str, schema: Any) -> None:
 
 def hub_records(path: str, field: str | None, skip: int) -> Records:
     """A data set of the Hugging Face hub, streamed: NAME, NAME:CONFIGURATION or NAME:CONFIGURATION:SPLIT."""
+    for number, record in enumerate(hub_rows(path, skip), start=skip + 1):
+        text = record_text(record, field, f"{path}, record {number}")
+        yield text.encode("utf-8", "surrogatepass"), 0.0
+
+
+def hub_rows(path: str, skip: int) -> Iterator[dict[str, Any]]:
+    """The records of a data set of the hub from number `skip` on, as they are."""
     try:
         import datasets
     except ImportError as error:
@@ -251,11 +258,7 @@ def hub_records(path: str, field: str | None, skip: int) -> Records:
         if not Path(name).exists():
             reach_hub(name, "dataset")
         stream = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
-        for number, record in enumerate(stream.skip(skip) if skip else stream, start=skip + 1):
-            text = record_text(record, field, f"{path}, record {number}")
-            yield text.encode("utf-8", "surrogatepass"), 0.0
-    except UserError:
-        raise
+        yield from stream.skip(skip) if skip else stream
     except Unreachable as error:
         raise UserError(f"{path} cannot be read from the Hugging Face hub ({error})") from error
     # Its libraries raise errors of many kinds; each of them means that it cannot be read.

@@ -76,7 +76,7 @@ def test_any_number_of_workers_writes_the_same_tokens_and_masks(
     assert files[0] == files[1] and {"train.mask.bin", "val.mask.bin"} <= files[0].keys()
 
 
-@pytest.mark.parametrize("form", ["json", "parquet", "lines.json"])
+@pytest.mark.parametrize("form", ["json", "parquet", "lines.json", "hub"])
 def test_conversations_are_known_by_their_fields_in_every_file_of_records(place: Path, form: str) -> None:
     records = talks(30)
     if form == "parquet":
@@ -84,6 +84,11 @@ def test_conversations_are_known_by_their_fields_in_every_file_of_records(place:
         table = arrow.table({"id": list(range(30)), "messages": [record["messages"] for record in records]})
         parquet.write_table(table, "talk.parquet")
         inputs = ["talk.parquet"]
+    elif form == "hub":
+        pytest.importorskip("datasets", reason="the optional package datasets is not installed")
+        Path("corpus").mkdir()
+        written(records, "corpus/talk.jsonl")
+        inputs = [f"hf:{Path('corpus').absolute()}"]
     elif form == "json":
         Path("talk.json").write_text(json.dumps(records))
         inputs = ["talk.json"]
