@@ -30,8 +30,8 @@ GENERATED: dict[str, dict[str, Any]] = {
     "assistant_base": {"tokenizer": "bytes", "val": 0.02},
     "assistant_chat": {"tokenizer": "bytes", "val": 0.02, "block_size": 256},
 }
-PROSE_LINES = 200_000
-CONVERSATIONS = 80_000
+PROSE_LINES = 100_000
+CONVERSATIONS = 40_000
 # Those that are downloads of many gigabytes: where their Parquet files are, and how large they are.
 LARGE = {
     "openwebtext": (HubFolder("Skylion007/openwebtext", "plain_text"), "24 GB, 9 billion tokens"),
