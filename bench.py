@@ -9,6 +9,7 @@
     python bench.py prepare   how fast prepare.py is, against tokenizing alone
     python bench.py scaling   tokens per second of 1, 2, 4, … processes, on the GPUs or on shared cores
     python bench.py network   bandwidth of adding up tensors over processes; across machines under torchrun
+    python bench.py gpu       all that a GPU shows in a few minutes, in one file: docs/gpu.md
     python bench.py profile   a trace of training steps of several processes, and what communication costs
 
 Every figure is a median over rounds with its spread (10th to 90th percentile); ours and the baseline take
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from engine.command_line import Parser, run_script
+from engine.measure.gpu_report import measure_gpu
 from engine.measure.loss_speed import measure_loss
 from engine.measure.memory_check import measure_memory
 from engine.measure.parallel_speed import measure_network, measure_profile, measure_scaling
@@ -40,6 +42,7 @@ MEASUREMENTS: dict[str, Callable[[Namespace], None]] = {
     "prepare": measure_preparing,
     "scaling": partial(measure_scaling, update),
     "network": measure_network,
+    "gpu": partial(measure_gpu, update),
     "profile": partial(measure_profile, update),
 }
 
@@ -59,6 +62,8 @@ def main(arguments: Sequence[str]) -> None:
     )
     add("--megabytes", type=int, default=2000, help="prepare: size of the text (default: 2000)")
     add("--largest", type=int, default=256, help="network: largest tensor in MiB (default: 256)")
+    add("--dataset", help="gpu: a prepared tiny Shakespeare by characters, for the time to a loss")
+    add("--output", default="gpu.json", help="gpu: the file to write (default: gpu.json)")
     add("--trace", default="trace.json", help="profile: the file to write (default: trace.json)")
     options = parser.parse_args(arguments)
     MEASUREMENTS[options.what](options)

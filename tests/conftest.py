@@ -11,8 +11,6 @@ from support.commands import TEXT, TINY, command
 
 # One thread for each process: tests run side by side, and figures of lessons are those of one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
-# The CPU computes, also where there is a GPU: its results are the ones that the tests expect.
-os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
 # Commands, and the processes that xdist starts, read and write UTF-8 under any locale.
 os.environ["PYTHONUTF8"] = "1"
 os.environ.pop("PYTHONIOENCODING", None)
@@ -35,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The processes that xdist starts inherit both.
     """
+    if config.option.markexpr.strip() != "gpu":
+        # The CPU computes, also where there is a GPU: its results are the ones that the tests expect.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
     if hasattr(config, "workerinput"):
         return
     if config.option.seed is None:

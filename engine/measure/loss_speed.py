@@ -59,7 +59,7 @@ def run(line: Sequence[str], seed: int, folder: Path) -> Outcome:
 
 
 def report(name: str, outcomes: Sequence[Outcome]) -> str:
-    """Print the mean loss with its range, and the median of the seconds."""
+    """One line: the mean loss with its range, and the median of the seconds."""
     losses = [outcome.loss for outcome in outcomes]
     seconds = statistics.median(outcome.seconds for outcome in outcomes)
     spread = f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"

@@ -6,7 +6,6 @@ tokenizes, and does not read, hash, split or write.
 
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -59,6 +58,8 @@ def measure_prepare(size: int, workers: int) -> dict[str, float]:
         before = time.perf_counter()
         subprocess.run(command, cwd=folder, check=True)
         seconds = time.perf_counter() - before
+        import resource  # which Windows lacks
+
         kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     rate = tiktoken_rate(min(size, COMPARED), workers)
     return {

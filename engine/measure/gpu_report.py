@@ -1,0 +1,200 @@
+"""What a GPU shows in a few minutes: one JSON file, and a line for each finding.
+
+Every part is a function that returns its figures. A part that fails is reported with its error, and the
+others go on. On a CPU the same parts run on a model of its size.
+"""
+
+import json
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from engine import kernels
+from engine.data.dataset import open_dataset
+from engine.device import device_name, find_device, make_current, peak_flops
+from engine.errors import UserError
+from engine.measure.loss_speed import run as train_to_the_end
+from engine.measure.memory_check import check_memory
+from engine.measure.sampling_speed import seconds_per_token
+from engine.measure.timing import best_time, machine_limits, synchronize
+from engine.measure.training_step import (
+    Update,
+    best_compute,
+    plain_compute,
+    step_function,
+    trial_run,
+    trial_settings,
+    trial_shape,
+)
+from engine.settings import TrainSettings
+from engine.shape import empty_model, flops_per_token
+from engine.system import write_whole
+from engine.training.muon import orthogonalise_by_gram, orthogonalise_directly
+from engine.versions import versions
+
+GPU_CONFIG = "configs/gpt2.py"
+STEPS = 10  # of training in each round
+GOAL_LOSS = 1.4697  # nanoGPT's best on tiny Shakespeare by characters
+Figures = dict[str, Any]
+
+
+def measure_gpu(update: Update, options: Namespace) -> None:
+    """Run all parts, print their figures, and write them to a JSON file."""
+    device = make_current(find_device(options.device))
+    settings = trial_settings(options.config or (GPU_CONFIG if device.type == "cuda" else None), device)
+    parts: dict[str, Callable[[], Figures]] = {
+        "identity": lambda: identity(device),
+        "limits": lambda: dict(machine_limits(device)),
+        "training": lambda: training(update, settings, device, options.rounds),
+        "memory": lambda: memory(update, settings, device),
+        "decoding": lambda: decoding(settings, device),
+        "muon": lambda: muon(settings, device),
+        "repeats": lambda: repeats(update, settings, device),
+        "time to a loss": lambda: time_to_loss(options.dataset),
+    }
+    report: dict[str, Figures] = {}
+    for name, part in parts.items():
+        began = time.perf_counter()
+        try:
+            report[name] = part()
+        except Exception as error:  # one part's fault must not hide what the others find
+            report[name] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+        report[name]["seconds of this part"] = time.perf_counter() - began
+        for key, value in report[name].items():
+            print(f"{name}: {key}: {f'{value:.4g}' if isinstance(value, float) else value}", flush=True)
+    write_whole(Path(options.output), json.dumps(report, indent=1).encode())
+    print(f"written to {options.output}")
+
+
+def identity(device: torch.device) -> Figures:
+    """The device, its driver and libraries."""
+    found: Figures = {"device": device_name(device)} | versions()
+    if device.type == "cuda":
+        found |= {
+            "capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
+            "built for": " ".join(torch.cuda.get_arch_list()),
+            "CUDA": torch.version.cuda or torch.version.hip,
+            "cuDNN": torch.backends.cudnn.version(),
+            "memory": torch.cuda.get_device_properties(device).total_memory,
+            "peak known": peak_flops(device, "bfloat16"),
+        }
+    return found
+
+
+def training(update: Update, settings: TrainSettings, device: torch.device, rounds: int) -> Figures:
+    """Our step and a plain compiled loop's, in turns; compile time, utilisation, and the slowest kernels."""
+    config = trial_shape(settings, device)
+    compute = best_compute(settings, config, device)
+    compute.apply()
+    steps, compile_seconds = {}, {}
+    for name, plain in (("ours", False), ("plain", True)):
+        run = trial_run(settings, config, device, compute, plain=plain)
+        steps[name] = step_function(update, run, run.forward)
+        began = time.perf_counter()
+        steps[name]()
+        compile_seconds[name] = time.perf_counter() - began
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(max(3, rounds // 3)):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            times[name].append((time.perf_counter() - began) / STEPS)
+    tokens = settings.sequences_per_step() * settings.block_size
+    seconds = statistics.median(times["ours"])
+    figures: Figures = {
+        "tokens per second": tokens / seconds,
+        "share of the plain compiled loop's time": statistics.median(
+            ours / plain for ours, plain in zip(*times.values(), strict=True)
+        ),
+        "first step's seconds": compile_seconds["ours"],
+    }
+    peak = peak_flops(device, compute.dtype)
+    if peak is not None:
+        figures["model FLOPs utilisation"] = tokens * flops_per_token(config) / seconds / peak
+    return figures | {"slowest kernels": slowest_kernels(steps["ours"], device)}
+
+
+def slowest_kernels(step: Callable[[], None], device: torch.device) -> list[str]:
+    """The ten operations that take most of a step, with their share of it."""
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        step()
+    attribute = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, attribute))
+    total = sum(getattr(event, attribute) for event in events)
+    return [f"{event.key[:80]} {getattr(event, attribute) / max(1, total):.1%}" for event in events[:10]]
+
+
+def memory(update: Update, settings: TrainSettings, device: torch.device) -> Figures:
+    """Predicted and measured memory of three steps."""
+    config = trial_shape(settings, device)
+    predicted, measured = check_memory(update, config, settings, plain_compute(settings, device))
+    return {"predicted": predicted.total, "measured": measured, "ratio": predicted.total / measured}
+
+
+def decoding(settings: TrainSettings, device: torch.device) -> Figures:
+    """Tokens per second through the cache, for one sequence and for 256."""
+    config = trial_shape(settings, device)
+    half = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = empty_model(config, device, half).eval()
+    model.init_weights(0)
+    kernels.install(model, inference=True)
+    figures: Figures = {}
+    for batch in (1, 256):
+        ids = torch.randint(config.vocab_size, (batch, config.block_size // 2), device=device)
+        seconds = seconds_per_token(model, ids, min(64, config.block_size // 2))
+        figures[f"tokens per second, {batch} at once"] = batch / seconds
+    return figures
+
+
+def muon(settings: TrainSettings, device: torch.device) -> Figures:
+    """Seconds and distance from the exact answer of the ways to orthogonalise a block's widest matrices."""
+    width = settings.n_embd
+    matrices = torch.randn(settings.n_layer, width, 4 * width, device=device)
+    matrices /= matrices.norm(dim=(-2, -1), keepdim=True)
+    left, _, right = torch.linalg.svd(matrices.double(), full_matrices=False)
+    exact = left @ right
+    figures: Figures = {}
+    ways = {
+        "fp32, by Gram matrix": ("highest", lambda: orthogonalise_by_gram(matrices)),
+        "fp32 with TF32": ("high", lambda: orthogonalise_directly(matrices)),
+        "bf16": ("highest", lambda: orthogonalise_directly(matrices.bfloat16())),
+    }
+    for name, (precision, way) in ways.items():
+        torch.set_float32_matmul_precision(precision)
+        figures[f"seconds, {name}"] = best_time(way, 5, device)
+        figures[f"distance, {name}"] = ((way().double() - exact).norm() / exact.norm()).item()
+    torch.set_float32_matmul_precision("highest")
+    return figures
+
+
+def repeats(update: Update, settings: TrainSettings, device: torch.device) -> Figures:
+    """The largest difference of weights between two runs of three equal steps, without --deterministic."""
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        run = trial_run(settings, trial_shape(settings, device), device, plain_compute(settings, device))
+        step = step_function(update, run, run.forward)
+        for _ in range(3):
+            step()
+        synchronize(device)
+        found.append([parameter.detach().cpu() for parameter in run.model.parameters()])
+    return {"largest difference": max((a - b).abs().max().item() for a, b in zip(*found, strict=True))}
+
+
+def time_to_loss(dataset: str | None) -> Figures:
+    """Loss and seconds of training of the best small setting, on a prepared tiny Shakespeare."""
+    if dataset is None:
+        raise UserError("skipped; python prepare.py shakespeare_char, then add --dataset shakespeare_char")
+    open_dataset(dataset, 1)
+    folder = Path("out") / "bench-gpu"
+    line = ["configs/shakespeare_char_best.py", f"--dataset={dataset}"]
+    outcome = train_to_the_end(line, 1, folder)
+    return {"validation loss": outcome.loss, "goal": GOAL_LOSS, "seconds of training": outcome.seconds}
