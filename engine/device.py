@@ -6,11 +6,12 @@ Every choice can be overridden by a setting, is printed, kept in the checkpoint,
 import importlib.util
 import os
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import torch
 
 from engine.errors import UserError
+from engine.json_files import dataclass_from
 from engine.kernels import ATTENTION, keep_freed_memory
 from engine.system import available_cores
 
@@ -51,38 +52,27 @@ PEAKS = {
 OTHER_CARDS = {"MIG", "Laptop", "Max", "D", "/"}  # words in the names of variants that reach less
 
 
+Positive = Annotated[int, range(1, 2**63)]
+
+
 @dataclass
 class Compute:
     """What is computed with. `device` is a kind (cuda, cpu, …); which one of several is the process's own."""
 
     device: str
-    dtype: str
+    dtype: Annotated[str, ("float32", "bfloat16", "float16", "float64")]
     compile: bool
-    threads: int
-    matmul_precision: str = "highest"
-    attention_kernel: str = "sdpa"
-    batch_size: int | None = None  # what fits into the memory, where the setting does not
-    evaluation_batch: int | None = None  # sequences that an evaluation takes at a time
+    threads: Positive
+    matmul_precision: Annotated[str, ("highest", "high", "medium")] = "highest"
+    attention_kernel: Annotated[str, tuple(ATTENTION)] = "sdpa"
+    batch_size: Positive | None = None  # what fits into the memory, where the setting does not
+    evaluation_batch: Positive | None = None  # sequences that an evaluation takes at a time
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> "Compute":
         """What a checkpoint recorded. Raises UserError where that is damaged."""
-        values: dict[str, Any] = {field.name: recorded.get(field.name) for field in fields(cls)}
-        types_fit = all(
-            type(values[field.name]) in (get_args(field.type) or (field.type,)) for field in fields(cls)
-        )
-        if (
-            not types_fit
-            or values["attention_kernel"] not in ATTENTION
-            or values["matmul_precision"] not in ("highest", "high", "medium")
-            or values["dtype"] not in ("float32", "bfloat16", "float16", "float64")
-            or values["threads"] < 1
-            or any(
-                values[name] is not None and values[name] < 1 for name in ("batch_size", "evaluation_batch")
-            )
-        ):
-            raise UserError(f"the checkpoint's automatic choices are damaged: {str(recorded)[:200]}")
-        return cls(**values)
+        known = {field.name: recorded[field.name] for field in fields(cls) if field.name in recorded}
+        return dataclass_from(cls, known, "the checkpoint's automatic choices")
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint records."""

@@ -12,8 +12,12 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from engine.errors import UserError
 
 MIRROR_VARIABLE = "PLAINGPT_MIRROR"
 TIME_LIMIT = 5.0  # seconds without an answer
@@ -105,3 +109,15 @@ def reach_hub(repository: str, kind: str) -> str:
     except Exception as error:  # the errors of the library and of what it stands on have no common base
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Unreachable(f"{hub.endpoint}/{repository}: {reason}") from error
+
+
+@contextmanager
+def hub_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Turn an error of the hub's libraries, which have no common base, into a UserError about `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, Unreachable) else f"{type(error).__name__}: "
+        raise UserError(f"{what}: {kind}{' '.join(str(error).split())[:200]}{advice}") from error

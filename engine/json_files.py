@@ -87,7 +87,8 @@ def dataclass_from(
 def is_of_type(value: object, kind: Any) -> bool:
     """Whether a value out of JSON is of a type: a plain one, a Literal, a union, list[…], dict[str, …].
 
-    An integer serves as a float, and True serves as neither. Annotated[int, range(1, 9)] is 1 to 8.
+    An integer serves as a float, and True serves as neither. Annotated[int, range(1, 9)] is 1 to 8,
+    and Annotated[str, ("a", "b")] one of the two.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -112,6 +113,8 @@ def in_words(kind: Any) -> str:
         return " or ".join(repr(argument) for argument in arguments)
     if origin is Annotated:
         allowed = arguments[1]
+        if isinstance(allowed, tuple):
+            return " or ".join(map(repr, allowed))
         largest = "" if allowed.stop == 2**63 else f" and at most {allowed.stop - 1}"
         return f"{in_words(arguments[0])} of at least {allowed.start}{largest}"
     if origin is not None:

@@ -18,6 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from support.checkpoints import CONFIG, reseal, save_one
 from support.commands import ROOT
+from support.datasets import write_dataset
 from support.listing import listing
 
 import plot
@@ -26,7 +27,6 @@ import train
 from engine.command_line import read_settings, retired
 from engine.data.dataset import open_dataset
 from engine.errors import UserError
-from engine.preparation.recipes import write_dataset
 from engine.settings import SampleSettings, TrainSettings
 from engine.text.tokenizer import tokenizer_from_dict
 from engine.weights import checkpoint as checkpoints
@@ -273,7 +273,7 @@ def is_one_sentence(error: UserError) -> bool:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set in data/x and a checkpoint in run."""
     folder = tmp_path_factory.mktemp("small")
-    write_dataset("x", "abcd" * 100, "char", 0.2, [], lambda _: None, folder / "data")
+    write_dataset("x", "abcd" * 100, "char", 0.2, folder / "data")
     save_one(folder / "run", 1)
     return folder
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import HANG, ROOT, TEXT, TINY
-
-from engine.preparation.recipes import write_dataset
+from support.datasets import write_dataset
 
 pytestmark = pytest.mark.slow(reason="runs the whole notebook")
 
@@ -39,7 +38,7 @@ def test_the_notebook_runs_from_the_first_cell_to_the_last(tmp_path: Path) -> No
     (tmp_path / "configs").mkdir()
     small = TINY.replace('dataset = "topics"', 'dataset = "shakespeare_char"')
     (tmp_path / "configs/shakespeare_char.py").write_text(small)
-    write_dataset("shakespeare_char", TEXT, "char", 0.1, [], lambda _: None, tmp_path / "data")
+    write_dataset("shakespeare_char", TEXT, "char", 0.1, tmp_path / "data")
     script = script_of(ROOT / "docs/notebook.ipynb")
     assert "STEPS = 1000\n" in script
     finished = subprocess.run(

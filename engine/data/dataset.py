@@ -7,6 +7,7 @@ One of conversations has a mask beside each: bit i says whether token i is a tar
 import hashlib
 import json
 import shlex
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ KNOWN = (
     "shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B", "assistant_base",
     "assistant_chat",
 )  # fmt: skip
-# The fields of a meta.json, and of each entry of its list of files.
+# The fields of a meta.json.
 FIELDS = {
     "dtype": Literal["uint16", "uint32"],
     "vocab_size": Annotated[int, range(1, 2**32 + 1)],
@@ -34,15 +35,6 @@ FIELDS = {
     "tokenizer": dict,
     "files": list[dict],
     "conversations": dict[str, COUNT],
-}
-FIELDS_OF_A_FILE = {
-    "path": str,
-    "split": Literal["train", "val"],
-    "tokens": COUNT,
-    "header_bytes": COUNT,
-    "sha256": str,
-    "mask": str,
-    "mask_sha256": str,
 }
 MASK_FIELDS = ("mask", "mask_sha256")
 NO_TARGET = -100  # in the place of a token's id where it is not learned
@@ -54,12 +46,16 @@ class TokenFile:
     """One entry of meta.json's list of files."""
 
     path: Path
-    split: str
-    tokens: int
-    header_bytes: int
+    split: Literal["train", "val"]
+    tokens: COUNT
+    header_bytes: COUNT
     sha256: str
     mask: Path | None = None
     mask_sha256: str | None = None
+
+
+FIELDS_OF_A_FILE = typing.get_type_hints(TokenFile, include_extras=True)
+FIELDS_OF_A_FILE |= {"path": str, "mask": str, "mask_sha256": str}
 
 
 class Split:

@@ -48,6 +48,8 @@ def measure_prepare(size: int, workers: int) -> dict[str, float]:
 
     `largest_process` is the peak of the largest process, the main one or a worker.
     """
+    import resource  # which Windows lacks
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with open(folder / "text.jsonl", "w", encoding="utf-8") as file:
@@ -58,8 +60,6 @@ def measure_prepare(size: int, workers: int) -> dict[str, float]:
         before = time.perf_counter()
         subprocess.run(command, cwd=folder, check=True)
         seconds = time.perf_counter() - before
-        import resource  # which Windows lacks
-
         kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     rate = tiktoken_rate(min(size, COMPARED), workers)
     return {

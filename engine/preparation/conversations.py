@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.conversation.messages import LISTS, is_conversation
 from engine.preparation.compression import open_decompressed
-from engine.preparation.inputs import LONGEST_LINE, Input
+from engine.preparation.inputs import LONGEST, Input
 from engine.preparation.records import WHOLE_FILE, holds_json_lines, hub_rows
 from engine.system import hashes_of, write_whole
 
@@ -39,7 +39,7 @@ def _first_fields(item: Input) -> Collection[str]:
             return pyarrow.parquet.read_schema(item.path).names
         with open_decompressed(item.path) as (file, _):
             if item.format == "jsonl" or holds_json_lines(item.path):
-                lines = iter(lambda: file.readline(LONGEST_LINE), b"")
+                lines = iter(lambda: file.readline(LONGEST["lines"]), b"")
                 record: Any = json.loads(next((line for line in lines if line.strip()), b"null"))
             else:
                 record = json.loads(file.read(WHOLE_FILE))

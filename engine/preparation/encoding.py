@@ -1,10 +1,11 @@
-"""What a worker does with a piece of input: decode it, look at it, turn it into ids. It writes nothing.
+"""What a worker does with a piece of input: decode it, count its characters, turn it into ids.
 
-A worker knows its job from `start_worker`; `survey` and `encode` are then called with one piece after the
-other, in this process or in others (`Workers`), and their answers depend on the piece alone.
+`start_worker` tells a worker its job; then `survey` or `encode` is called with one piece after the other, in
+this process or in others (`Workers`). The answer depends on the piece alone, and workers write no files.
 """
 
 import hashlib
+import itertools
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ import numpy as np
 from engine.conversation.messages import from_json
 from engine.conversation.template import shortened
 from engine.errors import UserError
-from engine.preparation.inputs import FilesPiece, LinesPiece, Piece, Place, RecordsPiece, TextPiece
+from engine.preparation.inputs import Piece, Place
 from engine.preparation.records import parse_line, record_text
 from engine.preparation.utf8 import LOOKED_AT, check_not_utf16, not_utf8
 from engine.text.byte_pairs import END_OF_TEXT
@@ -50,27 +51,35 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass finds out about a piece: its characters' number, and which they are."""
+    """How many characters a piece has, and which ones."""
 
     characters: int
     different: str
 
 
+# A document, or a part of one long text for one split, as `encode` describes it.
+DOCUMENT = np.dtype(
+    [
+        ("tokens", np.int64),
+        ("val", bool),
+        ("characters", np.int64),
+        ("text_bytes", np.int64),  # in UTF-8
+        ("digest", f"V{DIGEST_BYTES}"),
+        ("split_hash", np.uint64),
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """A piece's documents, one after the other. Of one long text: its training and its validation part."""
+    """A piece's documents, one after the other."""
 
     ids: np.ndarray  # (tokens,) uint16 or uint32
-    lengths: np.ndarray  # (documents,) int64: tokens of each
-    val: np.ndarray  # (documents,) bool
-    characters: np.ndarray  # (documents,) int64
-    text_bytes: np.ndarray  # (documents,) int64, in UTF-8
-    digests: list[bytes]  # of each document; none for one long text
-    split_hashes: list[int]  # of each document; none for one long text
+    documents: np.ndarray  # (documents,) of DOCUMENT
     dropped: Counter[str]  # why, how many
     carriage_returns: Counter[str]  # in which file, how many
-    targets: np.ndarray | None  # (tokens,) uint8: 1 for what is trained on; None: everything is
-    cut: int  # conversations that were shortened
+    targets: np.ndarray | None = None  # (tokens,) uint8: 1 for what is trained on; None: everything is
+    cut: int = 0  # conversations that were shortened
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -81,7 +90,7 @@ _tokenizer: Tokenizer | None = None
 
 
 def start_worker(job: Job, is_process: bool = False) -> None:
-    """Prepare this process for a job. Another process leaves Ctrl-C to the one that started it."""
+    """Prepare this process for a job. One that was started for it leaves Ctrl-C to its parent."""
     global _job, _tokenizer
     if is_process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -101,13 +110,13 @@ def survey(piece: Piece) -> Survey:
 
 
 def training_texts(piece: Piece, characters: int | None) -> list[str]:
-    """The texts of a piece for the training split, without end-of-text marks: for making a vocabulary.
+    """The texts of a piece from which a vocabulary is learned: those for training, cut at end-of-text marks.
 
-    Of one long text the first `characters` of the piece, or what `val` says.
+    Of one long text it is the first `characters` of the piece; None stands for all of them.
     """
     texts = []
     for found in texts_of(piece, Counter()):
-        if isinstance(piece, TextPiece) and characters is not None:
+        if piece[0].kind == "text" and characters is not None:
             texts.append(found.text[:characters])
         elif not _is_val(piece, split_hash(hashlib.sha256(found.utf8).digest())):
             texts += _contents(found)
@@ -117,54 +126,51 @@ def training_texts(piece: Piece, characters: int | None) -> list[str]:
 def encode(piece: Piece, before_border: int | None = None) -> Encoded:
     """The token ids of a piece. Of one long text the first `before_border` characters are for training."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
+    if _job.field is None:
+        return encode_conversations(piece)
+    encode_text = _tokenizer.encode if piece[0].kind == "text" else _tokenizer.encode_document
     dtype = id_type(_tokenizer.vocab_size)
     dropped: Counter[str] = Counter()
     carriage_returns: Counter[str] = Counter()
-    ids, rows, digests, split_hashes, targets, cut = [], [], [], [], [], 0
-    one_text = isinstance(piece, TextPiece)
+    ids, documents = [np.zeros(0, dtype=dtype)], []
     for found in texts_of(piece, dropped):
         if b"\r" in found.utf8:  # which is faster than counting
             carriage_returns[found.file] += found.utf8.count(b"\r")
-        if one_text:
-            border = (0 if piece.val else len(found.text)) if before_border is None else before_border
-            for part, val in ((found.text[:border], False), (found.text[border:], True)):
-                if part:
-                    ids.append(_tokenizer.encode(part).astype(dtype))
-                    rows.append((len(ids[-1]), val, len(part), len(part.encode())))
-        else:
-            if _job.field is None:
-                assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
-                encoded, is_cut = shortened(_tokenizer, from_json(found.text), _job.block_size)
-                if encoded is None:
-                    dropped["longer than the block"] += 1
-                    continue
-                cut += is_cut
-                ids.append(encoded.ids.astype(dtype))
-                targets.append(encoded.targets.astype(np.uint8))
-            else:
-                ids.append(_tokenizer.encode_document(found.text).astype(dtype))
-            digest = hashlib.sha256(found.utf8).digest()
-            digests.append(digest[:DIGEST_BYTES])
-            split_hashes.append(split_hash(digest))
-            val = _is_val(piece, split_hashes[-1])
-            contents = _contents(found)
-            characters = sum(map(len, contents))
-            text_bytes = len(found.utf8) if _job.field is not None else sum(len(t.encode()) for t in contents)
-            rows.append((len(ids[-1]), val, characters, text_bytes))
-    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    return Encoded(
-        np.concatenate(ids) if ids else np.zeros(0, dtype=dtype),
-        table[:, 0],
-        table[:, 1].astype(bool),
-        table[:, 2],
-        table[:, 3],
-        digests,
-        split_hashes,
-        dropped,
-        carriage_returns,
-        np.concatenate(targets) if targets else None,
-        cut,
-    )
+        digest = hashlib.sha256(found.utf8).digest()
+        number = split_hash(digest)
+        border = before_border
+        if border is None:
+            border = 0 if _is_val(piece, number) else len(found.text)
+        for part, val in ((found.text[:border], False), (found.text[border:], True)):
+            if part:
+                ids.append(encode_text(part).astype(dtype))
+                counts = (len(ids[-1]), val, len(part), len(part.encode()))
+                documents.append((*counts, digest[:DIGEST_BYTES], number))
+    return Encoded(np.concatenate(ids), np.array(documents, dtype=DOCUMENT), dropped, carriage_returns)
+
+
+def encode_conversations(piece: Piece) -> Encoded:
+    """The token ids of a piece's conversations, and which of them are targets."""
+    assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
+    dtype = id_type(_tokenizer.vocab_size)
+    ids, targets = [np.zeros(0, dtype=dtype)], [np.zeros(0, dtype=np.uint8)]
+    documents, cut = [], 0
+    dropped: Counter[str] = Counter()
+    for found in texts_of(piece, dropped):
+        encoded, is_cut = shortened(_tokenizer, from_json(found.text), _job.block_size)
+        if encoded is None:
+            dropped["longer than the block"] += 1
+            continue
+        cut += is_cut
+        ids.append(encoded.ids.astype(dtype))
+        targets.append(encoded.targets.astype(np.uint8))
+        digest = hashlib.sha256(found.utf8).digest()
+        number = split_hash(digest)
+        said = "".join(_contents(found))
+        counts = (len(ids[-1]), _is_val(piece, number), len(said), len(said.encode()))
+        documents.append((*counts, digest[:DIGEST_BYTES], number))
+    table = np.array(documents, dtype=DOCUMENT)
+    return Encoded(np.concatenate(ids), table, dropped, Counter(), np.concatenate(targets), cut)
 
 
 def _contents(found: Text) -> list[str]:
@@ -184,35 +190,33 @@ def split_hash(digest: bytes) -> int:
 
 def _is_val(piece: Piece, document_hash: int) -> bool:
     """Whether a document is for validation: by its content alone, so that adding others moves none."""
-    return piece.val if _job.val_below is None else document_hash < _job.val_below
+    return piece[0].val if _job.val_below is None else document_hash < _job.val_below
 
 
 def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[Text]:
     """The texts of a piece; the documents left out are counted. Raises UserError for what is no text."""
-    one_text = isinstance(piece, TextPiece)
     for found in _decoded(piece):
         if found is None:
             dropped["not UTF-8"] += 1
-        elif not one_text and (not found.text or found.text.isspace()):
+        elif piece[0].kind != "text" and (not found.text or found.text.isspace()):
             dropped["empty"] += 1
         else:
             yield found
 
 
 def _decoded(piece: Piece) -> Iterator[Text | None]:
-    """The texts of a piece, None for each that is not UTF-8 and to be dropped. Raises UserError."""
-    if isinstance(piece, TextPiece):
-        yield _decode(piece.content, piece.file, piece.file, piece.start)
-    elif isinstance(piece, FilesPiece):
-        for number, (content, file) in enumerate(zip(piece.contents, piece.files, strict=True)):
-            yield _decode(content, file, file, piece.place(number))
-    elif isinstance(piece, RecordsPiece):
-        for number, content in enumerate(piece.contents, start=piece.start.offset + 1):
-            yield _decode(content, f"{piece.file}, record {number}", piece.file)
-    elif isinstance(piece, LinesPiece):
-        for number, content in enumerate(piece.content.split(b"\n"), start=piece.start.line + 1):
-            if content and not content.isspace():
-                yield _decode_line(content, f"{piece.file}, line {number}", piece.file)
+    """The texts of a piece, and None for each that is dropped as it is not UTF-8. Raises UserError."""
+    for part in piece:
+        content, file = part.contents[0], part.file
+        if part.kind == "lines":
+            for number, line in enumerate(content.split(b"\n"), start=part.start.line + 1):
+                if line and not line.isspace():
+                    yield _decode_line(line, f"{file}, line {number}", file)
+        elif part.kind == "records":
+            for number, record in enumerate(part.contents, start=part.start.offset + 1):
+                yield _decode(record, f"{file}, record {number}", file)
+        else:
+            yield _decode(content, file, file, part.start)
 
 
 def _decode_line(content: bytes, where: str, file: str) -> Text | None:
@@ -221,16 +225,13 @@ def _decode_line(content: bytes, where: str, file: str) -> Text | None:
     if line is None:
         return None
     text = record_text(parse_line(line.text, where, file), _job.field, where)
-    try:
-        return Text(text, text.encode("utf-8"), file)
-    except UnicodeEncodeError:  # half a surrogate pair
-        return _decode(text.encode("utf-8", "surrogatepass"), where, file)
+    return _decode(text.encode("utf-8", "surrogatepass"), where, file)
 
 
 def _decode(content: bytes, where: str, file: str, place: Place | None = None) -> Text | None:
-    """A text, as the job's `errors` has it; None for one to be dropped. Raises UserError.
+    """Decode a text as the job's `errors` says; None where it is to be dropped. Raises UserError.
 
-    `where` is what it is called in a message; `place`, where it begins in its file, makes lines count.
+    A message calls the text `where`; with `place`, where it begins in its file, it names the line too.
     """
     try:
         if _job.errors == "strict" and content.find(0, 0, LOOKED_AT) >= 0:
@@ -255,14 +256,14 @@ def _decode(content: bytes, where: str, file: str, place: Place | None = None) -
 
 
 class Workers:
-    """So many processes, or this one alone where the number is 1, that know a job."""
+    """A number of processes that work on a job; this process alone where the number is 1."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self, job: Job) -> None:
-        """Let them know a job, in place of the one before."""
+        """Give them a job in place of the one before."""
         self.close()
         # This process too: it finds out what is wrong with the job before others are started.
         start_worker(job)
@@ -277,16 +278,16 @@ class Workers:
             for task in tasks:
                 yield task, function(*task)
             return
+        coming = iter(tasks)
         waiting: deque[tuple[tuple[Any, ...], Future[Any]]] = deque()
         try:
-            for task in tasks:
-                waiting.append((task, self._pool.submit(function, *task)))
-                if len(waiting) > 2 * self.number:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
+            while True:
+                for task in itertools.islice(coming, 2 * self.number + 1 - len(waiting)):
+                    waiting.append((task, self._pool.submit(function, *task)))
+                if not waiting:
+                    return
+                task, future = waiting.popleft()
+                yield task, future.result()
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process has died, for want of memory perhaps; run the same command again with "

@@ -3,13 +3,11 @@
 The environment variable HF_ENDPOINT names another address of the hub, as it does for the hub's own tools.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.download import reach_hub
+from engine.download import hub_errors, reach_hub
 from engine.errors import UserError
 from engine.system import hashes_of
 
@@ -45,7 +43,7 @@ def list_parquet(source: HubFolder) -> list[HubFile]:
     from huggingface_hub import HfApi, RepoFile
 
     found = []
-    with _hub_errors(f"the files of {source.repository} cannot be listed"):
+    with hub_errors(f"the files of {source.repository} cannot be listed"):
         commit = reach_hub(source.repository, "dataset")
         listing = HfApi().list_repo_tree(
             source.repository, source.folder, revision=commit, repo_type="dataset"
@@ -67,7 +65,7 @@ def download(file: HubFile, folder: Path) -> None:
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
-    with _hub_errors(f"{file.address} cannot be downloaded", "; the same command goes on"):
+    with hub_errors(f"{file.address} cannot be downloaded", "; the same command goes on"):
         hf_hub_download(
             file.repository, file.path, repo_type="dataset", revision=file.commit, local_dir=folder
         )
@@ -76,31 +74,24 @@ def download(file: HubFile, folder: Path) -> None:
         raise UserError(f"{file.address} arrived damaged (its SHA-256 differs); run the same command again")
 
 
-@contextmanager
-def _hub_errors(what: str, advice: str = "") -> Iterator[None]:
-    """Errors of the hub's library, and of what it stands on, as a UserError; they have no common base."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{what}: {reason}{advice}") from error
-
-
 class Downloads:
-    """The files that are read now and next, in a folder; those before are deleted. None: not from the hub."""
+    """Downloads each file while the one before is read, and deletes those that have been read.
+
+    `files` has None for each input that does not come from the hub.
+    """
 
     def __init__(self, files: list[HubFile | None], folder: Path) -> None:
         self.files, self.folder = files, folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="downloads")
         self._started: dict[int, Future[None]] = {}
+        self._read = 0  # so many files, which have been deleted
 
     def wait_for(self, number: int) -> None:
         """Return when a file is there, and start to download the next. Raises UserError."""
-        for file in self.files[:number]:
+        for file in self.files[self._read : number]:
             if file is not None:
                 (self.folder / file.path).unlink(missing_ok=True)
+        self._read = number
         for coming in (number, number + 1):
             file = self.files[coming] if coming < len(self.files) else None
             if file is not None and coming not in self._started:
@@ -109,5 +100,5 @@ class Downloads:
             self._started[number].result()
 
     def close(self) -> None:
-        """Let the download under way end; start no other."""
+        """Wait for the running download, and start no other."""
         self._thread.shutdown(wait=True, cancel_futures=True)

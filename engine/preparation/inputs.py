@@ -13,19 +13,22 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.errors import UserError
 from engine.preparation.compression import open_decompressed, without_suffix
 from engine.preparation.hub import HubFile
-from engine.preparation.records import READERS, Records, holds_json_lines
+from engine.preparation.records import READERS, holds_json_lines
 from engine.preparation.utf8 import STANDARD_INPUT
 
 PIECE_BYTES = 2**20  # about so much makes a piece,
 PIECE_DOCUMENTS = 4096  # or so many documents
-# The most that is held at a time, in bytes: a tokenizer takes up to forty times as much for one endless word.
-LONGEST_LINE = 2**26  # of JSON; a longer one is an error
-LONGEST_DOCUMENT = 2**24  # in a plain file; a longer one becomes several
-LONGEST_STRETCH = 2**22  # without white space; a longer one is cut between two characters
+# The most bytes of a part: a tokenizer takes up to forty times as much memory for one endless word.
+LONGEST = {
+    "text": 2**22,  # a longer stretch without white space is cut between two characters
+    "file": 2**24,  # a longer file becomes several documents
+    "lines": 2**26,  # a longer line of JSON is an error
+}
 FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -35,7 +38,7 @@ FORMATS = {
     ".parquet": "parquet",
 }
 HUB = "hf:"
-STDIN_FILE = (".partial", "stdin")  # where standard input is written to, in a data set's folder
+STDIN = "-"  # as an argument
 
 
 @dataclass(frozen=True)
@@ -52,66 +55,34 @@ class Input:
     @property
     def name(self) -> str:
         """What it is called in a message."""
-        return STANDARD_INPUT if Path(self.path).parts[-2:] == STDIN_FILE else self.path
+        return STANDARD_INPUT if self.argument == STDIN else self.path
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a piece begins: in which input, after how much of it (bytes or records), after how many lines."""
+class Place(NamedTuple):
+    """Where to read on: in which input, after how much of it (bytes or records), after how many lines."""
 
     index: int = 0
     offset: int = 0
     line: int = 0
 
 
-BEGINNING, AFTER_MARK = Place(), Place(offset=len(codecs.BOM_UTF8))
+BEGINNING = Place()
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What is read, sent to a worker and written at a time, and where the next piece begins."""
+class Part(NamedTuple):
+    """A plain file or a part of it, some lines of JSON, some records, or a stretch of one long text."""
 
-    start: Place
-    next: Place
-    share: float  # of its input, read so far
+    contents: list[bytes]  # of records one each; else one
+    kind: str  # text (of one long text), file, lines or records
+    file: str  # where it is from, as messages call it
     val: bool
-    file: str  # where it is from; of several files the first
-    marked: list[str]  # the files at whose beginning a byte-order mark was left out
+    start: Place
+    next: Place  # where the part after it begins
+    share: float  # of its input, read so far
+    marked: bool = False  # whether a byte-order mark before it was left out
 
 
-@dataclass(frozen=True)
-class TextPiece(Piece):
-    """A stretch of one long text."""
-
-    content: bytes
-
-
-@dataclass(frozen=True)
-class FilesPiece(Piece):
-    """Plain files, each a document; or a part of a file that is too large for one."""
-
-    contents: list[bytes]
-    files: list[str]  # of each document
-
-    def place(self, number: int) -> Place:
-        """Where document `number` begins in its file: at the beginning, but for a mark, or a part of one."""
-        if number == 0:
-            return self.start
-        return AFTER_MARK if self.marked and self.files[number] in self.marked else BEGINNING
-
-
-@dataclass(frozen=True)
-class RecordsPiece(Piece):
-    """The texts of some records of a file."""
-
-    contents: list[bytes]
-
-
-@dataclass(frozen=True)
-class LinesPiece(Piece):
-    """Whole lines of JSON, each a record."""
-
-    content: bytes
+Piece = list[Part]  # what is sent to a worker and written at a time: plain files for one split, or one part
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -179,76 +150,108 @@ def pieces(
     inputs: list[Input],
     field: str | None,
     one_text: bool,
-    place: Place | None = None,
+    place: Place = BEGINNING,
     before_opening: Callable[[int], None] = lambda number: None,
 ) -> Iterator[Piece]:
     """The inputs from a place on, in order. Raises UserError for what cannot be read.
 
-    With `one_text` they are stretches of one long text; otherwise each plain file is a document, and each
-    record, whose text is named by `field` (None: a conversation). `before_opening` is called with the number
-    of each input.
+    With `one_text` each piece is a stretch of one long text; otherwise each plain file is a document, and
+    each record, whose text is named by `field` (None: a conversation). `before_opening` is called with the
+    number of each input.
     """
-    place = place or Place()
-    while place.index < len(inputs):
-        item = inputs[place.index]
-        before_opening(place.index)
-        last = place.index + 1
-        if item.format == "text" and one_text:
-            yield from _text_pieces(item, place)
-        elif item.format == "text":
-            while last < len(inputs) and inputs[last].format == "text" and inputs[last].val == item.val:
-                last += 1
-            yield from _files_pieces(inputs[:last], place)
+    piece: Piece = []
+    size = 0
+    for part in _parts(inputs, field, one_text, place, before_opening):
+        if piece and (part.kind, part.val) != (piece[0].kind, piece[0].val):
+            yield piece
+            piece, size = [], 0
+        piece.append(part)
+        size += len(part.contents[0])
+        if part.kind != "file" or size >= PIECE_BYTES or len(piece) == PIECE_DOCUMENTS:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _parts(
+    inputs: list[Input],
+    field: str | None,
+    one_text: bool,
+    place: Place,
+    before_opening: Callable[[int], None],
+) -> Iterator[Part]:
+    for index in range(place.index, len(inputs)):
+        item = inputs[index]
+        start = place if index == place.index else Place(index)
+        before_opening(index)
+        if item.format == "text":
+            yield from _stretches(item, start, "text" if one_text else "file")
         elif item.format == "jsonl" or (item.format == "json" and holds_json_lines(item.path)):
-            yield from _lines_pieces(item, place)
+            yield from _stretches(item, start, "lines")
         else:
-            yield from _records_pieces(item, place, READERS[item.format](item.path, field, place.offset))
-        place = Place(last)
+            yield from _records(item, field, start)
 
 
-def _text_pieces(item: Input, place: Place) -> Iterator[Piece]:
-    """One long text, cut where no tokenizer looks across (see `safe_cut`)."""
+def _records(item: Input, field: str | None, place: Place) -> Iterator[Part]:
+    """A file of records from a place on, a piece at a time."""
+    contents: list[bytes] = []
+    size, share = 0, 0.0
+    for content, share in READERS[item.format](item.path, field, place.offset):
+        if size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS:
+            after = Place(place.index, place.offset + len(contents))
+            yield Part(contents, "records", item.name, item.val, place, after, share)
+            contents, size, place = [], 0, after
+        contents.append(content)
+        size += len(content)
+    if contents:
+        yield Part(contents, "records", item.name, item.val, place, Place(place.index + 1), share)
+
+
+def _stretches(item: Input, place: Place, kind: str) -> Iterator[Part]:
+    """A file from a place on: whole if it is a document, else a piece at a time.
+
+    Lines of JSON are cut between two lines, text where no tokenizer looks across (see `safe_cut`).
+    """
+    find_cut = _after_last_line if kind == "lines" else safe_cut
     with open_decompressed(item.path) as (file, share):
-        place, marked = _seek_past_mark(file, item, place)
-        rest = b""
-        while True:
-            rest, complete = _read_up_to(file, rest, PIECE_BYTES)
-            while not complete and safe_cut(rest) is None and len(rest) < LONGEST_STRETCH:
-                rest, complete = _read_up_to(file, rest, len(rest) + PIECE_BYTES)
-            if not rest:
-                return
-            cut = len(rest) if complete else safe_cut(rest) or character_cut(rest)
+        marked = place.offset == 0 and file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+        if marked:
+            place = Place(place.index, len(codecs.BOM_UTF8))
+        file.seek(place.offset)
+        rest, complete = b"", False
+        while not complete:
+            cut, wanted = None, LONGEST["file"] if kind == "file" else PIECE_BYTES
+            while cut is None and wanted <= LONGEST[kind]:
+                rest, complete = _read_up_to(file, rest, wanted)
+                cut = len(rest) if complete else find_cut(rest)
+                wanted += PIECE_BYTES
+            if cut is None and kind == "lines":
+                raise UserError(f"{item.path}: line {place.line + 1} is longer than {LONGEST[kind]:,} bytes")
+            cut = character_cut(rest) if cut is None else cut
             content, rest = rest[:cut], rest[cut:]
-            after = _place_after(place, content)
-            yield TextPiece(place, after, share(), item.val, item.name, marked, content)
-            place, marked = after, []
-
-
-def _seek_past_mark(file: io.BufferedIOBase, item: Input, place: Place) -> tuple[Place, list[str]]:
-    """Go to a place in a file, past a byte-order mark; the place, and the file's name if there is a mark."""
-    file.seek(place.offset)
-    if place.offset == 0:
-        if file.read(AFTER_MARK.offset) == codecs.BOM_UTF8:
-            return Place(place.index, AFTER_MARK.offset), [item.name]
-        file.seek(0)
-    return place, []
-
-
-def _place_after(place: Place, content: bytes) -> Place:
-    return Place(place.index, place.offset + len(content), place.line + content.count(b"\n"))
+            after = Place(place.index, place.offset + cut, place.line + content.count(b"\n"))
+            after = Place(place.index + 1) if complete else after
+            yield Part([content], kind, item.name, item.val, place, after, share(), marked)
+            place, marked = after, False
 
 
 def _read_up_to(file: io.BufferedIOBase, rest: bytes, size: int) -> tuple[bytes, bool]:
-    """`rest`, read on until it has `size` bytes; and whether the file ended first.
+    """`rest`, read on to one byte more than `size`, and False; or True where the file ends before.
 
-    So a piece depends on where it begins alone, and is the same after an interruption.
+    So a part depends on where it begins alone, and is the same after an interruption.
     """
-    while len(rest) < size:
-        block = file.read(size - len(rest))
+    while len(rest) <= size:
+        block = file.read(size + 1 - len(rest))
         if not block:
             return rest, True
         rest += block
     return rest, False
+
+
+def _after_last_line(block: bytes) -> int | None:
+    """Where the last whole line ends; None where none does."""
+    return block.rfind(b"\n") + 1 or None
 
 
 def safe_cut(block: bytes) -> int | None:
@@ -276,72 +279,3 @@ def character_cut(block: bytes) -> int:
     while cut > max(1, len(block) - 4) and block[cut] & 0xC0 == 0x80:
         cut -= 1
     return cut
-
-
-def _files_pieces(inputs: list[Input], place: Place) -> Iterator[Piece]:
-    """Plain files as documents, small ones together. One above LONGEST_DOCUMENT becomes several documents."""
-    contents: list[bytes] = []
-    files: list[str] = []
-    marked: list[str] = []
-    start, size = place, 0
-    while place.index < len(inputs):
-        item = inputs[place.index]
-        with open_decompressed(item.path) as (file, _):
-            place, mark = _seek_past_mark(file, item, place)
-            content, goes_on = _next_document(file)
-        start = start if contents else place
-        contents.append(content)
-        files.append(item.name)
-        marked += mark
-        size += len(content)
-        place = _place_after(place, content) if goes_on else Place(place.index + 1)
-        full = size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS
-        if goes_on or full or place.index == len(inputs):
-            yield FilesPiece(start, place, 0.0, item.val, files[0], marked, contents, files)
-            contents, files, marked, size = [], [], [], 0
-
-
-def _next_document(file: io.BufferedIOBase) -> tuple[bytes, bool]:
-    """The next LONGEST_DOCUMENT bytes, up to a good place to cut, and True; or the rest, and False."""
-    content = file.read(LONGEST_DOCUMENT)
-    if len(content) < LONGEST_DOCUMENT or not file.read(1):
-        return content, False
-    return content[: safe_cut(content) or character_cut(content)], True
-
-
-def _lines_pieces(item: Input, place: Place) -> Iterator[Piece]:
-    """Lines of JSON, whole ones."""
-    with open_decompressed(item.path) as (file, share):
-        place, marked = _seek_past_mark(file, item, place)
-        rest = b""
-        while True:
-            rest, complete = _read_up_to(file, rest, PIECE_BYTES)
-            while not complete and b"\n" not in rest:
-                rest, complete = _read_up_to(file, rest, len(rest) + PIECE_BYTES)
-                if len(rest) > LONGEST_LINE:
-                    raise UserError(
-                        f"{item.path}: line {place.line + 1} is longer than {LONGEST_LINE:,} bytes"
-                    )
-            if not rest:
-                return
-            cut = len(rest) if complete else rest.rfind(b"\n") + 1
-            content, rest = rest[:cut], rest[cut:]
-            after = _place_after(place, content)
-            yield LinesPiece(place, after, share(), item.val, item.name, marked, content)
-            place, marked = after, []
-
-
-def _records_pieces(item: Input, place: Place, records: Records) -> Iterator[Piece]:
-    """Documents that a reader of records yields from `place.offset` on."""
-    contents: list[bytes] = []
-    size, share = 0, 0.0
-    for content, share in records:
-        contents.append(content)
-        size += len(content)
-        if size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS:
-            after = Place(place.index, place.offset + len(contents))
-            yield RecordsPiece(place, after, share, item.val, item.name, [], contents)
-            contents, size, place = [], 0, after
-    if contents:
-        after = Place(place.index + 1)
-        yield RecordsPiece(place, after, share, item.val, item.name, [], contents)

@@ -1,4 +1,4 @@
-"""A data set under way: its files lie in a folder inside data/NAME, and move to their places at the very end.
+"""The files of an unfinished data set: written in a folder inside data/NAME, moved into place at the end.
 
 with staging_folder(data/NAME) as staging:      held by this process alone
     TokenWriter(staging, ...)                   writes the ids
@@ -53,9 +53,9 @@ def check_lengths(name: str, tokens: Mapping[str, int], say: Callable[[str], Non
 
 @contextlib.contextmanager
 def staging_folder(folder: Path, name: str = STAGING) -> Iterator[Path]:
-    """A folder for work under way in data/NAME, held by this process alone.
+    """A folder inside data/NAME for unfinished work, locked by this process.
 
-    It goes away, and after an error what was made for it, unless the error leaves saved work in it.
+    It is deleted at the end, also after an error, unless it holds a saved state to continue from.
     """
     staging = folder / name
     made = [parent for parent in (folder, folder.parent) if not parent.exists()]
@@ -90,8 +90,8 @@ def staging_folder(folder: Path, name: str = STAGING) -> Iterator[Path]:
 class TokenWriter:
     """Writes the ids of each split to train.bin and val.bin, or to shards: train-000000.bin, …
 
-    `files` lists [name, tokens] for each split and is kept up to date; what it lists at the start is what the
-    files hold, and more of them is cut off. `suffix` is a part of all names, before .bin.
+    `files` lists [name, tokens] for each split and is kept up to date. Files that it lists at the start are
+    continued; what they hold beyond the listed tokens is cut off. `suffix` comes before .bin in all names.
     """
 
     def __init__(

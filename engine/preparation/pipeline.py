@@ -1,15 +1,14 @@
-"""From text to a data set: read, encode on all cores, write in order; interrupted, it goes on where it was.
+"""From text to a data set: read, encode on all cores, write in order; after an interruption, continue.
 
-    plan     the vocabulary, and where one long text is divided: found by a first pass where they need one
-    encode   pieces go to workers and come back in their order, so the number of workers changes nothing
-    finish   everything lies complete in data/NAME/.partial before the first file of data/NAME changes
+    plan     find the vocabulary and where one long text is divided, in a first pass if they need one
+    encode   send pieces to workers and write the answers in order: the number of workers changes nothing
+    finish   complete everything in data/NAME/.partial, then change the files of data/NAME
 
 Memory holds a few pieces for each worker, whatever the input's size; hashes of documents are kept on disk.
 """
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 import shutil
@@ -38,7 +37,8 @@ from engine.preparation.encoding import (
 )
 from engine.preparation.hub import Downloads, list_parquet
 from engine.preparation.inputs import (
-    STDIN_FILE,
+    BEGINNING,
+    STDIN,
     Input,
     Piece,
     Place,
@@ -57,15 +57,15 @@ from engine.preparation.output import (
     staging_folder,
 )
 from engine.preparation.progress import PreparationProgress
-from engine.preparation.request import Plan, Request, State, request_hash, sources_of
+from engine.preparation.request import Plan, Request, State, request_hash, sources_of, versions_of
 from engine.system import available_cores, hashes_of, write_whole
 from engine.text.byte_pairs import OwnBytePairTokenizer, learn_vocabulary, ranks_text
 from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict, with_roles
 from engine.text.tokenizer_files import tokenizer_of_file
 
-SAVE_EVERY = 16  # pieces; what an interruption costs at most
-IN_ONE_PROCESS = 2**22  # bytes of input that are not worth starting others for
+SAVE_EVERY = 16  # pieces: the most that an interruption costs
+IN_ONE_PROCESS = 2**22  # bytes: less input is not worth starting other processes
 LEARN_FROM = 2**28  # bytes of text from which a vocabulary is learned
 NAMED = ("char", "bytes", "gpt2", "bpe")
 FLAG = np.dtype(np.uint8)  # whether a token is a target
@@ -100,8 +100,8 @@ class Preparation:
     """One request under way, in its staging folder."""
 
     def __init__(self, request: Request, staging: Path, say: Callable[[str], None]) -> None:
-        self.request, self.staging, self.say = request, staging, say
-        self.stdin_file = staging.parent.joinpath(*STDIN_FILE)
+        self.request, self.staging = request, staging
+        self.say: Callable[[str], None] = lambda text: say(f"{request.name}: {text}")
         self.downloads = staging / "downloads"
         self.inputs = self._find_inputs()
         self.size = sum(item.size for item in self.inputs)
@@ -113,7 +113,8 @@ class Preparation:
         self.conversations = holds_conversations(self.inputs, request.field)
         field = None if self.conversations else request.field
         self.job = Job(request.errors, field, request.block_size, val_below)
-        self.request_hash = request_hash(request, self.inputs, self.stdin_file)
+        self.versions = versions_of(self.inputs)
+        self.request_hash = request_hash(request, self.inputs, self.versions)
         self._name_empty_files()
 
     def run(self) -> dict[str, Any]:
@@ -147,22 +148,24 @@ class Preparation:
                 Input(str(self.downloads / file.path), "parquet", argument, file.size, hub_file=file)
                 for file in list_parquet(request.remote)
             ]
-        arguments = [str(self._stdin_in_file()) if path == "-" else path for path in request.inputs]
-        found = find_inputs(arguments)
+        found = []
+        for argument in request.inputs:
+            found += [self._stdin_in_file()] if argument == STDIN else find_inputs([argument])
         if isinstance(request.val, str):
             found += find_inputs([request.val], val=True)
         if not found:
             raise UserError("there is no input; name files, folders or patterns with --input")
         return found
 
-    def _stdin_in_file(self) -> Path:
+    def _stdin_in_file(self) -> Input:
         """Standard input, written to a file: it is read more than once."""
-        with open(self.stdin_file, "wb") as file:
+        path = self.staging / "stdin"
+        with open(path, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        return self.stdin_file
+        return Input(str(path), "text", STDIN, path.stat().st_size)
 
     def _is_one_text(self) -> bool:
-        """Whether the input is one long text rather than documents. UserError for options that it has not."""
+        """Whether the input is one long text. Raises UserError for options that only documents have."""
         request = self.request
         about_documents = request.dedup or request.errors == "drop"
         one_file = sum(not item.val for item in self.inputs) == 1 and not about_documents
@@ -177,30 +180,25 @@ class Preparation:
         return one_text
 
     def _name_empty_files(self) -> None:
-        """Say which files hold nothing: mostly it is a mistake, and rarely seen in the counts."""
+        """Name the files that hold nothing: mostly a mistake, and hard to see in the counts."""
         empty = [item.path for item in self.inputs if item.format != "hub" and not item.size]
         if empty and len(empty) < len(self.inputs):
             more = len(empty) - FILES_NAMED
             names = ", ".join(empty[:FILES_NAMED]) + (f" and {more:,} more" if more > 0 else "")
-            self.say(f"{self.request.name}: note: nothing is in {names}")
+            self.say(f"note: nothing is in {names}")
 
-    def _pieces(self, place: Place | None = None) -> Iterator[Piece]:
+    def _pieces(self, place: Place = BEGINNING) -> Iterator[Piece]:
         files = [item.hub_file for item in self.inputs]
         with contextlib.closing(Downloads(files, self.downloads)) as downloads:
             yield from pieces(self.inputs, self.job.field, self.one_text, place, downloads.wait_for)
 
-    def _tasks(self, state: State, characters: list[int] | None) -> Iterator[tuple[Piece, int | None]]:
-        """The pieces from a state on; of one long text, each with its characters before the border."""
-        if characters is None or self.val_share is None:
-            yield from ((piece, None) for piece in self._pieces(state.place))
-            return
-        border = int((1 - self.val_share) * sum(characters))
-        seen = sum(characters[: state.number])
+    def _tasks(self, state: State, border: tuple[int, int] | None) -> Iterator[tuple[Piece, int | None]]:
+        """The pieces from a state on, with the characters before the border from the border's piece on."""
         for number, piece in enumerate(self._pieces(state.place), start=state.number):
-            if number >= len(characters):
-                raise _has_changed(piece.file)
-            yield piece, min(max(0, border - seen), characters[number])
-            seen += characters[number]
+            if border is None or number < border[0]:
+                yield piece, None
+            else:
+                yield piece, border[1] if number == border[0] else 0
 
     # --------------------------------------------------------------------------------------------------------
     # plan
@@ -214,9 +212,8 @@ class Preparation:
             return plan
         plan = Plan({}, None, self.job.val_below)
         kind = self.request.tokenizer
-        needs_border = self.one_text and self.val_share is not None
         table: set[str] = set()
-        if needs_border or kind == "char":
+        if kind == "char" or (self.one_text and self.val_share is not None):
             counts = []
             workers.start(self.job)
             for _, found in workers.map_in_order(survey, ((piece,) for piece in self._pieces())):
@@ -226,30 +223,31 @@ class Preparation:
                 raise UserError(self._nothing_to_learn_from(Counter()))
             if not self.one_text:
                 table.add("\n")  # ends documents
-            plan.characters = counts if needs_border else None
-        tokenizer = self._tokenizer(kind, table, plan.characters)
+            if self.one_text and self.val_share is not None:
+                plan.border = find_border(counts, self.val_share)
+        tokenizer = self._tokenizer(kind, table, plan.border)
         if self.conversations:
             tokenizer = with_roles(tokenizer)
         plan.tokenizer = tokenizer.to_dict()
         self._save("plan.json", dataclasses.asdict(plan))
         return plan
 
-    def _tokenizer(self, kind: str, table: set[str], characters: list[int] | None) -> Tokenizer:
+    def _tokenizer(self, kind: str, table: set[str], border: tuple[int, int] | None) -> Tokenizer:
         if kind == "char":
             return CharTokenizer("".join(sorted(table)))
         if kind == "bpe":
-            self.say(f"{self.request.name}: learning a vocabulary of {self.request.vocab_size:,}")
-            return learn_vocabulary(self._texts_to_learn_from(characters), self.request.vocab_size)
+            self.say(f"learning a vocabulary of {self.request.vocab_size:,}")
+            return learn_vocabulary(self._texts_to_learn_from(border), self.request.vocab_size)
         if kind == "numbers":
             raise UserError("--tokenizer numbers is for token files (.bin), and the input is text")
         return tokenizer_from_dict({"kind": kind}) if kind in NAMED else tokenizer_of_file(Path(kind))
 
-    def _texts_to_learn_from(self, characters: list[int] | None) -> Iterator[str]:
+    def _texts_to_learn_from(self, border: tuple[int, int] | None) -> Iterator[str]:
         """Training text from pieces all over the input, LEARN_FROM bytes at most."""
         start_worker(self.job)
         share = min(1.0, LEARN_FROM / max(1, self.size))
         left = LEARN_FROM
-        for number, (piece, before_border) in enumerate(self._tasks(State(), characters)):
+        for number, (piece, before_border) in enumerate(self._tasks(State(), border)):
             if int((number + 1) * share) > int(number * share) or not self.size:
                 for text in training_texts(piece, before_border):
                     left -= len(text)
@@ -269,24 +267,22 @@ class Preparation:
         ):
             state = State()
         if state.number:
-            self.say(f"{self.request.name}: going on after {state.tokens:,} tokens")
+            self.say(f"going on after {state.tokens:,} tokens")
         writer = TokenWriter(self.staging, state.files, dtype, self.request.shard_tokens)
         flags = None
         if self.conversations:
             flags = TokenWriter(self.staging, state.targets, FLAG, self.request.shard_tokens, TARGETS)
-        progress = PreparationProgress(self.request.name, self.inputs, self.say, state.place)
+        progress = PreparationProgress(self.inputs, self.say, state.place)
         with (
             contextlib.closing(writer),
             contextlib.closing(progress),
             contextlib.nullcontext() if flags is None else contextlib.closing(flags),
             self._document_hashes(state) as hashes,
         ):
-            for (piece, _), found in workers.map_in_order(encode, self._tasks(state, plan.characters)):
-                if plan.characters is not None and found.characters.sum() != plan.characters[state.number]:
-                    raise _has_changed(piece.file)
+            for (piece, _), found in workers.map_in_order(encode, self._tasks(state, plan.border)):
                 self._write(piece, found, state, writer, flags, hashes)
-                state.number, state.place = state.number + 1, piece.next
-                progress.update(piece, int(found.text_bytes.sum()), state.tokens)
+                state.number, state.place = state.number + 1, piece[-1].next
+                progress.update(piece[-1], int(found.documents["text_bytes"].sum()), state.tokens)
                 if state.number % SAVE_EVERY == 0:
                     writer.sync()
                     if flags is not None:
@@ -295,8 +291,6 @@ class Preparation:
                         hashes.commit()
                     self._save(STATE, dataclasses.asdict(state))
             writer.sync()
-        if plan.characters is not None and state.number != len(plan.characters):
-            raise _has_changed("an input")
         return state
 
     def _write(
@@ -308,33 +302,34 @@ class Preparation:
         flags: TokenWriter | None,
         hashes: sqlite3.Connection | None,
     ) -> None:
-        """Write a piece's documents to their splits, but for those that came before, and count them."""
-        kept = np.ones(len(found.lengths), dtype=bool)
+        """Count a piece's documents and write them to their splits, except duplicates of earlier ones."""
+        documents = found.documents
+        kept = np.ones(len(documents), dtype=bool)
         if hashes is not None:
-            for number, digest in enumerate(found.digests):
+            for number, digest in enumerate(documents["digest"].tolist()):
                 row = (digest, state.number)
                 kept[number] = hashes.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", row).rowcount == 1
         dropped = found.dropped + Counter({"duplicate": int((~kept).sum())})
         state.dropped = dict(sorted((Counter(state.dropped) + dropped).items()))
-        split_hashes = list(itertools.compress(found.split_hashes, kept)) + state.split_hashes
+        split_hashes = documents["split_hash"][kept].tolist() + state.split_hashes
         state.split_hashes = [min(split_hashes), max(split_hashes)] if split_hashes else []
         state.cut += found.cut
-        if len(found.lengths):
-            state.longest = max(state.longest, int(found.lengths.max()))
+        state.longest = max([state.longest, *documents["tokens"].tolist()])
         for file, number in found.carriage_returns.items():
             state.carriage_returns.add(number, file)
-        for file in piece.marked:
-            state.byte_order_marks.add(1, file)
+        for part in piece:
+            if part.marked:
+                state.byte_order_marks.add(1, part.file)
         for split, is_val in (("train", False), ("val", True)):
-            chosen = kept & (found.val == is_val)
+            chosen = kept & (documents["val"] == is_val)
             if chosen.any():
-                ids = found.ids if chosen.all() else found.ids[np.repeat(chosen, found.lengths)]
+                ids = found.ids if chosen.all() else found.ids[np.repeat(chosen, documents["tokens"])]
                 writer.write(split, ids)
                 if flags is not None and found.targets is not None:
-                    flags.write(split, found.targets[np.repeat(chosen, found.lengths)])
+                    flags.write(split, found.targets[np.repeat(chosen, documents["tokens"])])
                 state.documents[split] += int(chosen.sum())
-                state.characters[split] += int(found.characters[chosen].sum())
-                state.text_bytes[split] += int(found.text_bytes[chosen].sum())
+                state.characters[split] += int(documents["characters"][chosen].sum())
+                state.text_bytes[split] += int(documents["text_bytes"][chosen].sum())
 
     @contextlib.contextmanager
     def _document_hashes(self, state: State) -> Iterator[sqlite3.Connection | None]:
@@ -352,9 +347,9 @@ class Preparation:
             yield hashes
 
     def _fills_empty_split(self, state: State) -> bool:
-        """Where few documents have left a split empty, have the one with the nearest hash fall into it.
+        """Put the document with the nearest hash into a split that few documents have left empty.
 
-        Whether it does: then everything is planned and encoded anew.
+        Returns whether it did so; then everything must be planned and encoded again.
         """
         empty = [split for split, number in state.documents.items() if not number]
         if self.job.val_below is None or len(empty) != 1 or len(set(state.split_hashes)) < 2:
@@ -362,7 +357,7 @@ class Preparation:
         lowest, highest = state.split_hashes
         below, which = (lowest + 1, "lowest") if empty == ["val"] else (highest, "highest")
         self.say(
-            f"{self.request.name}: note: none of the {sum(state.documents.values()):,} documents is for the "
+            f"note: none of the {sum(state.documents.values()):,} documents is for the "
             f"{empty[0]} split by its hash, so the one with the {which} hash is taken"
         )
         self.job = dataclasses.replace(self.job, val_below=below)
@@ -375,8 +370,9 @@ class Preparation:
 
     def _check(self, state: State) -> None:
         """Raise UserError where a split is empty, or an input has changed on the way."""
-        if request_hash(self.request, self.inputs, self.stdin_file) != self.request_hash:
-            raise _has_changed("an input")
+        for item, before, now in zip(self.inputs, self.versions, versions_of(self.inputs), strict=True):
+            if before != now:
+                raise UserError(f"{item.name} has changed while it was read; run the same command again")
         if not state.tokens:
             raise UserError(self._nothing_to_learn_from(state.dropped))
         number = sum(state.documents.values())
@@ -396,16 +392,13 @@ class Preparation:
         marks, returns = state.byte_order_marks, state.carriage_returns
         if marks.number:
             others = f" and of {marks.number - 1:,} more" if marks.number > 1 else ""
-            self.say(
-                f"{self.request.name}: note: the byte-order mark at the beginning of {marks.file}{others} "
-                "is left out"
-            )
+            self.say(f"note: the byte-order mark at the beginning of {marks.file}{others} is left out")
         if returns.number:
             without = ""
             if Path(returns.file).is_file() and format_of(returns.file) == "text":
                 without = "; without them: " + filter_command(r"tr -d '\r'", returns.file, "unix")
             self.say(
-                f"{self.request.name}: note: the text holds {returns.number:,} carriage returns, with which "
+                f"note: the text holds {returns.number:,} carriage returns, with which "
                 f"Windows ends lines, the first in {returns.file}; they become tokens{without}"
             )
 
@@ -432,7 +425,7 @@ class Preparation:
             "dropped": state.dropped,
             "asked": asked,
             "files": files,
-            "sources": self.request.sources or sources_of(self.inputs, self.stdin_file),
+            "sources": self.request.sources or sources_of(self.inputs),
         }
 
     # --------------------------------------------------------------------------------------------------------
@@ -449,10 +442,17 @@ class Preparation:
         write_whole(self.staging / name, json.dumps(saved).encode())
 
 
-def _has_changed(what: str) -> UserError:
-    return UserError(f"{what} has changed while it was read; run the same command again")
+def find_border(characters: list[int], val_share: float) -> tuple[int, int]:
+    """Where validation begins in one long text: in which piece, after how many of its characters.
+
+    `characters` has the number of each piece's.
+    """
+    border = int((1 - val_share) * sum(characters))
+    ends = np.cumsum([0, *characters])
+    number = int(np.searchsorted(ends, border, side="right")) - 1
+    return number, border - int(ends[number])
 
 
 def _has_folders(arguments: list[str]) -> bool:
     """Whether some argument is a folder or a pattern rather than a file."""
-    return any(argument != "-" and not Path(argument).expanduser().is_file() for argument in arguments)
+    return any(argument != STDIN and not Path(argument).expanduser().is_file() for argument in arguments)

@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from engine.preparation.inputs import Input, Piece, Place
+from engine.preparation.inputs import Input, Part, Place
 
 INTERVAL = 20.0  # seconds between two lines
 
 
 class PreparationProgress:
-    """Follows the pieces of inputs whose size on disk is known; of others it tells the rate alone."""
+    """Shows the share of the input's bytes that is done; only the rate where the size is unknown."""
 
-    def __init__(self, name: str, inputs: list[Input], say: Callable[[str], None], place: Place) -> None:
-        self.name, self.say = name, say
+    def __init__(self, inputs: list[Input], say: Callable[[str], None], place: Place) -> None:
+        self.say = say
         # Bytes before each input, and in all.
         self._ends = [0, *itertools.accumulate(item.size for item in inputs)]
         self._first = self._done = self._ends[place.index]
@@ -29,13 +29,10 @@ class PreparationProgress:
                 initial=self._done, total=total, unit="B", unit_scale=True, leave=False, dynamic_ncols=True
             )
 
-    def update(self, piece: Piece, text_bytes: int, tokens: int) -> None:
-        """A piece of so many bytes of text is done, and so many tokens are, in all."""
-        index = piece.next.index
-        inside = (
-            piece.share * (self._ends[index + 1] - self._ends[index]) if index + 1 < len(self._ends) else 0
-        )
-        self._done = self._ends[index] + (int(inside) if index == piece.start.index else 0)
+    def update(self, last: Part, text_bytes: int, tokens: int) -> None:
+        """So many bytes of text more are done, up to and with the part `last`; and so many tokens in all."""
+        before, after = self._ends[last.start.index : last.start.index + 2]
+        self._done = before + int(last.share * (after - before))
         self._text_bytes += text_bytes
         now = time.monotonic()
         if self._bar is not None:
@@ -49,10 +46,10 @@ class PreparationProgress:
         rate = f"{tokens:,} tokens, {self._text_bytes / seconds / 1e6:.1f} MB of text a second"
         fresh, left = self._done - self._first, self._ends[-1] - self._done
         if not fresh:
-            return f"{self.name}: {rate}"
+            return rate
         minutes, seconds = divmod(round(left / fresh * seconds), 60)
         done = self._done / self._ends[-1]
-        return f"{self.name}: {done:.0%}, {rate}, about {minutes} min {seconds:02d} s left"
+        return f"{done:.0%}, {rate}, about {minutes} min {seconds:02d} s left"
 
     def close(self) -> None:
         """Take the bar away."""

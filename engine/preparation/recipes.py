@@ -1,4 +1,4 @@
-"""Data sets that the program knows how to get, and a short way to prepare a text at hand."""
+"""Data sets that the program knows how to get."""
 
 import dataclasses
 import hashlib
@@ -16,15 +16,15 @@ from engine.data.dataset import DATA_FOLDER, no_dataset, open_dataset
 from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, fetch, fetch_package
 from engine.errors import UserError
 from engine.preparation.hub import HubFolder
-from engine.preparation.output import check_name, staging_folder
-from engine.preparation.pipeline import Request, prepare
+from engine.preparation.output import staging_folder
+from engine.preparation.pipeline import prepare
+from engine.preparation.request import Request
 from engine.preparation.token_files import describe_token_files, holds_token_files
 from engine.system import write_whole
 from tasks import texts
 
 # Those that are made in seconds: name and tokenizer. train.py prepares them by itself.
 RECIPES = {"shakespeare_char": "char", "shakespeare": "gpt2"}
-VALIDATION_FRACTION = 0.1
 # Those that tasks/ writes, for an assistant: text and conversations, with what they are prepared.
 GENERATED: dict[str, dict[str, Any]] = {
     "assistant_base": {"tokenizer": "bytes", "val": 0.02},
@@ -70,7 +70,10 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
     existed = folder.is_dir()
     try:
         text, source = shakespeare(name, say, root)
-        return write_dataset(name, text, RECIPES[name], VALIDATION_FRACTION, [source], say, root)
+        with staging_folder(folder, ".text") as beside:
+            path = beside / "text"
+            path.write_bytes(text.encode("utf-8"))
+            return prepare(Request(name, [str(path)], RECIPES[name], sources=[source]), say, root)
     except UserError:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
@@ -79,7 +82,6 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
 
 def prepare_generated(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
     """Write and prepare a data set of tasks/, the same at every call."""
-    check_name(name, root)
     with staging_folder(root / name, ".text") as folder:
         if name == "assistant_base":
             path, lines = folder / "prose.txt", texts.prose(PROSE_LINES)
@@ -100,23 +102,6 @@ def prepare_large(request: Request, say: Callable[[str], None], root: Path = DAT
         return prepare(dataclasses.replace(request, inputs=[str(mirror)]), say, root)
     say(f"{request.name}: downloading {source.repository}, {source.folder} ({size}), a file at a time")
     return prepare(dataclasses.replace(request, remote=source), say, root)
-
-
-def write_dataset(
-    name: str,
-    text: str,
-    tokenizer: str,
-    val: float,
-    sources: list[dict[str, Any]],
-    say: Callable[[str], None],
-    root: Path = DATA_FOLDER,
-) -> Path:
-    """Tokenise a text and write data/NAME: its first part for training, the last `val` for validation."""
-    check_name(name, root)
-    with staging_folder(root / name, ".text") as folder:
-        path = folder / "text"
-        path.write_bytes(text.encode("utf-8"))
-        return prepare(Request(name, [str(path)], tokenizer, val=val, sources=sources), say, root)
 
 
 def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str, dict[str, Any]]:

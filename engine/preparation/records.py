@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.conversation.messages import LISTS, PAIRS, read_conversation, to_json
-from engine.download import Unreachable, reach_hub
+from engine.download import hub_errors, reach_hub
 from engine.errors import UserError
 from engine.preparation.compression import UNPACK, filter_command, open_decompressed, without_suffix
 from engine.preparation.utf8 import LOOKED_AT, check_not_utf16, conversion, likely_encoding
@@ -64,7 +64,7 @@ def _there_are(names: list[str]) -> str:
 
 
 def parse_line(line: str, where: str, file: str) -> Any:
-    """The value in a line of JSON. Raises UserError, with the command that makes such lines of the file."""
+    """The value in a line of JSON. Raises UserError, with the command that writes one object a line."""
     begins_array = line.lstrip().startswith("[")
     try:
         value = json.loads(line)
@@ -135,9 +135,9 @@ def json_records(path: str, field: str | None, skip: int) -> Records:
 
 
 def csv_records(path: str, field: str | None, skip: int) -> Records:
-    """A column of a table with a head. Its columns are separated by commas, semicolons or tabs.
+    """A column of a table whose first line names the columns.
 
-    Which of them it is, the head tells: the one by which it has the column.
+    The separator is the comma, semicolon or tab with which the first line has the column.
     """
     if field is None:
         raise UserError(f"{path}: tables hold documents; conversations are read from .jsonl, .json, .parquet")
@@ -168,13 +168,13 @@ def csv_records(path: str, field: str | None, skip: int) -> Records:
 
 
 def _separator(first_line: str, field: str, usual: str) -> str:
-    """What separates the columns: by which the head has the field, else by which it has the most columns."""
+    """The separator with which a table's first line has the field, or else the most columns."""
     found = {one: next(csv.reader([first_line], delimiter=one)) for one in (usual, *SEPARATORS)}
     return max(found, key=lambda one: (field in found[one], len(found[one])))
 
 
 def _no_column(path: str, field: str, head: list[str]) -> UserError:
-    """The error for a table without the column; where its first line is no head, how to add one."""
+    """The error for a table without the column; it says how to add a first line that names the columns."""
     is_head = all(len(name) <= LONGEST_NAME and not name.isdecimal() for name in head)
     if is_head and len(set(head)) == len(head):
         return UserError(f"{path} has no column {field!r}; name one with --field{_there_are(head)}")
@@ -254,17 +254,11 @@ def hub_rows(path: str, skip: int) -> Iterator[dict[str, Any]]:
             f"{path}: data sets of the hub need the package datasets: pip install datasets"
         ) from error
     name, configuration, split = [*path.split(":"), "", ""][:3]
-    try:
+    with hub_errors(f"{path} cannot be read from the Hugging Face hub"):
         if not Path(name).exists():
             reach_hub(name, "dataset")
         stream = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
         yield from stream.skip(skip) if skip else stream
-    except Unreachable as error:
-        raise UserError(f"{path} cannot be read from the Hugging Face hub ({error})") from error
-    # Its libraries raise errors of many kinds; each of them means that it cannot be read.
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path} cannot be read from the Hugging Face hub ({reason})") from error
 
 
 READERS = {"json": json_records, "csv": csv_records, "parquet": parquet_records, "hub": hub_records}

@@ -1,7 +1,7 @@
-"""What a preparation is asked for, what it has planned, and how far it is.
+"""What is requested of a preparation, what it has planned, and how far it is.
 
-A request has a hash, which its plan and state are saved with: an interrupted preparation goes on from them
-only where the same thing is asked for again, of files that have not changed.
+The plan and the state are saved with the request's hash: an interrupted preparation continues from them only
+if the same is requested again, and the files have not changed.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.preparation.hub import HubFolder
-from engine.preparation.inputs import Input, Place
+from engine.preparation.inputs import BEGINNING, STDIN, Input, Place
 from engine.preparation.utf8 import STANDARD_INPUT
 from engine.system import hashes_of
 
-PIPELINE = 3  # raised when the same request would give other files
+PIPELINE = 4  # raised when the same request would give other files
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Plan:
     """What must be known before the first token is written."""
 
     tokenizer: dict[str, Any]
-    characters: list[int] | None  # of each piece of one long text
+    border: tuple[int, int] | None  # of one long text: the first piece with validation, its characters before
     val_below: int | None  # which documents are for validation, as in Job
 
 
 @dataclass
 class Tally:
-    """How often something was met in the input, and in which file first."""
+    """How often something was found in the input, and in which file first."""
 
     number: int = 0
     file: str = ""
@@ -66,7 +66,7 @@ class State:
     """How far the encoding is. It is saved together with the files that it speaks of."""
 
     number: int = 0  # of the next piece
-    place: Place = field(default_factory=Place)
+    place: Place = BEGINNING
     # [name, tokens] of each file.
     files: dict[str, list[list[Any]]] = field(default_factory=lambda: {"train": [], "val": []})
     # The same of the files that say which tokens of conversations are targets.
@@ -91,48 +91,50 @@ class State:
     def from_saved(cls, saved: dict[str, Any]) -> "State":
         """The state that `dataclasses.asdict` made a dictionary of."""
         nested: dict[str, Any] = {
-            "place": Place(**saved["place"]),
+            "place": Place(*saved["place"]),
             "byte_order_marks": Tally(**saved["byte_order_marks"]),
             "carriage_returns": Tally(**saved["carriage_returns"]),
         }
         return cls(**(saved | nested))
 
 
-def request_hash(request: Request, inputs: list[Input], stdin_file: Path) -> str:
-    """A hash of what is asked for and of the files' sizes and times: the same for the same work.
-
-    `stdin_file` is the file that standard input was written to; it counts by its content.
-    """
-    files = []
+def versions_of(inputs: list[Input]) -> list[Any]:
+    """What differs once an input has changed: its size and time, or what is known of its content."""
+    versions: list[Any] = []
     for item in inputs:
         if item.format == "hub":
-            version: Any = None
+            versions.append(None)
         elif item.hub_file is not None:
-            version = item.hub_file.sha256
-        elif Path(item.path) == stdin_file:
-            version = hashes_of([stdin_file])
+            versions.append(item.hub_file.sha256)
+        elif item.argument == STDIN:
+            versions.append(hashes_of([Path(item.path)]))
         else:
-            version = [os.stat(item.path).st_size, os.stat(item.path).st_mtime_ns]
-        files.append([item.path, item.val, version])
+            versions.append([os.stat(item.path).st_size, os.stat(item.path).st_mtime_ns])
+    return versions
+
+
+def request_hash(request: Request, inputs: list[Input], versions: list[Any]) -> str:
+    """A hash of what is asked for and of the inputs: the same for the same work."""
     asked = dataclasses.asdict(request) | {"workers": None}
-    return hashlib.sha256(json.dumps([PIPELINE, asked, files]).encode()).hexdigest()
+    files = [[item.path, item.val] for item in inputs]
+    return hashlib.sha256(json.dumps([PIPELINE, asked, files, versions]).encode()).hexdigest()
 
 
-def sources_of(inputs: list[Input], stdin_file: Path) -> list[dict[str, Any]]:
+def sources_of(inputs: list[Input]) -> list[dict[str, Any]]:
     """What each argument stood for, with hashes: an entry of meta.json for each, of the hub for each file."""
     groups: dict[str, list[Input]] = {}
     for item in inputs:
         groups.setdefault(item.argument, []).append(item)
-    return [source for argument, items in groups.items() for source in _sources(argument, items, stdin_file)]
+    return [source for argument, items in groups.items() for source in _sources(argument, items)]
 
 
-def _sources(argument: str, items: list[Input], stdin_file: Path) -> list[dict[str, Any]]:
+def _sources(argument: str, items: list[Input]) -> list[dict[str, Any]]:
     if items[0].format == "hub":
         return [{"name": argument}]
     hub_files = [item.hub_file for item in items if item.hub_file is not None]
     if hub_files:
         return [{"name": argument, "address": file.address, "sha256": file.sha256} for file in hub_files]
-    name = STANDARD_INPUT if argument == str(stdin_file) else Path(argument).name or argument
+    name = STANDARD_INPUT if argument == STDIN else Path(argument).name or argument
     hashes = hashes_of([Path(item.path) for item in items])
     if len(items) == 1:
         return [{"name": name, "sha256": hashes[0]}]

@@ -9,16 +9,15 @@ A file is for validation where its name says "val".
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine.data.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.errors import UserError
 from engine.preparation.encoding import id_type
-from engine.preparation.inputs import find_inputs
+from engine.preparation.inputs import STDIN, find_inputs
 from engine.preparation.output import STAGING, check_lengths, check_name, move_into_place, staging_folder
 from engine.system import hashes_of
 from engine.text.characters import NumberTokenizer
@@ -32,13 +31,11 @@ ID_TYPES = {GPT2_IDS: np.dtype("<u2"), OTHER_IDS: np.dtype("<u4")}
 READ_AT_ONCE = 2**24  # ids
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a token file says about itself."""
+class Header(NamedTuple):
+    """What a token file says about itself: nothing where it has no header."""
 
-    size: int = 0  # bytes; 0 of a file without a header, which says nothing
+    size: int = 0  # bytes
     dtype: np.dtype | None = None
-    magic: int = 0
 
 
 def holds_token_files(folder: Path) -> bool:
@@ -49,15 +46,15 @@ def holds_token_files(folder: Path) -> bool:
 
 def are_token_files(inputs: list[str]) -> bool:
     """Whether all that the inputs stand for are token files. Raises UserError for what is not there."""
-    return "-" not in inputs and all(item.path.endswith(".bin") for item in find_inputs(inputs))
+    return STDIN not in inputs and all(item.path.endswith(".bin") for item in find_inputs(inputs))
 
 
 def describe_token_files(
     name: str, paths: list[str], tokenizer: str | None, say: Callable[[str], None], root: Path = DATA_FOLDER
 ) -> Path:
-    """Write a meta.json for token files: those at `paths` through links, or without any those in data/NAME.
+    """Write a meta.json for token files and link to them; without `paths`, for those in data/NAME.
 
-    `tokenizer` is one by name or file; None finds it out from the header and the ids. Returns data/NAME.
+    `tokenizer` is a name or a file; None derives it from headers and ids. Returns data/NAME.
     Raises UserError.
     """
     check_name(name, root)
@@ -75,10 +72,19 @@ def describe_token_files(
             f"{name} holds the token id {largest:,}, and the vocabulary has {vocabulary.vocab_size:,} "
             "entries; name the right one with --tokenizer FILE, or --tokenizer numbers if there is none"
         )
-    meta = _meta(name, dtype, vocabulary, entries)
+    meta = {
+        "format": FORMAT,
+        "name": name,
+        "dtype": dtype.name,
+        "vocab_size": vocabulary.vocab_size,
+        "tokenizer": vocabulary.to_dict(),
+        "text_bytes": {},
+        "files": entries,
+        "sources": [{"name": "token files of another program"}],
+    }
     tokens = tokens_of(meta)
     check_lengths(name, tokens, say)
-    # A link in the place of the file itself would be the end of it.
+    # A link that replaced the file itself would destroy it.
     elsewhere = [file for file in files if file.resolve() != (folder / file.name).resolve()]
     with staging_folder(folder) as staging:
         for file in elsewhere:
@@ -129,14 +135,14 @@ def read_header(file: Path) -> Header:
         raise UserError(
             f"{file} has {file.stat().st_size:,} bytes where its header says {expected:,}; get it again"
         )
-    return Header(HEADER_BYTES, ID_TYPES[magic], magic)
+    return Header(HEADER_BYTES, ID_TYPES[magic])
 
 
 def _vocabulary(tokenizer: str | None, headers: list[Header], files: list[Path]) -> Tokenizer | None:
     """The tokenizer asked for, or GPT-2's; None where the ids are numbers and no more is known."""
     if tokenizer == "numbers":
         return None
-    if tokenizer is None and any(header.magic == OTHER_IDS for header in headers):
+    if tokenizer is None and any(header.dtype == ID_TYPES[OTHER_IDS] for header in headers):
         return None
     if tokenizer in (None, "gpt2", "bytes"):
         return tokenizer_from_dict({"kind": tokenizer or "gpt2"})
@@ -177,16 +183,3 @@ def largest_id(file: Path, dtype: np.dtype, header_bytes: int, tokens: int) -> i
         return -1
     ids = np.memmap(file, dtype=dtype, mode="r", offset=header_bytes, shape=(tokens,))
     return max(int(ids[first : first + READ_AT_ONCE].max()) for first in range(0, tokens, READ_AT_ONCE))
-
-
-def _meta(name: str, dtype: np.dtype, vocabulary: Tokenizer, entries: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "name": name,
-        "dtype": dtype.name,
-        "vocab_size": vocabulary.vocab_size,
-        "tokenizer": vocabulary.to_dict(),
-        "text_bytes": {},
-        "files": entries,
-        "sources": [{"name": "token files of another program"}],
-    }

@@ -273,11 +273,7 @@ def check_merges(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]
 
 def parse_merge(line: Any) -> tuple[str, str]:
     """A pair from "a b", or from ["a", "b"] as newer files write it. Raises ValueError."""
-    parts = line.split(" ") if isinstance(line, str) else line
-    if (
-        not isinstance(parts, list)
-        or len(parts) != 2
-        or not all(isinstance(part, str) and part for part in parts)
-    ):
-        raise ValueError(f"{str(line)[:40]!r} is no merge of two parts")
-    return parts[0], parts[1]
+    match line.split(" ") if isinstance(line, str) else line:
+        case [str(left), str(right)] if left and right:
+            return left, right
+    raise ValueError(f"{str(line)[:40]!r} is no merge of two parts")

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from engine.errors import UserError
+from engine.json_files import read_json_object
 from engine.text.byte_pairs import (
     BYTES,
     END_OF_TEXT,
@@ -36,18 +37,14 @@ def tokenizer_of_file(path: Path) -> Tokenizer:
     """The tokenizer in a file of ranks, of another data set, or of a folder in Hugging Face's layout."""
     if path.is_dir() and (found := read_tokenizer(path)) is not None:
         return found
-    path = path / "meta.json" if path.is_dir() else path
+    if path.is_dir() or path.suffix == ".json":
+        meta = read_json_object(path / "meta.json" if path.is_dir() else path, "it names no tokenizer")
+        return tokenizer_from_dict(meta.get("tokenizer"))
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(f"the tokenizer {path} cannot be read: {reason}") from error
-    if path.suffix == ".json":
-        try:
-            meta = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"the tokenizer {path} is not JSON: {error}") from error
-        return tokenizer_from_dict(meta.get("tokenizer") if isinstance(meta, dict) else None)
     words = []
     for number, line in enumerate(content.splitlines()):
         word, _, rank = line.partition(" ")
@@ -221,11 +218,8 @@ def _read(folder: Path) -> Tokenizer | None:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no file. Raises ValueError and its kind."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return content
+    """The object in a JSON file, empty where there is no file. Raises UserError."""
+    return read_json_object(path, "the tokenizer is damaged") if path.is_file() else {}
 
 
 def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> list[str]:

@@ -3,54 +3,52 @@
 What a layout cannot hold is refused, naming the settings in the way. A target is written whole or not at all.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
-import re
-import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
 from engine.errors import UserError
-from engine.settings import TrainSettings
+from engine.shape import shape_settings
 from engine.text.byte_pairs import MergesTokenizer
 from engine.text.tokenizer_files import byte_pairs_of, tokenizer_files
 from engine.versions import versions
 from engine.weights.gpt2_layout import TRANSPOSED, gpt2_name, tensors_for_gpt2
-from engine.weights.hugging_face import ACTIVATIONS
+from engine.weights.hugging_face import ACTIVATIONS, EPSILON, OUR_NAMES
 from engine.weights.pretrained import Pretrained
 from engine.weights.saving import save_checkpoint
+from engine.weights.shapes import SIZES
 from model import GPTConfig
 
 # Fields of GPTConfig that GPT-2's layout can hold at any value. Every other field must have its default.
-HELD = (
-    "vocab_size",
-    "block_size",
-    "n_layer",
-    "n_head",
-    "n_embd",
-    "dropout",
-    "bias",
-    "activation",
-    "tied_head",
-    "separator",  # the layout has no place for it, and one document is read the same without
-)
-GGUF_NAMES = {
-    "token_embedding": "token_embd",
-    "position_embedding": "position_embd",
-    "attention_norm": "attn_norm",
-    "attention.qkv": "attn_qkv",
-    "attention.out": "attn_output",
-    "mlp_norm": "ffn_norm",
-    "mlp.up": "ffn_up",
-    "mlp.down": "ffn_down",
-    "final_norm": "output_norm",
-    "head": "output",
-}
+# There is no place for the separator, and one document is read the same without.
+HELD = (*SIZES, "dropout", "bias", "activation", "tied_head", "separator")
+
+
+@contextlib.contextmanager
+def written_whole(place: Path) -> Iterator[Path]:
+    """A path beside `place`, to write a file or a folder to, which takes the place when all went well.
+
+    Raises UserError where something is there already, or the disk does not take it.
+    """
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise UserError(f"{place} exists already and is not empty; name a new one")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
+            beside = Path(folder, place.name)
+            yield beside
+            if place.exists():
+                place.rmdir()
+            os.replace(beside, place)
+    except OSError as error:
+        raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
 
 
 def check_is_gpt2(config: GPTConfig) -> None:
@@ -77,27 +75,23 @@ def hugging_face_config(found: Pretrained) -> dict[str, Any]:
     """config.json of `GPT2LMHeadModel`. `bias` is our own note: models without biases come back as such."""
     config = found.config
     end_of_text = None if found.tokenizer is None else found.tokenizer.end_of_text
-    description = {
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
+    dtype = found.tensors["token_embedding.weight"].dtype
+    return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.block_size,
+        **{theirs: getattr(config, ours) for theirs, ours in OUR_NAMES.items()},
         "n_ctx": config.block_size,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
         "n_inner": None,
-        "activation_function": next(
-            theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation
-        ),
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": config.tied_head,
+        "activation_function": activation,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "layer_norm_epsilon": EPSILON,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "torch_dtype": str(found.tensors["token_embedding.weight"].dtype).removeprefix("torch."),
+        "torch_dtype": str(dtype).removeprefix("torch."),
         "bias": config.bias,
     }
-    return description | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
 
 
 def write_hugging_face(found: Pretrained, folder: Path) -> None:
@@ -112,43 +106,15 @@ def write_hugging_face(found: Pretrained, folder: Path) -> None:
     for name, tensor in tensors_for_gpt2(found.config, found.tensors).items():
         weights[gpt2_name(name)] = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
 
-    def fill(beside: Path) -> None:
+    with written_whole(folder) as beside:
+        beside.mkdir()
         for name, content in files.items():
             (beside / name).write_bytes(content)
         safetensors.torch.save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
 
-    write_folder(folder, fill)
-
-
-def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
-    """Make a folder whole: filled beside its place, then renamed. Raises UserError if something is there."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists already and is not empty; give the name of a new folder")
-    beside = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        fill(beside)
-        os.chmod(beside, 0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(beside, folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
-    finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
-
 
 # ------------------------------------------------------------------------------------------------------------
 # GGUF
-
-
-def gguf_name(name: str) -> str:
-    """llama.cpp's name of our parameter: blocks.3.mlp.up.weight is blk.3.ffn_up.weight."""
-    place, _, kind = name.rpartition(".")
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", place)
-    return f"blk.{match[1]}.{GGUF_NAMES[match[2]]}.{kind}" if match else f"{GGUF_NAMES[place]}.{kind}"
 
 
 def write_gguf(found: Pretrained, path: Path) -> None:
@@ -161,11 +127,8 @@ def write_gguf(found: Pretrained, path: Path) -> None:
     check_is_gpt2(config)
     tensors = tensors_for_gpt2(config, found.tensors)
     pairs = gguf_byte_pairs(found)
-    if path.exists():
-        raise UserError(f"{path} exists already; give the name of a new file")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
+    with written_whole(path) as beside:
         writer = gguf.GGUFWriter(beside, "gpt2")
         writer.add_name(Path(found.source).name)
         writer.add_block_count(config.n_layer)
@@ -173,20 +136,17 @@ def write_gguf(found: Pretrained, path: Path) -> None:
         writer.add_embedding_length(config.n_embd)
         writer.add_feed_forward_length(4 * config.n_embd)
         writer.add_head_count(config.n_head)
-        writer.add_layer_norm_eps(1e-5)
+        writer.add_layer_norm_eps(EPSILON)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
         add_vocabulary(writer, pairs, config.vocab_size)
         for name, tensor in tensors.items():
-            writer.add_tensor(gguf_name(name), tensor.float().numpy())
+            theirs = names.get_name(gpt2_name(name), try_suffixes=(".weight", ".bias"))
+            assert theirs is not None, f"llama.cpp has no name for {name}"
+            writer.add_tensor(theirs, tensor.float().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def gguf_byte_pairs(found: Pretrained) -> MergesTokenizer:
@@ -230,14 +190,13 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
 
 def write_run(found: Pretrained, folder: Path) -> None:
     """Write a run folder with one checkpoint, step 0, no optimizer: to sample, evaluate or finetune from."""
-    config = found.config
-    shape = {field.name for field in dataclasses.fields(TrainSettings)} & set(dataclasses.asdict(config))
     meta = {
-        "model": dataclasses.asdict(config),
-        "settings": {name: value for name, value in dataclasses.asdict(config).items() if name in shape},
+        "model": dataclasses.asdict(found.config),
+        "settings": shape_settings(found.config),
         "tokenizer": found.known_tokenizer().to_dict(),
         "step": 0,
         "source": found.source,
         "versions": versions(),
     }
-    write_folder(folder, lambda beside: save_checkpoint(beside, meta, {"model": found.tensors}))
+    with written_whole(folder) as beside:
+        save_checkpoint(beside, meta, {"model": found.tensors})

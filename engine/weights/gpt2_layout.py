@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.weights.shapes import parameter_shapes
+from engine.weights.shapes import check_fits, parameter_shapes
 from model import GPTConfig
 
 GPT2_NAMES = {
@@ -117,31 +117,19 @@ def tensors_from_gpt2(
         if head is not None:
             left.setdefault("transformer.wte.weight", head)
     shapes = parameter_shapes(config, left, where)
-    tensors = {
-        name: _matching(left.pop(gpt2_name(name), None), name, shape, transposed, where)
-        for name, shape in shapes.items()
-    }
-    if left:
-        raise UserError(
-            f"{where}: the weights hold {min(left)}, which has no place in a GPT-2 of this configuration"
-        )
+    swapped = {name for name in shapes if transposed and name.endswith(TRANSPOSED)}
+    expected = {gpt2_name(name): shape[::-1] if name in swapped else shape for name, shape in shapes.items()}
+    reason = "they do not belong together"
+    check_fits(expected, left, where, holder="the weights", wanted_by="the configuration", reason=reason)
+    tensors = {}
+    for name in shapes:
+        tensor = left[gpt2_name(name)]
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{where}: {gpt2_name(name)} is {kind}, and weights are floating-point numbers")
+        precision = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        tensors[name] = (tensor.mT if name in swapped else tensor).to(precision)
     return tensors
-
-
-def _matching(
-    tensor: Tensor | None, name: str, shape: tuple[int, ...], transposed: bool, where: str
-) -> Tensor:
-    """The tensor for our parameter, (out, in), in float64 or float32. UserError if it is missing or unfit."""
-    if tensor is None:
-        raise UserError(f"{where}: the weights lack {gpt2_name(name)}, which the configuration asks for")
-    if transposed and name.endswith(TRANSPOSED):
-        tensor = tensor.mT
-    if tensor.shape != shape or not tensor.is_floating_point():
-        raise UserError(
-            f"{where}: {gpt2_name(name)} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}, "
-            f"where the configuration asks for floating-point {list(shape)} (rows are outputs)"
-        )
-    return tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32)
 
 
 def tensors_for_gpt2(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,21 +137,16 @@ def tensors_for_gpt2(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[s
 
     Raises UserError for what has no place in the layout, and for what is missing in it.
     """
-    places = gpt2_shapes(config)
-    for name, tensor in tensors.items():
-        if name not in places:
-            raise UserError(f"{name} has no place in GPT-2's layout: this model is more than a GPT-2")
-        if tuple(tensor.shape) != places[name]:
-            raise UserError(
-                f"{name} is {list(tensor.shape)}, and in GPT-2's layout {list(places[name])}: "
-                f"this model is no GPT-2"
-            )
-    complete = {}
-    for name, shape in places.items():
-        if name in tensors:
-            complete[name] = tensors[name]
-        elif name.endswith(".bias"):
-            complete[name] = tensors["token_embedding.weight"].new_zeros(shape)
-        else:
-            raise UserError(f"GPT-2's layout asks for {name}, which this model does not have")
-    return complete
+    shapes = gpt2_shapes(config)
+    like = next(iter(tensors.values()))
+    zeros = {name: like.new_zeros(shape) for name, shape in shapes.items() if name.endswith(".bias")}
+    complete = zeros | dict(tensors)
+    check_fits(
+        shapes,
+        complete,
+        "this model cannot be converted",
+        holder="the model",
+        wanted_by="GPT-2's layout",
+        reason="it is no GPT-2",
+    )
+    return {name: complete[name] for name in shapes}

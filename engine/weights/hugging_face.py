@@ -56,6 +56,16 @@ OTHER_NAMES = {
     "n_head": "num_attention_heads",
     "n_embd": "hidden_size",
 }
+# Those that are a field of GPTConfig, whose defaults are GPT-2's too, but for dropout.
+OUR_NAMES = {
+    "vocab_size": "vocab_size",
+    "n_positions": "block_size",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "resid_pdrop": "dropout",
+    "tie_word_embeddings": "tied_head",
+}
 EPSILON = 1e-5  # of our layer norms
 
 
@@ -106,17 +116,8 @@ def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
     activation = description.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise UserError(f"{where}: activation_function is {activation}; known are {', '.join(ACTIVATIONS)}")
-    values = {
-        "vocab_size": description.get("vocab_size", 50257),
-        "block_size": description.get("n_positions", 1024),
-        "n_layer": description.get("n_layer", 12),
-        "n_head": description.get("n_head", 12),
-        "n_embd": width,
-        "dropout": description.get("resid_pdrop", 0.1),
-        "bias": True,
-        "activation": ACTIVATIONS[activation],
-        "tied_head": description.get("tie_word_embeddings", True),
-    }
+    values = {ours: description[theirs] for theirs, ours in OUR_NAMES.items() if theirs in description}
+    values = {"dropout": 0.1, "bias": True, "activation": ACTIVATIONS[activation]} | values
     return dataclass_from(GPTConfig, values, where)
 
 

@@ -17,11 +17,11 @@ from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import Tokenizer
 from engine.weights.gpt2_layout import GPT2_VOCABULARY_SIZES, head_is_tied, tensors_from_gpt2, unwrap
+from engine.weights.shapes import SIZES
 from model import GPTConfig
 
 NANOGPT_FILE = "ckpt.pt"
-REQUIRED_ARGUMENTS = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-OPTIONAL_ARGUMENTS = ("dropout", "bias")
+ARGUMENTS = (*SIZES, "dropout", "bias")  # fields of model_args; the sizes must be there
 STRUCT_CODES = {"f2": "e", "f4": "f", "f8": "d", "i4": "i", "i8": "q"}  # NumPy's types of plain numbers
 
 
@@ -35,16 +35,11 @@ def read_nanogpt(path: Path, text: Path | None) -> tuple[GPTConfig, dict[str, Te
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in stored.items()):
         raise UserError(f"{path} is no nanoGPT checkpoint: its model holds more than tensors")
     weights = unwrap(stored, str(path))
-    known = REQUIRED_ARGUMENTS + OPTIONAL_ARGUMENTS
-    values = {name: arguments[name] for name in known if name in arguments} | {
-        "activation": "gelu",
-        "tied_head": head_is_tied(weights),
-    }
-    if (
-        "bias" not in values
-    ):  # of before February 2023, when biases became a setting, and GELU was its tanh form
+    values = {name: arguments[name] for name in ARGUMENTS if name in arguments}
+    values |= {"activation": "gelu", "tied_head": head_is_tied(weights)}
+    if "bias" not in values:  # of before February 2023; biases were no setting, GELU was its tanh form
         values |= {"bias": "transformer.ln_f.bias" in weights, "activation": "gelu_tanh"}
-    config = dataclass_from(GPTConfig, values, f"{path}: model_args", required=REQUIRED_ARGUMENTS)
+    config = dataclass_from(GPTConfig, values, f"{path}: model_args", required=SIZES)
     tensors = tensors_from_gpt2(config, weights, transposed=False, where=str(path))
     return config, tensors, find_tokenizer(path, config, content.get("config"), text)
 

@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.download import hub_errors, reach_hub
 from engine.errors import UserError
-from engine.parallel.sharding import copy_into
 from engine.settings import NEWEST
 from engine.shape import empty_model, padded
 from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import NumberTokenizer
 from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
-from engine.text.tokenizer_files import read_tokenizer, same_ids
+from engine.text.tokenizer_files import UnsupportedTokenizer, read_tokenizer, same_ids
 from engine.weights import checkpoint as checkpoints
 from engine.weights import hugging_face
 from engine.weights.gpt2_layout import GPT2_VOCABULARY_SIZES
@@ -61,9 +61,7 @@ class Pretrained:
     ) -> GPT:
         """The model on a device, in the tensors' own precision unless one is given; `empty` builds it."""
         model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                copy_into(parameter, self.tensors[name])
+        checkpoints.load_weights(model, self.tensors, self.source)
         return model
 
     def known_tokenizer(self) -> Tokenizer:
@@ -113,7 +111,7 @@ class Pretrained:
         return dataclasses.replace(self, config=config, tensors=tensors, tokenizer=tokenizer)
 
     def with_block_size(self, block_size: int) -> "Pretrained":
-        """The same for texts of up to `block_size` tokens alone. UserError where it has fewer positions."""
+        """The same with only its first `block_size` positions. Raises UserError where it has fewer."""
         if block_size > self.config.block_size:
             raise UserError(
                 f"block_size is {block_size}, but {self.source} has {self.config.block_size} positions; "
@@ -130,7 +128,6 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
     """What `source` names: gpt2 … gpt2-xl, OWNER/NAME@COMMIT on the hub, a folder, a nanoGPT ckpt.pt, a run.
 
     run:NAME is the newest run of that name, which must be finished.
-
     `checkpoint` says which one of a run; `text` is the text that a nanoGPT model of characters was trained
     on. Raises UserError for anything that cannot be read, or is no GPT-2.
     """
@@ -170,7 +167,7 @@ def read_folder(folder: Path, source: str) -> Pretrained:
     config, tensors = hugging_face.read_model(folder, source)
     try:
         tokenizer = read_tokenizer(folder)
-    except UserError as error:  # the weights can be used all the same, on token ids
+    except UnsupportedTokenizer as error:  # the weights can be used all the same, on token ids
         return Pretrained(config, tensors, None, source, tokenizer_problem=f"{source}: {error}")
     if tokenizer is None and config.vocab_size in GPT2_VOCABULARY_SIZES:
         tokenizer = GPT2Tokenizer()
@@ -185,23 +182,19 @@ def read_folder(folder: Path, source: str) -> Pretrained:
 def download(repository: str, revision: str) -> Path:
     """The folder in which huggingface_hub keeps these files of a revision; it downloads the ones missing.
 
-    Raises UserError where they cannot be had, within seconds where there is no network: the library asks
-    again and again for half a minute, so a single question comes first.
+    Raises UserError where they cannot be had; `reach_hub` finds out within seconds.
     """
     import huggingface_hub
 
-    try:
-        for name in HUB_FILES:
-            if not huggingface_hub.try_to_load_from_cache(repository, name, revision=revision):
-                address = huggingface_hub.hf_hub_url(repository, name, revision=revision)
-                huggingface_hub.get_hf_file_metadata(address)
-                break
+    advice = (
+        f"; where there is no network, put {', '.join(HUB_FILES)} from https://huggingface.co/{repository} "
+        "into a folder and name it: --init_from=FOLDER"
+    )
+    with hub_errors(f"the weights of {repository} cannot be had", advice):
+        cached = (
+            huggingface_hub.try_to_load_from_cache(repository, name, revision=revision) for name in HUB_FILES
+        )
+        if not all(cached):
+            reach_hub(repository, "model")
         paths = [huggingface_hub.hf_hub_download(repository, name, revision=revision) for name in HUB_FILES]
-    except Exception as error:  # those of the library, of its transport, and of the disk have no common base
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"the weights of {repository} cannot be had ({reason[0]}); where there is no network, "
-            f"put {', '.join(HUB_FILES)} from https://huggingface.co/{repository} into a folder "
-            f"and name it: --init_from=FOLDER"
-        ) from error
     return Path(paths[0]).parent

@@ -78,8 +78,7 @@ def _write_files(
             name = f"{files[first + world.rank][0]}.safetensors"
             content = safetensors.torch.save(kept)
             try:  # the others count on this process for the next file, so a full disk is reported at the end
-                folder.mkdir(parents=True, exist_ok=True)
-                _write_synced(folder / name, content)
+                write_whole(folder / name, content)
             except OSError as error:
                 problem = error.strerror or str(error)
             hashes[name] = hashlib.sha256(content).hexdigest()
@@ -106,19 +105,12 @@ def _split_into_files(
 
 def _finish(beside: Path, place: Path, meta: dict[str, Any]) -> None:
     """Write meta.json, which comes last, and give the folder its name."""
-    _write_synced(beside / "meta.json", json.dumps(meta | {"sha256": hash_of_meta(meta)}, indent=1).encode())
+    write_whole(beside / "meta.json", json.dumps(meta | {"sha256": hash_of_meta(meta)}, indent=1).encode())
     _sync_folder(beside)
     if place.exists():  # a damaged one, left by an earlier attempt at this step
         shutil.rmtree(place)
     os.replace(beside, place)
     _sync_folder(place.parent)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

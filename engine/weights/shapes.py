@@ -39,18 +39,27 @@ def shapes_of(model: GPT) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def check_fits(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Tensor], where: str) -> None:
-    """Raise UserError where a checkpoint's tensors are not the model's parameters, naming the first one."""
-    differences = [
-        f"{name} is in the checkpoint and not in the model" for name in stored if name not in shapes
-    ]
+def check_fits(
+    shapes: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, Tensor],
+    where: str,
+    *,
+    holder: str = "the checkpoint",
+    wanted_by: str = "the model",
+    reason: str = "the code has changed since",
+) -> None:
+    """Raise UserError where tensors have not these names and shapes, naming the first difference.
+
+    `holder` is what holds the tensors and `wanted_by` what asks for the shapes; `reason` ends the sentence.
+    """
+    differences = [f"{name} is in {holder} and not in {wanted_by}" for name in stored if name not in shapes]
     for name, shape in shapes.items():
         if name not in stored:
-            differences.append(f"{name} is in the model and not in the checkpoint")
+            differences.append(f"{name} is in {wanted_by} and not in {holder}")
         elif tuple(stored[name].shape) != shape:
             differences.append(
-                f"{name} is {list(stored[name].shape)} in the checkpoint and {list(shape)} in the model"
+                f"{name} is {list(stored[name].shape)} in {holder} and {list(shape)} in {wanted_by}"
             )
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-        raise UserError(f"{where}: {differences[0]}{more}: the code has changed since")
+        raise UserError(f"{where}: {differences[0]}{more}: {reason}")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.commands import ROOT, TEXT, TINY, torchrun
+from support.datasets import write_dataset
 
 from engine.data.dataset import Split, TokenFile, open_dataset
 from engine.data.order import evaluation_batches, evaluation_windows, permute, training_starts
 from engine.errors import UserError
 from engine.preparation.pipeline import prepare
-from engine.preparation.recipes import write_dataset
 from engine.preparation.request import Request
 
 
@@ -165,7 +165,7 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_a_meta_that_lies_is_refused(tmp_path: Path, change: dict, said: str) -> None:
-    folder = write_dataset("x", "abc" * 100, "char", 0.2, [], quiet, tmp_path)
+    folder = write_dataset("x", "abc" * 100, "char", 0.2, tmp_path)
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | change))
     with pytest.raises(UserError, match=said):
@@ -173,7 +173,7 @@ def test_a_meta_that_lies_is_refused(tmp_path: Path, change: dict, said: str) ->
 
 
 def test_damaged_missing_and_short_files_are_named(tmp_path: Path) -> None:
-    folder = write_dataset("x", "abc" * 100, "char", 0.2, [], quiet, tmp_path)
+    folder = write_dataset("x", "abc" * 100, "char", 0.2, tmp_path)
     content = bytearray((folder / "train.bin").read_bytes())
     content[10] ^= 1
     (folder / "train.bin").write_bytes(content)
@@ -193,7 +193,7 @@ def test_a_data_set_named_by_its_path_or_nearly_is_asked_for_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_dataset("base", "abc" * 100, "char", 0.2, [], quiet)
+    write_dataset("base", "abc" * 100, "char", 0.2)
     Path("link").symlink_to("data")
     for name in ("data/base", "data/base/", "base/", "./data/base", "link/base", str(tmp_path / "data/base")):
         with pytest.raises(UserError, match=rf"^{name} is a path.*; did you mean base\?$"):
@@ -240,7 +240,7 @@ def test_training_writes_nothing_into_data(place: Path) -> None:
 
 
 def test_a_split_shorter_than_a_window_is_one_line_under_torchrun_too(tmp_path: Path) -> None:
-    write_dataset("short", "abcdefgh" * 10, "char", 0.1, [], quiet, tmp_path / "data")
+    write_dataset("short", "abcdefgh" * 10, "char", 0.1, tmp_path / "data")
     (tmp_path / "short.py").write_text(TINY.replace("topics", "short").replace("32", "8", 1))
     finished = torchrun(tmp_path, 2, "train.py", "short.py")
     lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
@@ -248,7 +248,7 @@ def test_a_split_shorter_than_a_window_is_one_line_under_torchrun_too(tmp_path: 
 
 
 def test_a_split_no_longer_than_a_block_is_refused(tmp_path: Path) -> None:
-    write_dataset("x", "abc" * 100, "char", 0.2, [], quiet, tmp_path)
+    write_dataset("x", "abc" * 100, "char", 0.2, tmp_path)
     assert open_dataset("x", 59, tmp_path).val.tokens == 60
     with pytest.raises(UserError, match=r"val split .* has 60 tokens"):
         open_dataset("x", 60, tmp_path)
@@ -264,10 +264,10 @@ def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_older_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_dataset("x", "abc" * 100, "char", 0.2, [], quiet, tmp_path)
+    folder = write_dataset("x", "abc" * 100, "char", 0.2, tmp_path)
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises((OSError, UserError)):
-        write_dataset("x", "abcd" * 100, "char", 0.2, [], quiet, tmp_path)
+        write_dataset("x", "abcd" * 100, "char", 0.2, tmp_path)
     monkeypatch.undo()
     assert open_dataset("x", 8, tmp_path).train.tokens == 240
     assert sorted(file.name for file in folder.iterdir()) == ["meta.json", "train.bin", "val.bin"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import TEXT
+from support.datasets import write_dataset
 
 from engine.download import PublicFile
 from engine.errors import UserError
-from engine.preparation.recipes import write_dataset
 
 UNREACHABLE = tuple(PublicFile(f"none-{i}.gz", "http://127.0.0.1:9/none.gz", "0" * 64) for i in range(4))
 
@@ -20,7 +20,7 @@ UNREACHABLE = tuple(PublicFile(f"none-{i}.gz", "http://127.0.0.1:9/none.gz", "0"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder, the current one, with the data set; pictures go there too. Threads are restored."""
     folder = tmp_path_factory.mktemp("lessons")
-    write_dataset("shakespeare_char", TEXT, "char", 0.1, [], print, folder / "data")
+    write_dataset("shakespeare_char", TEXT, "char", 0.1, folder / "data")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

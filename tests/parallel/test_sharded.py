@@ -264,14 +264,14 @@ def test_a_disk_that_one_process_cannot_write_to_leaves_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of two files fails; nothing of the first stays."""
-    write = saving._write_synced
+    write = saving.write_whole
 
     def full(path: Path, content: bytes) -> None:
-        if "00002" in path.name:
+        if path.name.startswith("model-00002"):
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(saving, "_write_synced", full)
+    monkeypatch.setattr(saving, "write_whole", full)
     monkeypatch.setattr(saving, "SHARD_BYTES", 100)
     with pytest.raises(UserError, match="No space left"):
         saving.save_checkpoint(tmp_path, {"step": 1}, {"model": {"a": torch.ones(20), "b": torch.ones(20)}})

@@ -81,7 +81,7 @@ def read(inputs: list[readers.Input], **options) -> list[str]:
 
 def bare(found: Iterable[readers.Piece]) -> list[readers.Piece]:
     """The pieces without the share that they were read at: a file is read ahead."""
-    return [replace(piece, share=0.0) for piece in found]
+    return [[part._replace(share=0.0) for part in piece] for piece in found]
 
 
 PLAIN = ["d.jsonl", "d.ndjson", "d.json", "d.csv", "d.tsv", "d.parquet"]
@@ -93,10 +93,10 @@ def test_every_format_gives_the_same_documents_from_every_place_on(tmp_path: Pat
     assert read(inputs) == DOCUMENTS
     found = list(pieces(inputs, "text", False))
     assert len(found) > 10
-    shares = [piece.share for piece in found]
+    shares = [part.share for piece in found for part in piece]
     assert shares == sorted(shares) and 0 < shares[-1] <= 1
     for number, piece in enumerate(found):
-        assert bare(pieces(inputs, "text", False, piece.next)) == bare(found[number + 1 :])
+        assert bare(pieces(inputs, "text", False, piece[-1].next)) == bare(found[number + 1 :])
 
 
 def test_folders_and_patterns_come_in_the_order_of_names_without_hidden_files(tmp_path: Path) -> None:
@@ -115,16 +115,16 @@ def test_folders_and_patterns_come_in_the_order_of_names_without_hidden_files(tm
 def test_files_as_documents_go_on_from_every_place_and_long_ones_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 3000)
-    texts = [DOCUMENTS[0], "word " * 2000, "ä" * 4000, *DOCUMENTS[1:20]]
+    monkeypatch.setitem(readers.LONGEST, "file", 3000)
+    texts = [DOCUMENTS[0], "word " * 2000, "ä" * 4000, "whole " * 500, *DOCUMENTS[1:20]]
     for number, text in enumerate(texts):
         (tmp_path / f"{number:03}.txt").write_text(text, encoding="utf-8")
     inputs = find_inputs([str(tmp_path)])
     found = list(pieces(inputs, "text", False))
     assert "".join(read(inputs)) == "".join(texts)
-    assert max(len(text.encode()) for text in read(inputs)) <= 3000
+    assert max(len(text.encode()) for text in read(inputs)) <= 3000 and "whole " * 500 in read(inputs)
     for number, piece in enumerate(found):
-        assert bare(pieces(inputs, "text", False, piece.next)) == bare(found[number + 1 :])
+        assert bare(pieces(inputs, "text", False, piece[-1].next)) == bare(found[number + 1 :])
 
 
 def test_one_text_is_cut_without_a_loss_and_goes_on_from_every_place(tmp_path: Path) -> None:
@@ -135,13 +135,13 @@ def test_one_text_is_cut_without_a_loss_and_goes_on_from_every_place(tmp_path: P
     inputs = find_inputs([str(tmp_path / f"{number}.txt") for number in range(3)])
     found = list(pieces(inputs, "text", True))
     assert len(found) > 20
-    assert b"".join(piece.content for piece in found) == b"".join(
+    assert b"".join(part.contents[0] for (part,) in found) == b"".join(
         Path(item.path).read_bytes() for item in inputs
     )
-    for number, piece in enumerate(found):
-        assert bare(pieces(inputs, "text", True, piece.next)) == bare(found[number + 1 :])
-        before = Path(inputs[piece.start.index].path).read_bytes()[: piece.start.offset]
-        assert piece.start.line == before.count(b"\n")
+    for number, (part,) in enumerate(found):
+        assert bare(pieces(inputs, "text", True, part.next)) == bare(found[number + 1 :])
+        before = Path(inputs[part.start.index].path).read_bytes()[: part.start.offset]
+        assert part.start.line == before.count(b"\n")
 
 
 PAIRS = OwnBytePairTokenizer(
@@ -333,7 +333,7 @@ def test_a_byte_order_mark_is_left_out_and_positions_count_it(tmp_path: Path) ->
     for number, text in enumerate(("one", "\ufefftwo", "three\ufeff", "\ufefffour")):
         (tmp_path / "a" / f"{number}.txt").write_text(text, encoding="utf-8")
     (piece,) = pieces(find_inputs([str(tmp_path / "a")]), "text", False)
-    assert [Path(file).name for file in piece.marked] == ["1.txt", "3.txt"]
+    assert [Path(part.file).name for part in piece if part.marked] == ["1.txt", "3.txt"]
     assert read(find_inputs([str(tmp_path / "a")])) == ["one", "two", "three\ufeff", "four"]
     for name in ("b.txt", "c.txt.gz", "b.jsonl", "b.json", "b.csv"):
         text = {"b.jsonl": '{"text": "x"}\n', "b.json": '{"text": "x"}', "b.csv": "text\nx\n"}.get(name, "x")
@@ -350,7 +350,7 @@ def test_a_byte_order_mark_is_left_out_and_positions_count_it(tmp_path: Path) ->
 def test_lines_and_bytes_are_exact_in_the_later_parts_of_a_long_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "LONGEST_DOCUMENT", 3000)
+    monkeypatch.setitem(readers.LONGEST, "file", 3000)
     content = b"some words\n" * 1000 + b"caf\xe9"
     (tmp_path / "a.txt").write_bytes(content)
     for one_text in (True, False):
@@ -382,7 +382,7 @@ def test_a_data_set_of_the_hub_is_streamed_from_every_record_on(tmp_path: Path) 
     (item,) = find_inputs([f"hf:{tmp_path / 'corpus'}"])
     assert item.format == "hub" and read([item]) == DOCUMENTS
     second = list(pieces([item], "text", False))[1]
-    assert next(pieces([item], "text", False, second.start)).contents == second.contents
+    assert next(pieces([item], "text", False, second[0].start)) == second
     with pytest.raises(UserError, match="cannot be read from the Hugging Face hub"):
         read([replace(item, path=str(tmp_path / "nothing"))])
 

@@ -16,7 +16,10 @@ from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.commands import ROOT, TEXT, command
+from support.datasets import write_dataset
 
 import prepare as script
 from engine.data.dataset import KNOWN, open_dataset
@@ -24,7 +27,7 @@ from engine.errors import UserError
 from engine.preparation import inputs as readers
 from engine.preparation import pipeline
 from engine.preparation.pipeline import prepare
-from engine.preparation.recipes import GENERATED, LARGE, RECIPES, write_dataset
+from engine.preparation.recipes import GENERATED, LARGE, RECIPES
 from engine.preparation.request import Request, State
 from engine.text.byte_pairs import END_OF_TEXT, learn_vocabulary
 
@@ -466,7 +469,7 @@ def test_what_is_missing_is_said_with_what_there_is(
     assert set(KNOWN) == set(RECIPES) | set(LARGE) | set(GENERATED)
     assert "(there is none yet)" in fails(script.main, "--show", "nope")
     for name in ("one", "two"):
-        write_dataset(name, "abcd" * 200, "char", 0.5, [], quiet)
+        write_dataset(name, "abcd" * 200, "char", 0.5)
     for arguments in (["one"], ["data/one"], ["data/one/"]):
         assert re.search("data/one is there, .* add --input FILE", fails(script.main, *arguments))
     for arguments in (["--show", "data/one"], ["--verify", "one/"]):
@@ -531,6 +534,31 @@ def test_a_worker_that_dies_is_reported_and_the_same_request_goes_on(
     prepare(Request("a", ["corpus.jsonl"], tokenizer="bytes", workers=2), said.append)
     assert "going on after" in said[0]
     assert {file.name: file.read_bytes() for file in Path("data/a").iterdir()} == wanted
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.txt"])
+def test_an_input_that_changes_while_it_is_read_is_named(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    Path("corpus.txt").write_text("\n\n".join(DOCUMENTS))
+    write = pipeline.Preparation._write
+
+    def change(self: pipeline.Preparation, *arguments: object) -> None:
+        write(self, *arguments)
+        with open(name, "a") as file:
+            file.write("\n")
+
+    monkeypatch.setattr(pipeline.Preparation, "_write", change)
+    with pytest.raises(UserError, match=f"{name} has changed while it was read"):
+        made(inputs=[name], tokenizer="bytes")
+    assert not Path("data/a/meta.json").exists()
+
+
+@given(st.lists(st.integers(0, 20), min_size=1).filter(any), st.floats(0.001, 0.999))
+def test_validation_begins_after_the_share_of_the_characters(characters: list[int], val: float) -> None:
+    number, before = pipeline.find_border(characters, val)
+    assert sum(characters[:number]) + before == int((1 - val) * sum(characters))
+    assert 0 <= before < characters[number]
 
 
 def test_two_preparations_of_one_name_do_not_meet(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,11 @@ def test_what_needs_text_names_the_tokenizer_that_cannot_be_read(
     assert "WordPiece" in fails(sample.main, f"--init_from={word_pieces}")
     assert "WordPiece" in fails(convert.main, str(word_pieces), "--to", "run", "out/gpt")
     (word_pieces / "tokenizer.json").write_text("{")
-    assert "damaged" in fails(sample.main, f"--init_from={word_pieces}")
+    for main, arguments in (
+        (sample.main, [f"--init_from={word_pieces}"]),
+        (convert.main, [str(word_pieces), "--to", "hf", "out/again"]),
+    ):
+        assert "damaged" in fails(main, *arguments)
 
 
 def test_an_export_without_its_tokenizer_says_why(

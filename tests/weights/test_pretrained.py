@@ -13,8 +13,10 @@ from support.commands import command
 from support.random_models import edit_json, largest_difference, random_gpt2, save_folder
 from tokenizers import ByteLevelBPETokenizer
 
+from engine.download import Unreachable
 from engine.errors import UserError
 from engine.settings import GPT2_SIZES
+from engine.weights import pretrained
 from engine.weights.pretrained import GPT2_REVISIONS, read_pretrained
 
 TEXT = (
@@ -132,22 +134,22 @@ def test_without_network_it_is_said_after_one_question_and_nothing_else(tmp_path
     where = {"HF_HUB_CACHE": str(tmp_path / "empty"), "HF_ENDPOINT": f"http://127.0.0.1:{port}"}
     failed = sample(["--init_from=gpt2"], tmp_path, **where, NO_PROXY="127.0.0.1")
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and failed.stdout == ""
-    assert failed.stderr.startswith("error: the weights of openai-community/gpt2 cannot be had (")
+    assert failed.stderr.startswith("error: the weights of openai-community/gpt2 cannot be had: ")
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def no_answer(address: str) -> None:
-        asked.append(address)
-        raise ConnectionError("no route")
+    def no_answer(repository: str, kind: str) -> str:
+        asked.append((repository, kind))
+        raise Unreachable("no route")
 
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", no_answer)
+    monkeypatch.setattr(pretrained, "reach_hub", no_answer)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("asked again"))
-    with pytest.raises(UserError, match=r"cannot be had \(no route\); where there is no network"):
+    with pytest.raises(UserError, match=r"cannot be had: no route; where there is no network"):
         read_pretrained("gpt2-xl")
-    assert len(asked) == 1 and "openai-community/gpt2-xl" in asked[0]
+    assert asked == [("openai-community/gpt2-xl", "model")]
 
 
 def test_without_network_the_sentence_says_what_to_put_where(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_bad_folders_are_named_with_the_fix(tmp_path: Path) -> None:
 
     refused("type 'llama'", model_type="llama")
     refused("h.2.ln_1.weight", n_layer=3)
-    refused(r"hold .*transformer.h.1", n_layer=1)
+    refused(r"transformer.h.1\..* is in the weights and not in the configuration", n_layer=1)
     refused(r"\[97, 16\].*\[99, 16\]", vocab_size=99)
     refused("n_inner is 20", n_inner=20)
     refused("activation_function is relu", activation_function="relu")
@@ -185,7 +187,7 @@ def test_bad_folders_are_named_with_the_fix(tmp_path: Path) -> None:
     refused("not divisible", n_head=3)
     refused("must be int", n_layer="two")
     refused("must be int", n_embd=None)
-    refused("lack lm_head.weight", tie_word_embeddings=False)
+    refused("lm_head.weight is in the configuration and not in the weights", tie_word_embeddings=False)
     refused("not zero", bias=False)
     refused(r"n_layer is 1000000000, but there are weights of at most", n_layer=10**9)
     refused("block_size is 1000000000000000000; no model is larger", n_positions=10**18)
