@@ -55,8 +55,8 @@ from engine.conversation.template import encode_question
 from engine.device import Compute, choose_threads, find_device
 from engine.generation import Sampling
 from engine.json_files import read_json_object
+from engine.runs import RUNS_FOLDER, checkpoint_folders, find_runs
 from engine.text.roles import ChatTokenizer
-from engine.weights.checkpoint import RUNS_FOLDER, checkpoint_folders, find_runs
 from engine.weights.pretrained import read_pretrained
 from model import GPT, derive_seed
 from tasks.calculator import answer_to

@@ -1,11 +1,13 @@
 """Count a GPT: parameters by matrix, arithmetic, memory, and time to train.
 
+    python count.py
     python count.py gpt3
     python count.py gpt2-xl --tokens 300e9 --flops 400e12
     python count.py configs/shakespeare_char.py
     python count.py out/shakespeare_char
 
-A preset (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3), a configuration file or a run. Matrices are counted
+A preset (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3), a configuration file or a run, without one the
+newest in out/. Matrices are counted
 apart from positions, norms and biases. gpt3 has the shape of GPT-3 175B (Brown et al., 2020, table 2.1),
 with a head of its own.
 
@@ -37,7 +39,9 @@ TOKENS_PER_PARAMETER = 20  # about the best use of a fixed amount of arithmetic 
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
     parser = Parser(description=__doc__)
-    parser.add_argument("what", help="a preset, a configuration file, or a run's folder")
+    parser.add_argument(
+        "what", nargs="?", help="a preset, a configuration file, or a run's folder (default: the newest run)"
+    )
     parser.add_argument("--cpu", action="store_true", help="apply the configuration file's part for CPUs")
     parser.add_argument(
         "--vocab_size", type=int, help="vocabulary, where the configuration's data is not prepared yet"
@@ -61,6 +65,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
 from engine.device import Compute
+from engine.runs import newest_run, similar_run
 from engine.shape import MATRICES, count_parameters, flops_per_token
 from engine.training.memory import TrainingMemory
 from model import GPTConfig
@@ -73,10 +78,11 @@ def main(arguments: Sequence[str]) -> None:
 
 def count(options: Namespace) -> None:
     """Print the tables of a model's parameters and costs."""
-    config = find_config(options.what, options.cpu, options.vocab_size)
+    what = options.what or str(newest_run("to count"))
+    config = find_config(what, options.cpu, options.vocab_size)
     parameters = sum(count_parameters(config).values())
     tokens = options.tokens or float(TOKENS_PER_PARAMETER * parameters)
-    print("\n".join(table(options.what, config)), flush=True)
+    print("\n".join(table(what, config)), flush=True)
     print("\n".join(costs(config, parameters, tokens, options.flops)))
 
 
@@ -100,16 +106,21 @@ def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> 
     if what.endswith(".py"):
         from engine.data.dataset import DATA_FOLDER, read_meta
         from engine.shape import model_config
+        from engine.training.suggest import left_out, names_data
 
-        settings = read_settings(TrainSettings, [what], "").settings(on_cpu=cpu)
-        meta = DATA_FOLDER / settings.dataset / "meta.json"
+        sources = read_settings(TrainSettings, [what], "")
+        meta = DATA_FOLDER / sources.get("dataset") / "meta.json"
+        if meta.is_file() and names_data(sources) and sources.nanogpt_mark is None:
+            sources.file |= left_out(sources, cpu)
+        settings = sources.settings(on_cpu=cpu)
         if vocab_size is None and not meta.is_file():
             raise UserError(
                 f"the vocabulary of {what} is that of data/{settings.dataset}, which is not there; "
                 f"prepare it, or add --vocab_size=50257 (GPT-2's)"
             )
         return model_config(settings, vocab_size or read_meta(meta)["vocab_size"])
-    raise UserError(f"{what} is no preset ({', '.join(PRESETS)}), no configuration file and no run's folder")
+    kinds = f"no preset ({', '.join(PRESETS)}), no configuration file and no run's folder"
+    raise UserError(f"{what} is {kinds}{similar_run(what, PRESETS)}")
 
 
 def table(name: str, config: GPTConfig) -> list[str]:

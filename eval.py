@@ -22,7 +22,7 @@ from typing import Any
 
 import tasks
 from engine.command_line import Parser, read_early, run_script
-from engine.errors import UserError
+from engine.errors import UserError, similar_file
 
 BENCHMARKS = ("loss", "hellaswag", "lambada")
 TASKS = (*BENCHMARKS, *tasks.TASKS)
@@ -71,9 +71,9 @@ from engine.device import Compute, choose_threads, find_device
 from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
 from engine.measure.scoring import score_text
 from engine.measure.tasks import score_task
+from engine.runs import newest_run
 from engine.system import write_whole
 from engine.text.tokenizer import BYTE_ORDER_MARK, print_note
-from engine.weights.checkpoint import find_runs
 from engine.weights.pretrained import Pretrained, read_pretrained
 from model import GPT
 
@@ -86,12 +86,7 @@ def main(arguments: Sequence[str]) -> None:
 def score(options: Namespace) -> None:
     """Load the model, run the tasks, print a line for each figure."""
     if options.model is None:
-        runs = find_runs()
-        if not runs:
-            raise UserError(
-                "there is no run in out/ to score; train one: python train.py configs/shakespeare_char.py"
-            )
-        options.model = str(runs[0])
+        options.model = str(newest_run("to score"))
         print(f"the newest run: {options.model}")
     device = find_device(options.device)
     compute = Compute(device.type, options.dtype, False, choose_threads(options.threads, 1))
@@ -142,7 +137,8 @@ def read_ids(options: Namespace, found: Pretrained) -> tuple[Any, float | None]:
         try:
             content = Path(options.text).read_bytes()
         except OSError as error:
-            raise UserError(f"{options.text} cannot be read: {error.strerror}") from error
+            why = f"{error.strerror}{similar_file(options.text)}"
+            raise UserError(f"{options.text} cannot be read: {why}") from error
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -2,21 +2,27 @@
 
     python plot.py                                        the newest run, to out/NAME/loss.png
     python plot.py out/shakespeare_char out/shakespeare_char-2 --output compare.png --x seconds
+    python plot.py out/sweep-tiny                         all runs of a sweep
     python plot.py out/shakespeare_char --attention "ROMEO:"    where each head looks: attention.png
 
 Thick, with points: validation loss. Dashed: training loss, evaluated in the same way. Thin: training loss of
-single steps. Dotted: the best validation loss.
+single steps. Dotted: the best validation loss. Runs that differ in their seed alone are one curve, their
+mean, with a band from the lowest to the highest of them.
 """
 
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
+from statistics import fmean
+from textwrap import fill, shorten
 from typing import Any
 
 from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
 
+Lines = list[dict[str, Any]]  # of a metrics.jsonl
+OF_ONE_RUN = ("seed", "out_dir", "init_from", "checkpoint", "wandb_run_name", "device")
 AXES = {"step": "step", "tokens": "tokens", "seconds": "training time in seconds"}
 # The curves of a run: how the legend calls them, kind and key in metrics.jsonl, and how they are drawn.
 CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
@@ -24,6 +30,7 @@ CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("training", "eval", "train_loss", {"linewidth": 1.5, "linestyle": "--", "zorder": 3}),
     ("training, single steps", "train", "loss", {"linewidth": 0.8, "alpha": 0.5}),
 )
+BAND: dict[str, Any] = {"alpha": 0.2, "linewidth": 0}
 BEST: dict[str, Any] = {"linewidth": 1, "linestyle": ":"}
 MAX_TOKENS = 256  # of a text whose attention is drawn
 LEGIBLE = 24  # tokens that can be written along an axis; longer texts get numbers
@@ -33,7 +40,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "runs", nargs="*", type=Path, help="folders of runs (default: the newest run in out/)"
+        "runs", nargs="*", type=Path, help="folders of runs or sweeps (default: the newest run in out/)"
     )
     parser.add_argument(
         "--output",
@@ -62,6 +69,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from engine.runs import newest_run, similar_run
 from engine.training.metrics import read_metrics
 
 
@@ -72,10 +80,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def plot(options: Namespace) -> None:
     """Read runs or a model, and draw them."""
-    runs = options.runs or [newest_run()]
+    runs = options.runs or [newest_run("to draw")]
     if options.attention is None:
         output = options.output or runs[0] / "loss.png"
-        save(draw_losses({str(run): read_run(run) for run in runs}, options.x), output)
+        save(draw_losses(read_curves(runs), options.x), output)
         print(f"drew {', '.join(map(str, runs))} to {output}")
     else:
         output = options.output or (runs[0] if runs[0].is_dir() else Path()) / "attention.png"
@@ -85,21 +93,51 @@ def plot(options: Namespace) -> None:
         print(f"drew the attention of {runs[0]} to {output}")
 
 
-def newest_run() -> Path:
-    """The run in out/ whose metrics were written last. Raises UserError where there is none."""
-    found = sorted(Path("out").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(
-            "there is no run in out/ to draw; train one: python train.py configs/shakespeare_char.py"
-        )
-    return found[-1].parent
+def read_curves(folders: Sequence[Path]) -> dict[str, list[Lines]]:
+    """The metrics of runs by the names of their curves: one run, or all that differ in their seed alone.
+
+    Raises UserError for a folder that holds no run.
+    """
+    groups: dict[str, dict[Any, Path]] = {}
+    names: dict[Path, str] = {}
+    for folder in folders:
+        swept = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+        names |= {run: name_in_sweep(run, swept) for run in swept} or {folder: str(folder)}
+    for run in names:
+        shared, seed = split_settings(run)
+        if seed in groups.get(shared, {}):  # other code, perhaps: a curve of its own
+            shared = str(run)
+        groups.setdefault(shared, {})[seed] = run
+    curves = {}
+    for group in groups.values():
+        first, *more = group.values()
+        name = f"{names[first]}, {len(group)} seeds" if more else names[first]
+        curves[str(first) if name in curves else name] = [read_run(run) for run in (first, *more)]
+    return curves
 
 
-def read_run(run: Path) -> list[dict[str, Any]]:
+def name_in_sweep(run: Path, swept: Sequence[Path]) -> str:
+    """The sweep's folder, and the settings in the run's name, but for its seed, that others do not share."""
+    shared = set.intersection(*(set(other.name.split(",")) for other in swept))
+    own = [part for part in run.name.split(",") if part not in shared and not part.startswith("seed=")]
+    return f"{run.parent}: {', '.join(own)}" if own else str(run.parent)
+
+
+def split_settings(run: Path) -> tuple[str, Any]:
+    """What a run shares with those of other seeds, or its name where that is unknown; and its seed."""
+    try:
+        settings = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
+        shared = [(name, value) for name, value in settings.items() if name not in OF_ONE_RUN]
+        return str(shared), settings["seed"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return str(run), None
+
+
+def read_run(run: Path) -> Lines:
     """The lines of a run's metrics.jsonl. Raises UserError where it holds none."""
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{run} holds no run: there is no {path}")
+        raise UserError(f"{run} holds no run: there is no {path}{similar_run(str(run))}")
     lines = read_metrics(path)
     if not lines:
         raise UserError(f"{path} has no figures yet")
@@ -110,47 +148,67 @@ def read_run(run: Path) -> list[dict[str, Any]]:
 # Losses
 
 
-def draw_losses(runs: dict[str, list[dict[str, Any]]], x: str) -> Figure:
-    """The losses of runs, each a name and the lines of its metrics, over `x`, a key of AXES."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+def draw_losses(curves: dict[str, list[Lines]], x: str) -> Figure:
+    """The losses of runs over `x`, a key of AXES; a curve has a name, and one run or several seeds of it."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots()
     handles = []  # the legend's lines: a colour for each run, then what the kinds of lines mean
-    for number, (name, lines) in enumerate(runs.items()):
-        best = draw_run(axes, lines, x, f"C{number}")
+    for number, (name, runs) in enumerate(curves.items()):
+        best = draw_curve(axes, runs, x, f"C{number}")
         label = name if best is None else f"{name} (best {best:.3f})"
-        handles.append(Line2D([], [], color=f"C{number}", linewidth=5, label=label))
+        handles.append(Line2D([], [], color=f"C{number}", linewidth=5, label=fill(label, 60)))
     for label, style in [(curve[0], curve[3]) for curve in CURVES] + [("best validation", BEST)]:
         handles.append(Line2D([], [], color="gray", label=label, **style))
-    for text in axes.legend(handles=handles).get_texts():
+    for text in figure.legend(handles=handles, loc="outside lower center", ncols=2).get_texts():
         text.set_parse_math(False)  # a $ in a run's name is a $
-    title = f"Loss of {len(runs)} runs" if len(runs) > 1 else f"Loss of {next(iter(runs))}"
-    axes.set_title(title, parse_math=False)
+    number = sum(len(runs) for runs in curves.values())
+    title = f"Loss of {number} runs" if len(curves) > 1 else f"Loss of {next(iter(curves))}"
+    axes.set_title(fill(title, 80), parse_math=False)
     axes.set_xlabel(AXES[x])
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)
     return figure
 
 
-def draw_run(axes: Axes, lines: list[dict[str, Any]], x: str, color: str) -> float | None:
-    """Draw one run's curves in its colour; its best validation loss, None where none was measured."""
+def draw_curve(axes: Axes, runs: list[Lines], x: str, color: str) -> float | None:
+    """Draw the losses of a run, or of several seeds of it, in a colour.
+
+    Returns the best validation loss, of several seeds that of their mean; None where none was measured.
+    """
+    best = None
     for _, kind, key, style in CURVES:
-        curve = points(lines, kind, x, key)
-        if curve:
-            axes.plot(*zip(*curve, strict=True), color=color, **style)
-    best = min((loss for _, loss in points(lines, "eval", x, "val_loss")), default=None)
+        at, losses = points(runs, kind, x, key)
+        if at:
+            means = [fmean(seeds) for seeds in losses]
+            axes.plot(at, means, color=color, **style)
+            if len(runs) > 1 and kind == "eval":
+                lowest, highest = [min(seeds) for seeds in losses], [max(seeds) for seeds in losses]
+                axes.fill_between(at, lowest, highest, color=color, **BAND)
+            if key == "val_loss":
+                best = min(means)
     if best is not None:
         axes.axhline(best, color=color, **BEST)
     return best
 
 
-def points(lines: list[dict[str, Any]], kind: str, x: str, y: str) -> list[tuple[float, float]]:
-    """Pairs (x, y) of the lines of a kind, but for lines that lack one of the two, or have null for it."""
-    pairs = []
-    for line in lines:
-        first, second = line.get(x), line.get(y)
-        if line.get("kind") == kind and isinstance(first, int | float) and isinstance(second, int | float):
-            pairs.append((first, second))
-    return pairs
+def points(runs: list[Lines], kind: str, x: str, y: str) -> tuple[list[float], list[list[float]]]:
+    """Where on the axis, and what each run measured there: at the steps at which all of them have both.
+
+    In seconds runs differ, and their mean is taken.
+    """
+    found: dict[int, list[tuple[float, float]]] = {}
+    for lines in runs:
+        for line in lines:
+            first, second = line.get(x), line.get(y)
+            if (
+                line.get("kind") == kind
+                and isinstance(first, int | float)
+                and isinstance(second, int | float)
+            ):
+                found.setdefault(line["step"], []).append((first, second))
+    shared = [pairs for _, pairs in sorted(found.items()) if len(pairs) == len(runs)]
+    at = [fmean(first for first, _ in pairs) for pairs in shared]
+    return at, [[second for _, second in pairs] for pairs in shared]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.command_line import Sources, read_early, read_settings, run_script
-from engine.errors import UserError
+from engine.errors import UserError, similar_file
 from engine.settings import SampleSettings
 
 
@@ -34,8 +34,8 @@ import torch
 from engine import kernels
 from engine.device import Compute, choose_dtype, choose_threads, find_device
 from engine.generation import Sampling, TextStream, stream
+from engine.runs import newest_run
 from engine.text.tokenizer import BYTE_ORDER_MARK, Tokenizer, encode_prompt
-from engine.weights.checkpoint import find_runs
 from engine.weights.pretrained import read_pretrained
 from model import GPT
 
@@ -57,11 +57,7 @@ def sample(sources: Sources) -> None:
     compute.apply()
     source = settings.init_from
     if source == "resume":
-        source = settings.out_dir or next(iter(find_runs()), None)
-    if source is None:
-        raise UserError(
-            "there is no run in out/ to sample from; train one: python train.py configs/shakespeare_char.py"
-        )
+        source = settings.out_dir or newest_run("to sample from")
     found = read_pretrained(str(source), settings.checkpoint)
     tokenizer = found.known_tokenizer()
     model = found.model(device, getattr(torch, compute.dtype)).eval()
@@ -125,7 +121,8 @@ def read_prompt(start: str | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"the prompt file {path} cannot be read: {error.strerror}") from error
+        why = f"{error.strerror}{similar_file(path)}"
+        raise UserError(f"the prompt file {path} cannot be read: {why}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt file {path} is not UTF-8 (byte {error.start})") from error
 

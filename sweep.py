@@ -5,7 +5,7 @@
 
 Each combination is a run of train.py in out/sweep-NAME/, one after the other or one on each device; what it
 prints is in its log.txt. A sweep that was stopped goes on where it was; one that is complete only prints its
-table. `python plot.py out/sweep-NAME/*/` draws the curves of all runs.
+table. `python plot.py out/sweep-NAME` draws their curves, with bands over the seeds.
 """
 
 import itertools

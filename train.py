@@ -11,7 +11,6 @@ of the seed and the step, so a run that is stopped and resumed ends in the same 
 
 import contextlib
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,11 +34,11 @@ from engine.parallel.watchdog import Watchdog
 from engine.parallel.world import join
 from engine.training.batches import Batch, Batches
 from engine.training.diagnose import explain_divergence
+from engine.training.ending import conclude, out_of_patience
 from engine.training.evaluation import Evaluation, evaluate, print_sample
 from engine.training.folder import save
 from engine.training.forward import training_forward
 from engine.training.guard import Diverged, LossGuard
-from engine.training.memory import gigabytes
 from engine.training.metrics import Console
 from engine.training.optimizer import clip_gradients, learning_rate_factor
 from engine.training.report import Clock, PendingReport, Report, Update
@@ -64,13 +63,15 @@ def train(sources: Sources) -> int:
     console = Console(world.is_main)
     received = None
     with contextlib.ExitStack() as cleanup:
-        run, state = set_up(sources, world, console, cleanup)
-        if run.settings.eval_only:
-            console.say(f"step {state.step}: {evaluate(run, state.evaluation_windows)}")
-        else:
-            with StopRequests(world) as requests:
-                train_until_done(run, state, requests)
-            received = requests.received
+        started = set_up(sources, world, console, cleanup)
+        if started is not None:
+            run, state = started
+            if run.settings.eval_only:
+                console.say(f"step {state.step}: {evaluate(run, state.evaluation_windows)}")
+            else:
+                with StopRequests(world) as requests:
+                    train_until_done(run, state, requests)
+                received = requests.received
     world.leave()
     return 0 if received is None else 128 + received
 
@@ -128,7 +129,7 @@ def train_until_done(run: Run, state: RunState, requests: StopRequests) -> None:
             ) from error
         finally:
             run.console.stop_bar()
-    conclude(run, state, requests)
+    conclude(run, state, requests.received is not None)
 
 
 def loop(run: Run, forward: Any, state: RunState, requests: StopRequests) -> None:
@@ -155,9 +156,9 @@ def loop(run: Run, forward: Any, state: RunState, requests: StopRequests) -> Non
                 losses = evaluate_and_record(run, state) if due else None
                 save(run, state)
                 saved_at = state.step
-                if losses is not None:
-                    show(run, state, losses)
                 stopping = stopping or out_of_patience(settings, state)
+                if losses is not None:
+                    show(run, state, losses, sample=not finished and not stopping)
             if finished or stopping:
                 return
 
@@ -209,40 +210,11 @@ def evaluate_and_record(run: Run, state: RunState) -> Evaluation:
     return losses
 
 
-def show(run: Run, state: RunState, losses: Evaluation) -> None:
-    """Print the losses of this step, and a sample."""
+def show(run: Run, state: RunState, losses: Evaluation, sample: bool) -> None:
+    """Print the losses of this step, and a sample; at the end of the run `conclude` prints a longer one."""
     run.console.say(f"step {state.step}: {losses}{' (best)' if state.best_step == state.step else ''}")
-    print_sample(run, run.settings.sample_tokens)
-
-
-def out_of_patience(settings: TrainSettings, state: RunState) -> bool:
-    """Whether `patience` evaluations in a row brought nothing better."""
-    return settings.patience is not None and state.evaluations_without_gain >= settings.patience
-
-
-def conclude(run: Run, state: RunState, requests: StopRequests) -> None:
-    """Say how the run ended, and what to type next."""
-    say, settings, folder = run.console.say, run.settings, shlex.quote(str(run.folder))
-    if run.metrics is not None:
-        run.metrics.close()
-    if run.logger is not None:
-        run.logger.finish()
-    complete = state.step >= settings.max_iters or out_of_patience(settings, state)
-    if any(run.world.all_gather(requests.received is not None)) or not complete:
-        say(f"stopped at step {state.step}; to go on, add --init_from=resume --out_dir={folder}")
-        return
-    print_sample(run, 5 * settings.sample_tokens)
-    if run.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(run.device)
-        say(f"peak memory of GPU {run.device.index}: {gigabytes(peak)}")
-    if state.steps_without_targets:
-        say(f"steps without targets, and so without an update: {state.steps_without_targets}")
-    minutes, seconds = divmod(round(state.seconds), 60)
-    done = f"done: {state.step} steps in {minutes} min {seconds:02d} s of training."
-    if state.best_loss is not None:
-        done += f" Best validation loss {state.best_loss:.4f}, at step {state.best_step}."
-    say(done)
-    say(f"The run is in {run.folder}. To sample from it: python sample.py --out_dir={folder}")
+    if sample:
+        print_sample(run, run.settings.sample_tokens)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import re
 import runpy
 import sys
 import time
@@ -26,8 +27,16 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from engine.console import escape_what_cannot_be_shown, silence
-from engine.errors import UserError, did_you_mean
-from engine.settings import ALIASES, NANOGPT_CONFIGS, NANOGPT_IMPORTS, RETIRED, SECTIONS, TrainSettings
+from engine.errors import UserError, did_you_mean, similar_file
+from engine.settings import (
+    ALIASES,
+    NANOGPT_CONFIGS,
+    NANOGPT_IMPORTS,
+    NANOGPT_MARKS,
+    RETIRED,
+    SECTIONS,
+    TrainSettings,
+)
 
 EXIT_USER_ERROR = 2
 DEBUG = "--debug"
@@ -86,7 +95,17 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> typing.NoReturn:
+        if "arguments are required" in message:
+            examples = re.findall(r"^    (python .*?)(?:  |$)", self.description or "", re.M)
+            message += f"; for example: {examples[0]}" if examples else ""
         raise UserError(f"command line: {message}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            meant = did_you_mean(str(value), choices, otherwise=f"; it can be {', '.join(choices)}")
+            name = "/".join(action.option_strings) or action.dest
+            raise UserError(f"command line: {name}: invalid choice: {value!r}{meant}")
 
     def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         """The options in a command line. Raises UserError for what is none, naming the closest one."""
@@ -122,6 +141,9 @@ def read_settings(kind: type, arguments: Sequence[str], description: str | None)
         parser.add_argument(
             "config_file", nargs="?", help="a Python file of settings, such as configs/shakespeare_char.py"
         )
+        parser.add_argument(
+            "--verbose", action="store_true", help="say at the start what else config.json records"
+        )
     section: Any = parser
     for field in dataclasses.fields(kind):
         if field.name in SECTIONS:
@@ -134,11 +156,13 @@ def read_settings(kind: type, arguments: Sequence[str], description: str | None)
     for name in ignored:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     given = vars(parser.parse_args(arguments))
-    path = given.pop("config_file", None)
+    path, verbose = given.pop("config_file", None), given.pop("verbose", False)
     remarks = [f"{name} is ignored: {ignored[name]}" for name in given if name in ignored]
     command_line = {name: parse_text(kind, name, text) for name, text in given.items() if name not in ignored}
-    from_file, for_cpu = ({}, {}) if path is None else read_config_file(kind, path, remarks)
-    return Sources(kind, path, from_file, for_cpu, command_line, remarks)
+    sources = Sources(kind, path, {}, {}, command_line, remarks, verbose)
+    if path is not None:
+        read_config_file(sources, path)
+    return sources
 
 
 def retired(kind: type) -> dict[str, str]:
@@ -157,6 +181,12 @@ class Sources:
     cpu: dict[str, Any]
     command_line: dict[str, Any]
     remarks: list[str]
+    verbose: bool = False
+    nanogpt_mark: str | None = None  # what the file sets that tells it from files made for this program
+
+    def given(self, on_cpu: bool) -> dict[str, Any]:
+        """What the user sets."""
+        return self.file | (self.cpu if on_cpu else {}) | self.command_line
 
     def get(self, name: str) -> Any:
         """A setting that the `cpu` part may not change, such as the device."""
@@ -165,17 +195,17 @@ class Sources:
 
     def settings(self, on_cpu: bool, base: Mapping[str, Any] | None = None) -> Any:
         """The settings object, checked. `base` takes the place of the defaults, for a run that goes on."""
-        merged = dict(base or {}) | self.file | (self.cpu if on_cpu else {}) | self.command_line
-        settings = self.kind(**merged)
+        settings = self.kind(**dict(base or {}) | self.given(on_cpu))
         settings.check()
         return settings
 
 
-def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a configuration file; its settings, and those of its `cpu` dictionary.
+def read_config_file(sources: Sources, path: str) -> None:
+    """Run a configuration file, and take over its settings and those of its `cpu` dictionary.
 
     Modules, functions, classes and names that begin with an underscore are the file's own affair.
     """
+    kind, remarks = sources.kind, sources.remarks
     namespace = _run_config_file(kind, path, remarks)
     cpu = namespace.pop("cpu", {})
     if not isinstance(cpu, dict):
@@ -186,6 +216,7 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
         for name, value in namespace.items()
         if not name.startswith("_") and not isinstance(value, ignored)
     }
+    sources.nanogpt_mark = next((name for name in NANOGPT_MARKS if name in values), None)
     without = retired(kind)
     remarks += [f"{path}: {name} is ignored: {without[name]}" for name in values if name in without]
     values = {name: value for name, value in values.items() if name not in without}
@@ -203,11 +234,10 @@ def read_config_file(kind: type, path: str, remarks: list[str]) -> tuple[dict[st
             raise UserError(
                 f"{path}: {name} cannot stand in the cpu part, which is read after the device is known"
             )
-    checked = [
+    sources.file, sources.cpu = (
         {name: check_value(kind, name, value, where) for name, value in part.items()}
         for part, where in ((values, path), (cpu, f"{path}, cpu part"))
-    ]
-    return checked[0], checked[1]
+    )
 
 
 def _run_config_file(kind: type, path: str, remarks: list[str]) -> dict[str, Any]:
@@ -244,7 +274,7 @@ def _find_config_file(path: str) -> str:
     if Path(path).parent.name == "config" and Path(path).stem in NANOGPT_CONFIGS:
         instead = f"; here nanoGPT's file is: python train.py {NANOGPT_CONFIGS[Path(path).stem]}"
     else:
-        instead = did_you_mean(path, (str(file) for file in sorted(Path(path).parent.glob("*.py"))))
+        instead = similar_file(path)
     raise UserError(f"there is no configuration file {path}{instead}")
 
 

@@ -1,6 +1,7 @@
 """What to compute with: device, precision, compiler, threads and kernels, chosen once at the start.
 
-Every choice can be overridden by a setting, is printed, kept in the checkpoint, and reused by a resumed run.
+Every choice can be overridden by a setting, is kept in config.json and the checkpoint, and reused by a
+resumed run.
 """
 
 import importlib.util
@@ -232,4 +233,5 @@ def device_name(device: torch.device) -> str:
     """What a person calls it: the GPU's name, or the number of threads used of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else device.type

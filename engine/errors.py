@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -19,9 +20,15 @@ def did_you_mean(
 ) -> str:
     """The end of a sentence about an unknown name: "; did you mean max_iters?", or `otherwise`.
 
-    `aliases` maps what people type to the name that is meant.
+    `aliases` maps what people type to the name that is meant. Of a path the last part alone is a name, too.
     """
-    known = list(names)
+    meant = {known.rstrip("/").rpartition("/")[2]: known for known in names}
+    meant |= {known: known for known in meant.values()}
     alias = (aliases or {}).get(name)
-    close = [alias] if alias in known else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else otherwise
+    close = [alias] if alias in meant else difflib.get_close_matches(name, meant, n=1, cutoff=0.6)
+    return f"; did you mean {meant[close[0]]}?" if close else otherwise
+
+
+def similar_file(path: str | Path) -> str:
+    """`did_you_mean` for a file that is not there, among those beside it."""
+    return did_you_mean(str(path), (str(file) for file in sorted(Path(path).parent.glob("*"))))

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.errors import UserError, did_you_mean
+from engine.errors import UserError
+from engine.runs import similar_run
 
 AUTO = "auto"
 STARTS = ("scratch", "resume", "auto")
@@ -246,7 +247,7 @@ def check_start(init_from: str, ways: Sequence[str]) -> None:
     raise UserError(
         f"init_from is {init_from!r}; it can be {', '.join(names)}, OWNER/NAME@COMMIT on the Hugging Face "
         f"hub, {NEWEST}NAME (the newest run NAME), or the path of a folder or a ckpt.pt"
-        f"{did_you_mean(init_from, names)}"
+        f"{similar_run(init_from, names)}"
     )
 
 
@@ -286,6 +287,8 @@ RETIRED = {
     "vocab_size": "the vocabulary follows from the data set",
     "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
 }
+# Every file of nanoGPT sets one of these; what such a file leaves out has nanoGPT's default.
+NANOGPT_MARKS = ("out_dir", "wandb_log", "always_save_checkpoint", "backend")
 # What a nanoGPT configuration file finds imported.
 NANOGPT_IMPORTS = {"os": "os", "time": "time", "math": "math", "np": "numpy", "torch": "torch"}
 # nanoGPT's configuration files, and what to type here.

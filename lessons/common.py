@@ -27,9 +27,10 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from engine.command_line import run_script  # noqa: E402
-from engine.data.dataset import open_dataset  # noqa: E402
+from engine.data.dataset import DATA_FOLDER, open_dataset  # noqa: E402
 from engine.download import PublicFile, Unreachable, fetch, fetch_package  # noqa: E402
 from engine.errors import UserError  # noqa: E402
+from engine.preparation.recipes import prepare_recipe  # noqa: E402
 from engine.system import write_whole  # noqa: E402
 from engine.text.tokenizer import Tokenizer  # noqa: E402
 
@@ -82,7 +83,9 @@ class Text:
 
 
 def shakespeare() -> Text:
-    """data/shakespeare_char, as `prepare.py shakespeare_char` writes it; UserError where it is missing."""
+    """data/shakespeare_char, prepared where it is not there yet. Raises UserError without a text."""
+    if not (DATA_FOLDER / "shakespeare_char" / "meta.json").is_file():
+        prepare_recipe("shakespeare_char", print)
     data = open_dataset("shakespeare_char", block_size=64)
     train, val = (torch.from_numpy(split.read(0, split.tokens)) for split in (data.train, data.val))
     return Text(data.tokenizer, train, val)

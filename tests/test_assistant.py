@@ -41,7 +41,7 @@ def test_every_stage_runs_from_the_one_before(
     assert train_script.main([BASE, *FEW, *TINY]) == 0
     assert train_script.main([CHAT, *FEW]) == 0
     output = capsys.readouterr().out
-    assert "weights: out/assistant_base\n" in output and "<|assistant|>" in output
+    assert "model: out/assistant_base, " in output and "<|assistant|>" in output
     config = open_checkpoint(Path("out/assistant_chat"), "last").model_config()
     assert (config.vocab_size, config.n_embd, config.block_size, config.separator) == (262, 16, 256, 256)
 

@@ -9,9 +9,9 @@ import torch
 from engine.device import find_device
 from engine.errors import UserError
 from engine.explore.explorer import Explorer
+from engine.runs import newest_run
 from engine.web.page import build_page
 from engine.web.server import Refused, make_server
-from engine.weights.checkpoint import find_runs
 from engine.weights.pretrained import read_pretrained
 
 FOLDER = Path(__file__).resolve().parent / "page"
@@ -23,11 +23,7 @@ def open_explorer(source: str | None, checkpoint: str, device: str) -> Explorer:
 
     Raises UserError.
     """
-    found = source or next(iter(find_runs()), None)
-    if found is None:
-        raise UserError(
-            "there is no run in out/ to look into; train one: python train.py configs/shakespeare_char.py"
-        )
+    found = source or newest_run("to look into")
     weights = read_pretrained(str(found), checkpoint)
     model = weights.model(find_device(device), torch.float32).eval()
     return Explorer(short_name(str(found)), model, weights.known_tokenizer())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.errors import UserError
+from engine.errors import UserError, similar_file
 from engine.preparation.compression import open_decompressed, without_suffix
 from engine.preparation.hub import HubFile
 from engine.preparation.records import READERS, holds_json_lines
@@ -132,7 +132,9 @@ def _nothing_there(argument: str) -> str:
     if Path(argument).is_dir():
         return f"the folder {argument} holds no files"
     hint = (
-        f"; for a data set of the Hugging Face hub write {HUB}{argument}" if argument.count("/") == 1 else ""
+        f"; for a data set of the Hugging Face hub write {HUB}{argument}"
+        if argument.count("/") == 1
+        else similar_file(argument)
     )
     return f"{argument} cannot be read: there is no such file or folder{hint}"
 

@@ -64,10 +64,11 @@ def mean_loss(run: Run, split: Split, windows: int) -> float:
     at_once = run.compute.evaluation_batch or settings.batch_size
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
     total = torch.zeros(2, dtype=torch.float64)  # loss sum, targets
-    separator = run.model.config.separator
-    for inputs, targets in evaluation_batches(
-        split, settings.block_size, windows, first, last, at_once, separator
-    ):
+    batches = evaluation_batches(
+        split, settings.block_size, windows, first, last, at_once, run.model.config.separator
+    )
+    for number, (inputs, targets) in enumerate(batches):
+        run.console.busy(f"evaluating: {split.name}, {number * at_once:,} of {last - first:,} windows")
         some_have_work(run.model, world, own=True)
         ids, wanted = (torch.from_numpy(array).to(run.device) for array in (inputs, targets))
         with run.compute.autocast():

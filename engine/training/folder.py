@@ -12,13 +12,14 @@ from engine.command_line import Sources
 from engine.errors import UserError
 from engine.parallel.sharding import is_sharded
 from engine.parallel.world import ALONE
+from engine.runs import RUNS_FOLDER, checkpoint_folders
+from engine.settings import TrainSettings
 from engine.system import write_whole
 from engine.training.loggers import GuardedLogger, LoggedRun
 from engine.training.metrics import MetricsLog
 from engine.training.run import Run, RunState
 from engine.training.start import run_name
 from engine.versions import versions
-from engine.weights import checkpoint as checkpoints
 from engine.weights import saving
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.training_state import optimizer_tensors
@@ -26,7 +27,7 @@ from engine.weights.training_state import optimizer_tensors
 
 def refuse_taken_folder(folder: Path) -> None:
     """Raise UserError where a folder that the user named already holds a run."""
-    if (folder / "config.json").exists() or checkpoints.checkpoint_folders(folder):
+    if (folder / "config.json").exists() or checkpoint_folders(folder):
         raise UserError(
             f"{folder} already holds a run; resume it with --init_from=resume, or give another --out_dir "
             f"(without one, a new run gets a folder of its own)"
@@ -46,9 +47,7 @@ def claim_folder(
     problem = None
     if run.world.is_main:
         try:
-            run.folder = folder or new_folder(
-                settings.out_dir, run_name(sources) or settings.dataset, settings.init_from
-            )
+            run.folder = folder or new_folder(settings, usual_folder(settings, sources))
             lock = filelock.FileLock(run.folder / "lock")
             cleanup.enter_context(lock.acquire(timeout=0))
         except filelock.Timeout:
@@ -69,6 +68,7 @@ def claim_folder(
         "choices": run.compute.to_dict(),
         "ranks": run.ranks,
         "versions": versions(),
+        "details": run.console.details,
         "command": sys.argv,
     }
     write_whole(run.folder / "config.json", json.dumps(content, indent=1).encode())
@@ -89,22 +89,27 @@ def claim_folder(
         run.logger = GuardedLogger(kind, told, run.console)
 
 
-def new_folder(out_dir: str | None, name: str, init_from: str) -> Path:
+def usual_folder(settings: TrainSettings, sources: Sources) -> Path:
+    """The folder that the user names; otherwise out/NAME, named after the file or the data set."""
+    return Path(settings.out_dir or RUNS_FOLDER / (run_name(sources) or settings.dataset))
+
+
+def new_folder(settings: TrainSettings, usual: Path) -> Path:
     """The folder of a new run: the one named, or the next free of out/NAME, out/NAME-2, …
 
     With init_from="auto" a run that ended before its first checkpoint starts again in its own folder.
     """
-    if out_dir is not None:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        return Path(out_dir)
+    if settings.out_dir is not None:
+        usual.mkdir(parents=True, exist_ok=True)
+        return usual
     number = 1
     while True:
-        folder = checkpoints.RUNS_FOLDER / (name if number == 1 else f"{name}-{number}")
+        folder = usual if number == 1 else usual.with_name(f"{usual.name}-{number}")
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            if init_from == "auto" and folder.is_dir():
+            if settings.init_from == "auto" and folder.is_dir():
                 return folder
             number += 1
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,13 +19,24 @@ from engine.errors import UserError
 class Console:
     """Prints lines, and on a terminal a progress bar below them; prints nothing unless `is_main`.
 
-    A closed pipe or a lost terminal silences it; the run goes on.
+    A closed pipe or a lost terminal silences it; the run goes on. `details` are the lines that go to
+    config.json and are printed with --verbose alone.
     """
 
     def __init__(self, is_main: bool) -> None:
         self.speaks = is_main
+        self.details: list[str] = []
+        self.began = time.perf_counter()
         self.bar: tqdm | None = None
-        self.on_terminal = is_main and sys.stdout.isatty()
+        self.on_terminal = is_main and sys.stdout.isatty() and self._knows_its_width()
+
+    @staticmethod
+    def _knows_its_width() -> bool:
+        """Whether the terminal tells how wide it is, as a bar needs to know."""
+        try:
+            return os.get_terminal_size(sys.stdout.fileno()).columns > 0
+        except (OSError, ValueError):
+            return False
 
     def say(self, text: str = "") -> None:
         """Print a line, above the bar if there is one."""
@@ -43,13 +55,19 @@ class Console:
                 self.bar = tqdm(initial=done, total=total, unit="step", dynamic_ncols=True, leave=False)
 
     def progress(self, step: int, line: str, due: bool) -> None:
-        """Move the bar to `step`, or print the step's line if one is due."""
+        """Print the step's line if one is due, and move the bar to `step`."""
+        if due:
+            self.say(f"step {step}: {line}")
         if self.bar is not None:
             with self._silence_when_closed():
                 self.bar.set_postfix_str(line, refresh=False)
                 self.bar.update(step - self.bar.n)
-        elif due:
-            self.say(f"step {step}: {line}")
+
+    def busy(self, what: str) -> None:
+        """Show beside the bar what goes on between two steps."""
+        if self.bar is not None:
+            with self._silence_when_closed():
+                self.bar.set_postfix_str(what)
 
     def stop_bar(self) -> None:
         """Take the bar away."""

@@ -10,7 +10,7 @@ import torch
 
 from engine import kernels
 from engine.command_line import Sources, check_value
-from engine.data.dataset import DATA_FOLDER, Dataset, open_dataset, read_meta
+from engine.data.dataset import DATA_FOLDER, Dataset, open_dataset
 from engine.device import (
     Compute,
     choose_compile,
@@ -27,7 +27,7 @@ from engine.preparation.recipes import prepare_recipe
 from engine.settings import STARTS, TrainSettings
 from engine.shape import count_parameters, empty_model, model_config, shape_settings
 from engine.training.evaluation import windows_of
-from engine.training.folder import claim_folder, refuse_taken_folder
+from engine.training.folder import claim_folder, refuse_taken_folder, usual_folder
 from engine.training.memory import Memory, TrainingMemory, available_bytes, gigabytes
 from engine.training.metrics import Console
 from engine.training.optimizer import make_optimizer
@@ -41,7 +41,7 @@ from engine.training.start import (
     read_weights,
     resumed_state,
 )
-from engine.training.suggest import suggest
+from engine.training.suggest import find_contradictions, left_out, names_data
 from engine.weights import checkpoint as checkpoints
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.pretrained import Pretrained
@@ -51,26 +51,34 @@ from model import GPT, GPTConfig
 
 def set_up(
     sources: Sources, world: World, console: Console, cleanup: contextlib.ExitStack
-) -> tuple[Run, RunState]:
-    """The run and where it stands. Writes to its folder only when all has succeeded."""
+) -> tuple[Run, RunState] | None:
+    """The run and where it stands; None where all its steps are made.
+
+    Writes to its folder only when all has succeeded.
+    """
     for remark in sources.remarks:
         console.say(f"note: {remark}")
     folder, checkpoint = find_start(sources, world, console)
-    if checkpoint is None and sources.path is None and "dataset" in sources.command_line:
-        suggest_settings(sources, world, console)
+    if checkpoint is None:
+        fill_in(sources, world, console)
     device = choose_device(sources, checkpoint, world)
     on_cpu = device.type == "cpu" if checkpoint is None else bool(checkpoint.meta["used_cpu_part"])
     settings = choose_settings(sources, checkpoint, on_cpu, console)
     model_config(settings, vocab_size=1)  # a shape that no model has is an error before anything is said
     compute = choose_compute(settings, checkpoint, device, world, console)
-    pretrained = read_weights(settings, sources, on_cpu, world)
+    pretrained = read_weights(settings, sources, on_cpu, world, console)
     if pretrained is not None:
-        settings = dataclasses.replace(settings, **shape_settings(pretrained.config))
-        console.say(f"weights: {pretrained.source}")
+        settings = dataclasses.replace(
+            settings, init_from=pretrained.source, **shape_settings(pretrained.config)
+        )
     micro_batch, _ = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     ensure_prepared(settings.dataset, world, console)
     data = open_dataset(settings.dataset, settings.block_size)
     state = starting_state(settings, data, checkpoint, console)
+    if checkpoint is not None and state.step >= settings.max_iters and not settings.eval_only:
+        steps = f"{state.step:,} steps; --max_iters={2 * state.step} goes on"
+        console.say(f"nothing left to do: {folder} has made its {steps}")
+        return None
 
     if checkpoint is None or checkpoint.meta["choices"]["device"] != compute.device:
         probe(compute, settings, micro_batch, world, console)
@@ -93,30 +101,39 @@ def set_up(
         data=data, model=model, optimizer=optimizer, scaler=scaler, micro_batch=micro_batch,
         micro_steps=micro_steps, memory=memory, ranks=world.all_gather(own), resumed=checkpoint is not None,
     )  # fmt: skip
-    describe(run, state)
+    note_details(run)
     if not settings.eval_only:
         claim_folder(run, folder, sources, state, checkpoint, cleanup)
+    describe(run, state, sources, None if checkpoint is None else describe_resume(settings, checkpoint))
     return run, state
 
 
-def suggest_settings(sources: Sources, world: World, console: Console) -> None:
-    """Put settings that suit the data's size in the place of a configuration file, and say which."""
-    name = sources.get("dataset")
-    ensure_prepared(name, world, console)
-    on_cpu = find_device(sources.get("device")).type == "cpu"
-    found = suggest(read_meta(DATA_FOLDER / name / "meta.json"), on_cpu, sources.command_line)
-    if sources.get("init_from") not in STARTS:  # weights bring their shape
-        found = {name: value for name, value in found.items() if name not in GPTConfig.__dataclass_fields__}
-    sources.file = found
-    chosen = ", ".join(f"{setting}={value}" for setting, value in sources.file.items())
-    console.say(f"no configuration file; settings for data of this size (--NAME=VALUE changes one): {chosen}")
+def fill_in(sources: Sources, world: World, console: Console) -> None:
+    """Set what the user leaves out to what suits the size of the data set that he names, and say it.
+
+    A file of nanoGPT's keeps nanoGPT's defaults.
+    """
+    if not names_data(sources) or sources.get("eval_only"):
+        return
+    ensure_prepared(sources.get("dataset"), world, console)
+    found = left_out(sources, on_cpu=find_device(sources.get("device")).type == "cpu")
+    if not found:
+        return
+    chosen = ", ".join(f"{setting}={value}" for setting, value in found.items())
+    if sources.nanogpt_mark is None:
+        sources.file = found | sources.file
+        console.say(f"settings for data of this size (--NAME=VALUE changes one): {chosen}")
+    else:
+        why = f"{sources.path} sets {sources.nanogpt_mark}, as nanoGPT's files do"
+        console.say(f"note: {why}, so what it leaves out has nanoGPT's default; for this data: {chosen}")
 
 
 def ensure_prepared(name: str, world: World, console: Console) -> None:
     """Let rank 0 prepare a data set that is not there, while the others wait as long as it takes."""
     if world.is_main and not (DATA_FOLDER / name / "meta.json").is_file():
         console.say(f"preparing the data set {name}")
-        prepare_recipe(name, console.say)
+        summary = f"{DATA_FOLDER / name}: "  # which the run's own line on its data repeats
+        prepare_recipe(name, lambda line: None if line.startswith(summary) else console.say(line))
     world.wait_for_main()
 
 
@@ -143,19 +160,17 @@ def choose_device(sources: Sources, checkpoint: Checkpoint | None, world: World)
 def choose_settings(
     sources: Sources, checkpoint: Checkpoint | None, on_cpu: bool, console: Console
 ) -> TrainSettings:
-    """The run's settings; on a CPU the file's cpu part applies. A resumed run keeps those of its checkpoint.
+    """The run's settings; on a CPU the file's cpu part applies.
 
-    With a configuration file, that stands for the settings of before, but for the shape of the model.
+    A resumed run keeps those of its checkpoint that neither the file nor the command line sets.
     """
     if on_cpu and sources.cpu:
         part = ", ".join(f"{name}={value}" for name, value in sources.cpu.items())
-        console.say(f"cpu part of {sources.path}: {part}")
+        console.details.append(f"cpu part of {sources.path}: {part}")
     if checkpoint is None:
         return sources.settings(on_cpu=on_cpu)
     saved = checkpoint.meta["settings"]
     kept = saved.keys() - set(NOT_TAKEN_OVER)
-    if sources.path is not None:
-        kept &= shape_settings(checkpoint.model_config()).keys()
     base = {name: check_value(TrainSettings, name, saved[name], str(checkpoint.folder)) for name in kept}
     return sources.settings(on_cpu=on_cpu, base=base)
 
@@ -167,7 +182,7 @@ def choose_compute(
     world: World,
     console: Console,
 ) -> Compute:
-    """What is computed with, the same on all processes; printed.
+    """What is computed with, the same on all processes.
 
     A resumed run keeps what its checkpoint recorded on this kind of device, but for what the user sets now.
     """
@@ -195,10 +210,8 @@ def choose_compute(
         compute, reason = dataclasses.replace(compute, **changes), "as before"
     compute = Compute.from_dict(world.broadcast(compute.to_dict()))
     torch.set_num_threads(compute.threads)
-    console.say(
-        f"device: {device_name(device)}, dtype: {compute.dtype}, compile: {compute.compile}"
-        f"{f' ({reason})' if reason and not compute.compile else ''}, processes: {world.size}"
-    )
+    why = f" ({reason})" if reason and not compute.compile else ""
+    console.details.append(f"compile: {compute.compile}{why}")
     return compute
 
 
@@ -208,7 +221,9 @@ def starting_state(
     """Where the run stands. Raises UserError where it cannot go on, or its folder holds another run."""
     if checkpoint is not None:
         check_resumable(settings, data, checkpoint)
-        describe_resume(settings, data, checkpoint, console)
+        if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
+            since = "has changed since this run began; its sequences are not those of before"
+            console.say(f"warning: {data.folder} {since}")
         return resumed_state(checkpoint, settings, console)
     if settings.init_from != "auto" and settings.out_dir is not None:
         refuse_taken_folder(Path(settings.out_dir))
@@ -224,7 +239,7 @@ def probe(
         found = kernels.probe(compute.dtype, *shape, settings.dropout)
         compute.matmul_precision, compute.attention_kernel = found.matmul_precision, found.attention
         if found.remarks:
-            console.say(f"kernels: {'; '.join(found.remarks)}")
+            console.details.append(f"kernels: {'; '.join(found.remarks)}")
     agreed = Compute.from_dict(world.broadcast(compute.to_dict()))
     compute.matmul_precision, compute.attention_kernel = agreed.matmul_precision, agreed.attention_kernel
 
@@ -293,12 +308,28 @@ def make_model(
     return model
 
 
-def describe(run: Run, state: RunState) -> None:
-    """Say what will be trained, on what, and how much."""
+def note_details(run: Run) -> None:
+    """Note what config.json records of the machine, and `--verbose` says."""
+    note = run.console.details.append
+    note(f"memory: a process is predicted to take up to {run.memory}")
+    note(f"processes: {describe_ranks(run.ranks)}")
+    if run.settings.optimizer == "muon":
+        matrices = run.optimizer.param_groups[0]["params"]
+        note(f"optimizer: Muon for {len(matrices)} matrices of the blocks, AdamW for the other parameters")
+    note(f"fingerprint of {run.data.folder}: {run.data.fingerprint}")
+
+
+def describe(run: Run, state: RunState, sources: Sources, resuming: str | None) -> None:
+    """Say in four lines which run this is, its data, its model, and its steps with the way to stop them."""
     settings, config, say = run.settings, run.model.config, run.console.say
+    if resuming is not None:
+        say(f"run: {resuming}")
+    elif run.folder is not None:
+        usual = usual_folder(settings, sources)
+        say(f"run: {run.folder}{f' ({usual} exists)' if run.folder != usual else ''}")
     say(
-        f"data: {run.data.folder} ({run.data.fingerprint[:12]}), {run.data.train.tokens:,} training and "
-        f"{run.data.val.tokens:,} validation tokens, vocabulary {run.data.tokenizer.vocab_size:,}"
+        f"data: {run.data.folder}, {run.data.train.tokens:,} training and {run.data.val.tokens:,} validation "
+        f"tokens, vocabulary {run.data.tokenizer.vocab_size:,}"
     )
     longest = run.data.meta.get("conversations", {}).get("longest", 0)
     if longest > settings.block_size:
@@ -307,16 +338,23 @@ def describe(run: Run, state: RunState) -> None:
             f"{settings.block_size} nothing is learned"
         )
     say(
-        f"model: {config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide, block "
-        f"{config.block_size}, {sum(count_parameters(config).values()):,} parameters"
+        f"model: {'' if settings.init_from in STARTS else f'{settings.init_from}, '}{config.n_layer} layers, "
+        f"{config.n_head} heads, {config.n_embd} wide, block {config.block_size}, "
+        f"{sum(count_parameters(config).values()):,} parameters"
+        f"{f' (cpu part of {sources.path})' if run.used_cpu_part and sources.cpu else ''}"
     )
-    if state.step >= settings.max_iters > 0 and not settings.eval_only:
-        say(f"nothing left to do: {state.step:,} steps are made; --max_iters={2 * state.step} goes on")
-    say(
-        f"training: steps {state.step:,} to {settings.max_iters:,} of {run.tokens_per_step:,} tokens "
-        f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences"
-        f"{', the model sharded' if is_sharded(run.model) else ''})"
-    )
-    if run.world.size > 1:
-        say(f"processes: {describe_ranks(run.ranks)}")
-    say(f"memory: a process is predicted to take up to {run.memory}")
+    machine = f"{device_name(run.device)}, {run.compute.dtype}{', compiled' if run.compute.compile else ''}"
+    if settings.eval_only:
+        say(f"evaluation on {machine}")
+    else:
+        say(
+            f"training: steps {state.step:,} to {settings.max_iters:,} of {run.tokens_per_step:,} tokens "
+            f"({run.world.size} × {run.micro_steps} × {run.micro_batch} sequences"
+            f"{', the model sharded' if is_sharded(run.model) else ''}) on {machine}; Ctrl-C saves and stops"
+        )
+    contradictions = find_contradictions(settings, run.data.train.tokens)
+    if contradictions and not settings.eval_only:
+        say(f"warning: {'; '.join(contradictions)}")
+    if sources.verbose:
+        for line in run.console.details:
+            say(line)

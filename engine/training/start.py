@@ -10,6 +10,7 @@ from engine.command_line import Sources
 from engine.data.dataset import Dataset
 from engine.errors import UserError
 from engine.parallel.world import World
+from engine.runs import RUNS_FOLDER, checkpoint_folders, find_runs, similar_run
 from engine.settings import STARTS, TrainSettings
 from engine.shape import shape_settings
 from engine.training.evaluation import windows_of
@@ -36,10 +37,13 @@ SCHEDULE = (
 )  # fmt: skip
 
 
-def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world: World) -> Pretrained | None:
+def read_weights(
+    settings: TrainSettings, sources: Sources, on_cpu: bool, world: World, console: Console
+) -> Pretrained | None:
     """The weights that `init_from` names, first read (perhaps downloaded) by rank 0; None for none.
 
-    Raises UserError where a setting that the user gave asks for another shape than theirs.
+    Raises UserError where a setting that the user gave asks for another shape than theirs. As in nanoGPT,
+    bias=False is none, nor is the block_size of a configuration file, which is cut to their positions.
     """
     if settings.init_from in STARTS:
         return None
@@ -47,15 +51,21 @@ def read_weights(settings: TrainSettings, sources: Sources, on_cpu: bool, world:
     world.wait_for_main()
     source = world.broadcast(None if found is None else found.source)
     found = found or read_pretrained(source)
-    given = sources.file.keys() | sources.command_line.keys() | (sources.cpu.keys() if on_cpu else set())
-    if "block_size" in given:
+    given, positions = sources.given(on_cpu), found.config.block_size
+    if settings.block_size > positions and "block_size" not in sources.command_line:
+        console.say(
+            f"note: block_size is cut from {settings.block_size} to the {positions} of {settings.init_from}"
+        )
+    elif "block_size" in given:
         found = found.with_block_size(settings.block_size)
     for name, value in shape_settings(found.config).items():
-        if name in given and getattr(settings, name) != value:
+        if name not in given or given[name] == value or name == "block_size":
+            continue
+        if name != "bias" or not value:
             raise UserError(
-                f"{name} is {getattr(settings, name)}, but "
-                f"{settings.init_from} has {name}={value}; leave the setting out"
+                f"{name} is {given[name]}, but {settings.init_from} has {name}={value}; leave the setting out"
             )
+        console.say(f"note: bias=False is ignored: {settings.init_from} has biases, and keeps them")
     return found
 
 
@@ -94,8 +104,8 @@ def _find_checkpoint(
 ) -> list[str] | None:
     """[run folder, checkpoint folder], or None where "auto" finds nothing to go on from. Raises UserError."""
     name = run_name(sources)
-    runs = [Path(out_dir)] if out_dir is not None else checkpoints.find_runs(name=name)
-    runs = [run for run in runs if checkpoints.checkpoint_folders(run)]
+    runs = [Path(out_dir)] if out_dir is not None else find_runs(name=name)
+    runs = [run for run in runs if checkpoint_folders(run)]
     if not runs:
         if init_from == "auto":
             return None
@@ -105,8 +115,9 @@ def _find_checkpoint(
                 f"{out_dir} holds a nanoGPT checkpoint, whose optimizer state has no place here; "
                 f"start from its weights: --init_from={weights}"
             )
-        where = out_dir or (f"{checkpoints.RUNS_FOLDER}/{name}" if name else str(checkpoints.RUNS_FOLDER))
-        raise UserError(f"there is no run to resume in {where}; start one without --init_from=resume")
+        where = out_dir or (f"{RUNS_FOLDER}/{name}" if name else str(RUNS_FOLDER))
+        instead = similar_run(where, otherwise="; start one without --init_from=resume")
+        raise UserError(f"there is no run to resume in {where}{instead}")
     if which != "last":
         return [str(runs[0]), str(checkpoints.open_checkpoint(runs[0], which).folder)]
     checkpoint, remarks = checkpoints.open_newest(runs[0])
@@ -137,8 +148,8 @@ def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
         )
 
 
-def describe_resume(settings: TrainSettings, data: Dataset, checkpoint: Checkpoint, console: Console) -> None:
-    """Say where the run goes on, and what differs from before: settings, learning rate, data."""
+def describe_resume(settings: TrainSettings, checkpoint: Checkpoint) -> str:
+    """Where the run goes on, and what differs from before: settings, learning rate."""
     before, now = checkpoint.meta["settings"], dataclasses.asdict(settings)
     changed = [
         f"{name}: {before[name]} → {now[name]}"
@@ -147,11 +158,7 @@ def describe_resume(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
     ]
     line = f"resuming {checkpoint.folder}" + (f", with {', '.join(changed)}" if changed else "")
     jump = learning_rate_jump(before, settings, checkpoint.meta["step"])
-    console.say(line if jump is None else f"{line}; {jump}")
-    if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
-        console.say(
-            f"warning: {data.folder} has changed since this run began; its sequences are not those of before"
-        )
+    return line if jump is None else f"{line}; {jump}"
 
 
 def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: int) -> str | None:

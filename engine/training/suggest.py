@@ -1,4 +1,4 @@
-"""Settings for a data set that comes without a configuration file, from its size. Imports no torch.
+"""Settings from the size of a data set, for what the user leaves out; and what those that he sets contradict.
 
 The smallest models see a text often and need dropout; from 30 million tokens on four epochs are made, which
 teach nearly as much as fresh text would (Muennighoff et al., 2023), and from 3 billion on one.
@@ -6,7 +6,9 @@ teach nearly as much as fresh text would (Muennighoff et al., 2023), and from 3 
 
 from typing import Any
 
-from engine.data.dataset import tokens_of
+from engine.command_line import Sources
+from engine.data.dataset import DATA_FOLDER, read_meta, tokens_of
+from engine.settings import STARTS, TrainSettings
 
 SMALL = dict(
     n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, learning_rate=1e-3, beta2=0.99
@@ -29,12 +31,17 @@ ON_CPU = dict(
 )
 CPU_STEPS = 2000
 FEWEST_STEPS, MOST_STEPS = 500, 600_000
+FROM_WEIGHTS = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
+FINETUNING = 1 / 20  # of the learning rate: weights are to be adapted, not replaced
 
 
-def suggest(meta: dict[str, Any], on_cpu: bool, given: dict[str, Any]) -> dict[str, Any]:
-    """Settings for the data set that a meta.json describes; those `given` on the command line are left out.
+def suggest(
+    meta: dict[str, Any], on_cpu: bool, given: dict[str, Any], from_weights: bool = False
+) -> dict[str, Any]:
+    """Settings for the data set that a meta.json describes; those that the user has `given` are left out.
 
     What depends on a given setting follows it: the heads divide the width, and the steps fit the batch.
+    Weights to start from bring their shape.
     """
     tokens = tokens_of(meta)
     epochs, shape = next((epochs, settings) for limit, epochs, settings in SIZES if tokens["train"] <= limit)
@@ -58,7 +65,50 @@ def suggest(meta: dict[str, Any], on_cpu: bool, given: dict[str, Any]) -> dict[s
     chosen |= {
         "max_iters": steps,
         "warmup_iters": min(2000, steps // 20),
-        "eval_interval": max(1, min(1000, steps // 10)),
+        "eval_interval": max(FEWEST_STEPS // 10, min(1000, steps // 10)),
         "log_interval": 1 if steps < 100 else 10,
     }
-    return {name: value for name, value in chosen.items() if name not in given}
+    useless = set(given)
+    if "learning_rate" in given:  # beta2 belongs to the learning rate that it is suggested with
+        useless.add("beta2")
+    if given.get("decay_lr") is False:
+        useless.add("warmup_iters")
+    if from_weights:
+        useless |= set(FROM_WEIGHTS)
+        chosen["learning_rate"] = FINETUNING * chosen.get("learning_rate", 6e-4)
+    return {name: value for name, value in chosen.items() if name not in useless}
+
+
+def names_data(sources: Sources) -> bool:
+    """Whether the user names a data set; without one the defaults are those of GPT-2 on OpenWebText."""
+    return "dataset" in sources.file | sources.command_line
+
+
+def left_out(sources: Sources, on_cpu: bool) -> dict[str, Any]:
+    """Settings that suit the data set that the user names, which is prepared, for what he leaves out."""
+    meta = read_meta(DATA_FOLDER / sources.get("dataset") / "meta.json")
+    return suggest(meta, on_cpu, sources.given(on_cpu), sources.get("init_from") not in STARTS)
+
+
+def find_contradictions(settings: TrainSettings, training_tokens: int) -> list[str]:
+    """What settings do that nobody wants, in figures: a sentence for each."""
+    found = []
+    rate, steps, warmup = settings.learning_rate, settings.max_iters, settings.warmup_iters
+    end = settings.lr_decay_iters
+    if settings.decay_lr and warmup > steps > 0:
+        found.append(
+            f"warmup_iters {warmup:,} is beyond the last step, {steps:,}, so the learning rate never exceeds "
+            f"{rate * steps / (warmup + 1):.2g} of {rate:.2g}"
+        )
+    elif settings.decay_lr and end is not None and end <= warmup < steps:
+        found.append(
+            f"lr_decay_iters {end:,} is not beyond the warm-up of {warmup:,} steps, so after it the learning "
+            f"rate is {settings.lowest_learning_rate():.2g} at once"
+        )
+    tokens = settings.sequences_per_step() * settings.block_size
+    if tokens > training_tokens:
+        found.append(
+            f"a step of batch_size × gradient_accumulation_steps × block_size = {tokens:,} tokens reads the "
+            f"{training_tokens:,} training tokens {tokens / training_tokens:.1f} times"
+        )
+    return found

@@ -27,14 +27,13 @@ from torch import Tensor
 from engine.errors import UserError
 from engine.json_files import COUNT, check_fields, dataclass_from, read_json_object
 from engine.parallel.sharding import copy_into
+from engine.runs import RUNS_FOLDER, STEP_NAME, checkpoint_folders, similar_run
 from engine.shape import empty_model
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.weights.shapes import SIZES, check_fits, parameter_shapes, shapes_of
 from model import GPT, GPTConfig
 
 FORMAT = 1
-RUNS_FOLDER = Path("out")
-STEP_NAME = re.compile(r"step-(\d{8,})")
 FILE_NAME = re.compile(r"[\w-]+\.safetensors")
 # What every meta.json holds; training_state.py has what a run needs to go on.
 FIELDS = {"files": dict[str, str], "model": dict, "step": COUNT}
@@ -78,13 +77,6 @@ class Checkpoint:
 # finding checkpoints
 
 
-def checkpoint_folders(run: Path) -> list[Path]:
-    """The run's checkpoints, the newest first."""
-    folder = run / "checkpoints"
-    found = [path for path in folder.iterdir() if STEP_NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-
-
 def named_checkpoint(run: Path, name: str) -> str | None:
     """The checkpoint that the text file `last` or `best` of a run names; None where it names none."""
     try:
@@ -92,15 +84,6 @@ def named_checkpoint(run: Path, name: str) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return text if STEP_NAME.fullmatch(text) else None
-
-
-def find_runs(root: Path = RUNS_FOLDER, name: str | None = None) -> list[Path]:
-    """Folders that hold checkpoints, the last saved first; with `name`, NAME, NAME-2, NAME-3, … alone."""
-    if not root.is_dir():
-        return []
-    pattern = re.compile(r".+" if name is None else re.escape(name) + r"(-\d+)?")
-    runs = [path for path in root.iterdir() if pattern.fullmatch(path.name) and checkpoint_folders(path)]
-    return sorted(runs, key=lambda path: checkpoint_folders(path)[0].stat().st_mtime, reverse=True)
 
 
 def newest_finished(name: str, root: Path = RUNS_FOLDER) -> Path:
@@ -140,9 +123,8 @@ def open_checkpoint(run: Path, which: str) -> Checkpoint:
     """The checkpoint `which` ("last", "best" or a folder name) of a run, checked. Raises UserError."""
     folders = checkpoint_folders(run)
     if not folders:
-        raise UserError(
-            f"{run} holds no checkpoint; train one with: python train.py configs/shakespeare_char.py"
-        )
+        train_one = "; train one with: python train.py configs/shakespeare_char.py"
+        raise UserError(f"{run.resolve()} holds no checkpoint{similar_run(str(run), otherwise=train_one)}")
     name = which
     if which in ("last", "best"):
         name = named_checkpoint(run, which) or folders[0].name

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.download import hub_errors, reach_hub
 from engine.errors import UserError
+from engine.runs import checkpoint_folders, similar_run
 from engine.settings import NEWEST
 from engine.shape import empty_model, padded
 from engine.text.byte_pairs import GPT2Tokenizer
@@ -142,11 +143,11 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
         return Pretrained(*read_nanogpt(path, text), source)
     if not path.is_dir():
         raise UserError(
-            f"{source} holds no checkpoint and names none: it can be {', '.join(GPT2_REVISIONS)}, "
+            f"{source} holds no checkpoint and names none; it can be {', '.join(GPT2_REVISIONS)}, "
             "OWNER/NAME@COMMIT on the hub, a run such as out/NAME, a folder with config.json and "
-            "model.safetensors, or a nanoGPT ckpt.pt"
+            f"model.safetensors, or a nanoGPT ckpt.pt{similar_run(source, GPT2_REVISIONS)}"
         )
-    if checkpoints.checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
+    if checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         return read_run(path, checkpoint)
     if (path / NANOGPT_FILE).is_file() and not (path / "config.json").is_file():
         return Pretrained(*read_nanogpt(path / NANOGPT_FILE, text), str(path / NANOGPT_FILE))

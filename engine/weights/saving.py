@@ -17,8 +17,9 @@ from torch import Tensor
 from engine.errors import UserError
 from engine.parallel.sharding import full_tensor
 from engine.parallel.world import ALONE, World
+from engine.runs import checkpoint_folders
 from engine.system import write_whole
-from engine.weights.checkpoint import FORMAT, checkpoint_folders, hash_of_meta, named_checkpoint
+from engine.weights.checkpoint import FORMAT, hash_of_meta, named_checkpoint
 
 SHARD_BYTES = 4 * 2**30  # a larger part is written as several files
 

@@ -123,8 +123,8 @@ def test_the_printed_count_is_the_modules(config: GPTConfig) -> None:
     )
 
 
-def test_a_run_is_saved_resumed_and_sampled_and_two_processes_equal_one(place: Path) -> None:
-    """The real commands on the model in the file: 6 steps at once, 3 + 3 steps, and by two processes."""
+def test_a_run_is_saved_resumed_and_sampled(place: Path) -> None:
+    """The real commands on the model in the file: 6 steps at once, and 3 + 3 steps."""
     assert command(place, "train.py", *EXACT, "--out_dir=one").returncode == 0, "a plain run fails"
     part = [*EXACT, "--out_dir=part", "--max_iters=3", "--lr_decay_iters=6"]
     assert command(place, "train.py", *part).returncode == 0
@@ -136,6 +136,9 @@ def test_a_run_is_saved_resumed_and_sampled_and_two_processes_equal_one(place: P
     sampled = command(place, "sample.py", "--out_dir=one", "--num_samples=1", "--max_new_tokens=40")
     assert sampled.returncode == 0, f"a trained model cannot be sampled from: {sampled.stderr}"
 
+
+def test_two_processes_train_as_one(place: Path) -> None:
+    assert command(place, "train.py", *EXACT, "--out_dir=one").returncode == 0, "a plain run fails"
     two = [*EXACT, "--out_dir=two", "--batch_size=2", "--gradient_accumulation_steps=4"]
     both = torchrun(place, 2, "train.py", *two)
     assert both.returncode == 0, f"two processes fail: {both.stderr[-2000:]}"

@@ -1,6 +1,7 @@
 """plot.py: what the pictures say, and the command."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,7 @@ def write_run(folder: Path, lines: list[dict[str, Any]] = LINES) -> Path:
 
 def legend(axes: Axes) -> list[Line2D]:
     """The legend's lines, with the labels that stand beside them."""
-    found = axes.get_legend()
-    assert found is not None
+    (found,) = axes.get_figure(root=True).legends
     lines = found.get_lines()
     assert [text.get_text() for text in found.get_texts()] == [line.get_label() for line in lines]
     return lines
@@ -48,7 +48,7 @@ def look(line: Line2D) -> tuple[float, str, float | None]:
 
 @pytest.mark.parametrize(("x", "last"), [("step", 4), ("tokens", 32), ("seconds", 2.0)])
 def test_the_legend_tells_validation_training_and_single_steps_apart(x: str, last: float) -> None:
-    axes = plot.draw_losses({"mine": LINES}, x).axes[0]
+    axes = plot.draw_losses({"mine": [LINES]}, x).axes[0]
     assert axes.get_title() == "Loss of mine" and axes.get_xlabel() == plot.AXES[x]
     run, *kinds = legend(axes)
     assert run.get_label() == "mine (best 2.500)" and {line.get_color() for line in kinds} == {"gray"}
@@ -66,7 +66,7 @@ def test_the_legend_tells_validation_training_and_single_steps_apart(x: str, las
 def test_several_runs_have_a_colour_each_and_share_the_kinds_of_lines() -> None:
     better = [line | {"val_loss": 1.25} if line["kind"] == "eval" else line for line in LINES]
     silent = [line for line in LINES if line["kind"] == "train"]
-    figure = plot.draw_losses({"one": LINES, "two $\\x$": better, "three": silent}, "step")
+    figure = plot.draw_losses({"one": [LINES], "two $\\x$": [better], "three": [silent]}, "step")
     figure.draw_without_rendering()  # nor is the name read as a formula
     axes = figure.axes[0]
     *runs, _, _, _, _ = legend(axes)
@@ -74,6 +74,36 @@ def test_several_runs_have_a_colour_each_and_share_the_kinds_of_lines() -> None:
     assert [run.get_label() for run in runs] == ["one (best 2.500)", "two $\\x$ (best 1.250)", "three"]
     colours = [line.get_color() for line in axes.get_lines()]
     assert [colours.count(run.get_color()) for run in runs] == [4, 4, 1]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_curve_with_a_band(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sweep's folder, whose runs are found by themselves."""
+    monkeypatch.chdir(tmp_path)
+    for rate in (0.1, 0.2):
+        for seed in (1, 2, 3):
+            lines = [line | {"val_loss": rate + seed} if "val_loss" in line else line for line in LINES]
+            lines = lines if seed < 3 else [line for line in lines if line["step"] < 4]  # still under way
+            run = write_run(Path(f"sweep/rate={rate},seed={seed}"), lines)
+            settings = {"learning_rate": rate, "seed": seed, "out_dir": str(run)}
+            (run / "config.json").write_text(json.dumps({"settings": settings}))
+    other = write_run(Path("other"))  # what it was made with is unknown
+    curves = plot.read_curves([Path("sweep"), other])
+    assert [len(runs) for runs in curves.values()] == [3, 3, 1]
+    again = shutil.copytree("sweep/rate=0.2,seed=3", Path("again"))  # made by other code, perhaps
+    assert [len(runs) for runs in plot.read_curves([Path("sweep"), again]).values()] == [3, 3, 1]
+    axes = plot.draw_losses(curves, "step").axes[0]
+    first, _, _, *kinds = legend(axes)
+    assert axes.get_title() == "Loss of 7 runs"
+    assert first.get_label() == "sweep: rate=0.1, 3 seeds (best 2.100)"
+    validation = next(line for line in axes.get_lines() if look(line) == look(kinds[0]))
+    assert [*validation.get_xdata()] == [0, 2] and [*validation.get_ydata()] == pytest.approx([2.1, 2.1])
+    figure = axes.get_figure(root=True)
+    figure.draw_without_rendering()
+    assert axes.get_window_extent().width > 0.8 * figure.bbox.width  # long names leave room for the curves
+    bands = [band.get_datalim(axes.transData) for band in axes.collections]
+    assert len(bands) == 4 and (bands[0].y0, bands[0].y1) == pytest.approx((1.1, 3.1))
 
 
 def test_attention_is_drawn_with_its_tokens_and_a_title() -> None:
@@ -103,7 +133,7 @@ def test_the_command_draws_the_newest_run_and_the_one_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_run(Path("out/first"))
+    (write_run(Path("out/first")) / "checkpoints/step-00000004").mkdir(parents=True)
     plot.main([])
     assert imread("out/first/loss.png")[..., :3].std() > 0.05
     run = save_run(make_explorer(), write_run(Path("out/a model")))

@@ -10,10 +10,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from support.commands import TEXT
 from support.lessons import lesson
 
 from engine.download import PublicFile, Unreachable
 from engine.errors import UserError
+from engine.preparation import recipes
 
 
 @pytest.fixture
@@ -121,6 +123,20 @@ def test_the_packages_digits_are_5000_of_which_a_fifth_is_kept_aside(digits: Non
     learned = {bytes((image * 255).byte().flatten().tolist()) for image in found.images}
     judged = {bytes((image * 255).byte().flatten().tolist()) for image in found.test_images}
     assert len(learned) == 4000 and len(judged) == 1000 and not learned & judged
+
+
+def test_a_lesson_prepares_its_text_once(
+    common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "input.txt").write_text(TEXT, encoding="utf-8")
+    monkeypatch.setenv("PLAINGPT_MIRROR", str(tmp_path))
+    sha256 = hashlib.sha256(TEXT.encode()).hexdigest()
+    monkeypatch.setattr(recipes, "TINY_SHAKESPEARE", PublicFile("input.txt", "http://127.0.0.1:9", sha256))
+    text = common.shakespeare()
+    assert text.tokenizer.decode(text.train.tolist() + text.val.tolist()) == TEXT
+    assert "data/shakespeare_char: " in capsys.readouterr().out
+    assert torch.equal(common.shakespeare().val, text.val) and not capsys.readouterr().out
 
 
 def test_answers_are_shown_or_judged(common: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,14 +69,14 @@ def test_two_machines_give_the_weights_of_one_process(place: Path) -> None:
     """Two torchrun agents that meet at a port, as on two machines."""
     train(place, "--dtype=float64", "--out_dir=one")
     meeting = ("--nnodes=2", "--rdzv_id=7", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}")
-    line = agent(place, "--dtype=float64", "--out_dir=two", options=meeting)
+    line = agent(place, "--dtype=float64", "--out_dir=two", "--verbose", options=meeting)
     agents = [
         subprocess.Popen(line, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     said = [run.communicate(timeout=HANG) for run in agents]
     assert [run.returncode for run in agents] == [0, 0], said
-    assert "processes: 2" in said[0][0] + said[1][0]
+    assert "(2 × 1 × 4 sequences)" in said[0][0] + said[1][0]
     one, two = tensors(place / "one"), tensors(place / "two")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-12)

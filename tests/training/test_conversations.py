@@ -249,7 +249,7 @@ def test_a_stage_starts_from_the_newest_finished_run_and_says_which(
     a_run("base-3", 20, 10)
     a_run("baseline", 20, 30)
     assert train_script.main([*TALK, "--init_from=run:base", "--out_dir=r", "--max_iters=0"]) == 0
-    assert "weights: out/base-2\n" in capsys.readouterr().out
+    assert "model: out/base-2, " in capsys.readouterr().out
     expected = open_checkpoint(Path("out/base-2"), "last").tensors("model")["final_norm.weight"]
     assert torch.equal(load("r")[0].final_norm.weight, expected)
 

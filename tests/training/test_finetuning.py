@@ -105,6 +105,19 @@ def test_settings_and_data_that_contradict_the_weights_are_named(
     assert "the path of a folder" in fails(train.main, CONFIG, "--init_from=./nowhere")
 
 
+def test_a_file_gives_way_to_the_weights_in_positions_and_biases_and_it_is_said(
+    folder: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "own.py").write_text("dataset = 'topics'\nblock_size = 512\nbias = False\nmax_iters = 0\n")
+    quick = ["--device=cpu", "--eval_iters=1", "--sample_tokens=0", "--out_dir=run"]
+    train.main(["own.py", f"--init_from={folder}", *quick])
+    said = capsys.readouterr().out
+    assert f"note: block_size is cut from 512 to the 64 of {folder}\n" in said
+    assert f"note: bias=False is ignored: {folder} has biases, and keeps them\n" in said
+    config = open_checkpoint(Path("run"), "last").model_config()
+    assert (config.block_size, config.bias) == (64, True)
+
+
 def test_what_has_no_training_state_is_not_resumed(
     folder: Path, place: Path, fails: Callable[..., str]
 ) -> None:

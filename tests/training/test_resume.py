@@ -218,7 +218,7 @@ def test_a_jump_of_the_learning_rate_is_said_with_what_keeps_it(
     capsys.readouterr()
     run_here(*quick, "--init_from=resume", *then)
     output = capsys.readouterr().out
-    (line,) = (line for line in output.splitlines() if line.startswith("resuming"))
+    (line,) = (line for line in output.splitlines() if line.startswith("run: resuming"))
     assert ("learning rate goes" in line) == (said is not None)
     if said is not None:
         assert said in line
