@@ -58,7 +58,7 @@ Positive = Annotated[int, range(1, 2**63)]
 
 @dataclass
 class Compute:
-    """What is computed with. `device` is a kind (cuda, cpu, …); which one of several is the process's own."""
+    """The choices of a run. `device` is a kind (cuda, cpu, …), without the index of a process's device."""
 
     device: str
     dtype: Annotated[str, ("float32", "bfloat16", "float16", "float64")]
@@ -95,10 +95,10 @@ class Compute:
         return torch.autocast(self.device, dtype=half, enabled=half is not None)
 
     def gathered_dtype(self) -> torch.dtype | None:
-        """The type in which a GPU gathers the blocks of a sharded model; None: that of the weights.
+        """The dtype in which GPUs gather the blocks of a sharded model; None: that of the weights.
 
-        Autocast rounds the weights of the products in any case, so rounding them before they travel halves
-        the traffic and changes little: the scales of the layer norms are rounded too.
+        Autocast rounds the weights of matrix products in any case, so rounding them before gathering
+        halves the traffic; only the scales of the layer norms are rounded in addition.
         """
         half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.dtype)
         return None if self.device == "cpu" else half
@@ -169,9 +169,9 @@ def check_architecture(device: torch.device) -> None:
 
 
 def make_current(device: torch.device) -> torch.device:
-    """Make a GPU the one that PyTorch means where none is named (streams, events, memory); returns it.
+    """Make a GPU PyTorch's current device, for streams, events and memory; returns it with its index.
 
-    The result has an index: "cuda" becomes "cuda:0". Other devices come back as they are.
+    Other devices are returned as they are.
     """
     if device.type != "cuda":
         return device
@@ -181,7 +181,7 @@ def make_current(device: torch.device) -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> str:
-    """float32 on CPUs; on GPUs bf16 where the hardware computes with it, else fp16. Raises UserError."""
+    """float32 on CPUs; on GPUs bf16 if the hardware supports it, else fp16. Raises UserError."""
     if wanted == "float64" and device.type == "mps":
         raise UserError("float64 does not exist on mps; use --dtype=float32")
     if wanted == "float16" and device.type == "mps":
@@ -194,7 +194,7 @@ def choose_dtype(wanted: str, device: torch.device) -> str:
 
 
 def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]:
-    """Whether to use torch.compile, and why not where it is not used."""
+    """Whether to use torch.compile, and the reason if not."""
     if wanted != "auto":
         return bool(wanted), "as set"
     if device.type != "cuda":
@@ -211,7 +211,7 @@ def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]
 
 
 def choose_threads(wanted: int | None, processes_here: int) -> int:
-    """CPU threads of one process: its share of the cores that it may use."""
+    """CPU threads of one process: its share of the available cores."""
     if wanted is not None:
         return wanted
     if processes_here == 1:
@@ -220,7 +220,7 @@ def choose_threads(wanted: int | None, processes_here: int) -> int:
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:
-    """The data sheet's FLOP/s of a known GPU in half precision; None where it is not known."""
+    """The data sheet's half-precision FLOP/s of a known GPU; None for others."""
     if device.type != "cuda" or dtype not in ("bfloat16", "float16"):
         return None
     words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
@@ -230,7 +230,7 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls it: the GPU's name, or the number of threads used of a CPU."""
+    """A readable name: the GPU's, or the CPU's number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Text out of a model, token by token: the cache of keys and values, sampling, and streaming.
+"""Generate text token by token: KV cache, sampling, streaming.
 
     ids = generate(model, prompt, 100, Sampling(temperature=0.8, top_k=200), seed=7)      # (B, T + 100)
     for token in stream(model, prompt, 100): ...                                           # (B,) each
@@ -24,7 +24,7 @@ REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8 decode to
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Raises ValueError for values that no distribution can be drawn with."""
+    """Options for drawing the next token. Raises ValueError for invalid ones."""
 
     temperature: float = 1.0  # 0: always the most probable token
     top_k: int | None = None  # among the k most probable tokens, and ties with the last of them
@@ -63,10 +63,10 @@ class Sampling:
 
 
 class KVCache:
-    """Keys and values of the positions already seen, so that each new token costs one position.
+    """Keys and values of past positions, so that a new token costs one position.
 
-    The caller passes it to `GPT.features` and then counts the new positions in `length`. `starts` (B,) holds
-    the index at which each row's text, or its last document, begins; None: all at 0.
+    Pass it to `GPT.features`, then add the new positions to `length`. `starts` (B,) holds the index at which
+    each row's text, or its last document, begins; None: all at 0.
     """
 
     def __init__(self, model: GPT, batch: int, starts: Tensor | None = None) -> None:
@@ -78,7 +78,7 @@ class KVCache:
 
 
 class LayerCache:
-    """One layer's keys and values, in memory that is taken when the first ones come."""
+    """One layer's keys and values; memory is allocated when the first ones come."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
@@ -106,7 +106,7 @@ def generate(
     seed: int = 0,
     n_tokens: int | None = None,
 ) -> Tensor:
-    """The prompts (B, T) and `max_new_tokens` more: (B, T + max_new_tokens). More is said at `stream`."""
+    """Prompts (B, T) continued by `max_new_tokens`: (B, T + max_new_tokens). For the options see `stream`."""
     new = list(stream(model, ids, max_new_tokens, sampling, seed=seed, n_tokens=n_tokens))
     return torch.cat((ids, torch.stack(new, dim=1)), dim=1) if new else ids
 
@@ -158,12 +158,12 @@ def stream(
 
 
 def new_cache(model: GPT, batch: int, starts: Tensor | None, first: int) -> KVCache:
-    """An empty cache for texts that are read from index `first` on."""
+    """An empty cache for texts from index `first` on."""
     return KVCache(model, batch, None if starts is None else (starts - first).clamp(min=0))
 
 
 def read(model: GPT, ids: Tensor, cache: KVCache) -> Tensor:
-    """Let a model read ids (B, T) after what the cache holds; the last position's logits (B, V)."""
+    """Run the model on ids (B, T) that follow the cached ones; returns the last position's logits (B, V)."""
     features = model.features(ids, cache)
     cache.length += ids.shape[1]
     return model.head(features[:, -1])
@@ -194,7 +194,7 @@ def penalise(logits: Tensor, text: Tensor, starts: Tensor | None, penalty: float
 
 
 def uniform_numbers(seed: int, first_index: int, rows: int, device: torch.device) -> Iterator[Tensor]:
-    """Uniform random numbers (B,) without end, each row's from a stream of its own."""
+    """Uniform random numbers (B,), endlessly; each row has its own generator."""
     streams = [
         torch.Generator().manual_seed(derive_seed(seed, "sample", first_index + row)) for row in range(rows)
     ]
@@ -204,7 +204,7 @@ def uniform_numbers(seed: int, first_index: int, rows: int, device: torch.device
 
 
 def invert_cumulative(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """One token (B,) of each row of (B, V): the first whose running sum passes a uniform number (B,)."""
+    """Draw a token (B,) from each row of (B, V): the first whose cumulative sum passes its uniform number."""
     cumulative = running_sum(probabilities)
     passed = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, passed, right=True).squeeze(-1)
@@ -226,10 +226,10 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 
 
 class TextStream:
-    """Text out of tokens as they come; put together, it is what decoding them at once gives, up to the end.
+    """Decodes tokens one at a time; joined, the pieces equal decoding all at once, up to the end.
 
-    The end is before the text `stop`, or at the token `end`; None: there is none. A character that may still
-    be incomplete waits, and so does what may be the beginning of `stop`.
+    The text ends before the text `stop` or at the token `end`, if given. A character that may be incomplete
+    is held back, and so is what may be the beginning of `stop`.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: str | None = None, end: int | None = None) -> None:
@@ -240,7 +240,7 @@ class TextStream:
         self._held = ""
 
     def push(self, token: int) -> str:
-        """The text that can be shown now that this token has come."""
+        """Add a token; returns the text that can be shown now."""
         if self.stopped:
             return ""
         if token == self.end:
@@ -257,7 +257,7 @@ class TextStream:
         return self._release(self._begun_stop())
 
     def finish(self) -> str:
-        """What was held back, now that no more tokens come."""
+        """End the text; returns what was held back."""
         if self.stopped:
             return ""
         self._held += self.tokenizer.decode(self._ids)[self._taken :]
@@ -267,12 +267,12 @@ class TextStream:
         return rest
 
     def _begun_stop(self) -> int:
-        """How many characters at the end of what is held may be the beginning of the stop text."""
+        """The number of characters at the end of the held text that may begin the stop text."""
         stop = self.stop or ""
         return next((size for size in range(len(stop) - 1, 0, -1) if self._held.endswith(stop[:size])), 0)
 
     def _release(self, kept: int) -> str:
-        """What is held but its last `kept` characters; where the stop text is there, what comes before it."""
+        """Release the held text but its last `kept` characters, or up to the stop text if it is there."""
         found = -1 if self.stop is None else self._held.find(self.stop)
         self.stopped = found >= 0
         size = found if self.stopped else len(self._held) - kept

@@ -33,7 +33,7 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
     """Replace the plain functions and layers of a model by faster ones of the same result; returns the model.
 
     `attention` is a name in ATTENTION; None: "matmul" on a CPU for short texts, otherwise "sdpa". With
-    `inference` a model on a CPU can only generate afterwards. Raises ValueError for an unknown name.
+    `inference` a model on a CPU can no longer be trained. Raises ValueError for an unknown name.
     """
     weight = next(model.parameters())
     on_cpu = weight.device.type == "cpu"
@@ -58,12 +58,12 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
 
 
 def attention_layers(model: nn.Module) -> list[Any]:
-    """The modules that compute attention by a function of their own, `attend`."""
+    """The modules that have a replaceable attention function, `attend`."""
     return [module for module in model.modules() if hasattr(module, "attend")]
 
 
 def replace_layers(model: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
-    """Put `make(layer)` in the place of each layer that is of this very class."""
+    """Replace each layer of exactly this class by `make(layer)`."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is kind:
@@ -89,7 +89,7 @@ def keep_freed_memory() -> None:
 def attend_by_matmul(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """`scaled_dot_product_attention` of model.py, written out: the fastest on a CPU for short texts."""
+    """`scaled_dot_product_attention` of model.py as two products: fastest for short texts on a CPU."""
     B, H, T, D = query.shape
     S = key.shape[2]
     if T == 1:
@@ -105,14 +105,14 @@ def attend_by_matmul(
 
 
 def causal_mask(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(T, T): 0 where a position may look, -inf where it would look ahead."""
+    """The additive causal mask (T, T): 0 on and below the diagonal, -inf above."""
     return torch.full((T, T), -math.inf, dtype=dtype, device=device).triu(1)
 
 
 def attend_in_float32(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """Attention in the cache's float32 for half-precision queries, which take six times as long on a CPU."""
+    """Attention in the cache's float32 for half-precision queries, which are six times slower as they are."""
     return scaled_dot_product_attention(query.to(key.dtype), key, value, mask, dropout).to(query.dtype)
 
 
@@ -120,13 +120,13 @@ ATTENTION = {"sdpa": scaled_dot_product_attention, "matmul": attend_by_matmul}
 
 
 def cache_dtype(model: GPT) -> torch.dtype:
-    """The type in which a cache holds keys and values: that of the weights, or what attention computes in."""
+    """The dtype of cached keys and values: that of the weights, or float32 if attention computes in it."""
     in_float32 = any(layer.attend is attend_in_float32 for layer in attention_layers(model))
     return torch.float32 if in_float32 else model.token_embedding.weight.dtype
 
 
 class CPUDropout(nn.Dropout):
-    """Dropout whose random numbers cost a quarter: four of 16 bits come out of each draw of 64."""
+    """Dropout with cheaper random numbers: each draw of 64 bits gives four numbers of 16 bits."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The same shape; in evaluation the tensor itself."""
@@ -134,7 +134,7 @@ class CPUDropout(nn.Dropout):
 
 
 def drop(x: Tensor, share: float) -> Tensor:
-    """Dropout (Srivastava et al., 2014) on a CPU, its share rounded to 16 bits."""
+    """Dropout (Srivastava et al., 2014) on a CPU, with its probability rounded to 16 bits."""
     cut = round(share * 2**16)
     if x.device.type != "cpu" or not 0 < cut < 2**16:
         return F.dropout(x, share)
@@ -148,7 +148,7 @@ def drop(x: Tensor, share: float) -> Tensor:
 
 
 def chunked_sum_of_losses(features: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
-    """`sum_of_losses` of model.py; of many logits it holds some rows at a time."""
+    """`sum_of_losses` of model.py, in chunks of rows if there are many logits."""
     vocab_size = head.weight.shape[0]
     if targets.numel() * vocab_size <= LARGEST_LOGITS:
         return sum_of_losses(features, head, targets)
@@ -158,9 +158,9 @@ def chunked_sum_of_losses(features: Tensor, head: nn.Linear, targets: Tensor) ->
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """The sum of cross-entropies of features (N, C) under a weight (V, C), for some rows at a time.
+    """The sum of cross-entropies of features (N, C) under a head (V, C), computed in chunks of rows.
 
-    The gradients are taken in the forward pass, while a chunk's logits are there, and scaled in the backward.
+    The forward pass computes the gradients too, while a chunk's logits exist; the backward pass scales them.
     """
 
     @staticmethod
@@ -199,11 +199,11 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def packed_layer(dtype: torch.dtype) -> type[nn.Module] | None:
-    """The layer that multiplies one row fastest on this CPU; None where there is none for this type.
+    """The linear layer that is fastest for one row on this CPU; None if there is none for this dtype.
 
-    A new token multiplies every matrix by one vector, so the time goes into reading the weights, and the
-    default product of a vector reads them at a third of the memory's rate. Two layouts do better: in fp32 the
-    transposed matrix; in bf16 oneDNN's blocks, into which it otherwise reorders a matrix for every token.
+    Decoding multiplies every matrix by one vector, so its time is that of reading the weights, and the
+    default product reads them at a third of the memory's bandwidth. Two layouts do better: in fp32 the
+    transposed matrix; in bf16 oneDNN's blocked layout, which oneDNN otherwise makes anew for every token.
     """
     if dtype == torch.bfloat16 and can_block():
         return BlockedLinear
@@ -211,7 +211,7 @@ def packed_layer(dtype: torch.dtype) -> type[nn.Module] | None:
 
 
 def can_block() -> bool:
-    """Whether this PyTorch and processor have oneDNN's blocked products in bf16."""
+    """Whether this PyTorch and processor support oneDNN's blocked layout in bf16."""
     operators = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     return (
         platform.machine() in ("x86_64", "AMD64")
@@ -231,7 +231,7 @@ class TransposedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W, for code that reads it."""
+        """W, for code that reads `weight`."""
         return self.transposed.t()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ class TransposedLinear(nn.Module):
 
 
 class BlockedLinear(nn.Module):
-    """x Wᵀ + b from W in oneDNN's own order, chosen for products of one row; others work as well."""
+    """x Wᵀ + b from W in oneDNN's blocked layout for products of one row; more rows work as well."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class BlockedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W, unpacked anew for code that reads it."""
+        """W, unpacked at each call, for code that reads `weight`."""
         return self.blocks.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ class BlockedLinear(nn.Module):
 
 @dataclass(frozen=True)
 class Probed:
-    """The kernels that a probe found fastest, and its findings in words."""
+    """The kernels that `probe` found fastest, and its findings in words."""
 
     attention: str
     matmul_precision: str = "highest"
@@ -272,11 +272,11 @@ class Probed:
 
 
 def probe(dtype: str, batch: int, length: int, heads: int, width: int, dropout: float) -> Probed:
-    """On a CPU, time ways to do the same arithmetic and take the fastest that are exact.
+    """Time alternative kernels on a CPU and choose the fastest that are accurate.
 
-    `torch.set_float32_matmul_precision("medium")` lets products go to oneDNN, which is up to twice as fast on
-    some processors at fp32's accuracy and rounds to bf16 on others, so its error decides. For attention, the
-    fused kernel wins for long texts and the written-out form for short ones.
+    `torch.set_float32_matmul_precision("medium")` lets oneDNN compute products: on some processors up to
+    twice as fast at fp32's accuracy, on others rounded to bf16, so the measured error decides. The fused
+    attention kernel wins for long texts, two plain products for short ones.
     """
     if dtype == "float64":
         return Probed("sdpa")
@@ -288,7 +288,7 @@ def probe(dtype: str, batch: int, length: int, heads: int, width: int, dropout: 
 
 
 def _probe_matmul(tokens: int, width: int) -> tuple[str, str]:
-    """The precision setting for products of an MLP's shape, and why."""
+    """The matmul precision setting that is fastest for an MLP's shape, and why."""
     stream = torch.Generator().manual_seed(0)
     left = torch.randn(min(tokens, 4096), width, generator=stream)
     right = torch.randn(width, 4 * width, generator=stream)
@@ -309,7 +309,7 @@ def _probe_matmul(tokens: int, width: int) -> tuple[str, str]:
 def _probe_attention(
     dtype: str, precision: str, batch: int, length: int, heads: int, width: int, dropout: float
 ) -> tuple[str, str]:
-    """The name in ATTENTION of the form whose forward and backward pass take least time, and why."""
+    """The name in ATTENTION whose forward and backward pass is fastest, and why."""
     stream = torch.Generator().manual_seed(0)
     half = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     qkv = torch.randn(3, batch, heads, length, width // heads, generator=stream).to(half).requires_grad_()
@@ -334,7 +334,7 @@ def _with_precision(precision: str, run: Callable[[], Tensor]) -> Callable[[], T
 
 
 def _race(runs: dict[str, Callable[[], Tensor]], rounds: int = 9) -> dict[str, float]:
-    """Shortest seconds of each, taken in turns after one round to warm up: what other work disturbs least."""
+    """Shortest seconds of each, taken in turns after a warm-up round: other work disturbs a minimum least."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():

@@ -1,6 +1,6 @@
-"""A model and its tokenizer, answering what the page asks: what the model sees in a text, in JSON.
+"""Answers, in JSON, to the page's questions about a model: what it sees and predicts in a text.
 
-Whatever is wrong with a question is refused with a sentence that the page shows.
+A question that cannot be answered is refused with a sentence that the page shows.
 """
 
 import base64
@@ -35,7 +35,7 @@ class Explorer:
         self._seen = self._inspect([0])
 
     def describe(self) -> dict[str, Any]:
-        """What the page knows from the start: the model's name and shape, its tokens, its parameters.
+        """What the page gets when it opens: the model's name and shape, its tokens, its parameters.
 
         `layers` and `heads` are those that have attention to show.
         """
@@ -112,7 +112,7 @@ class Explorer:
         return self.tokenizer.encode(text).tolist()
 
     def _ids_of(self, question: dict[str, Any]) -> list[int]:
-        """The question's ids: a list of token numbers of bearable length. Raises Refused."""
+        """The token ids in a question, checked for type, range and length. Raises Refused."""
         ids = question.get("ids")
         if not isinstance(ids, list) or not 0 < len(ids) <= 4 * MAX_TOKENS:
             raise Refused(400, f"ids must be a list of 1 to {4 * MAX_TOKENS} token numbers")
@@ -121,13 +121,13 @@ class Explorer:
         return ids
 
     def _look(self, ids: list[int]) -> Inspection:
-        """The inspection of ids; the last one is kept, since the page asks several questions about it."""
+        """Inspect ids; the last result is kept, since the page asks several questions about one text."""
         if self._seen.ids.tolist() != ids:
             self._seen = self._inspect(ids)
         return self._seen
 
     def _inspect(self, ids: list[int]) -> Inspection:
-        """Have the model read ids. Raises UserError where what it computes is not finite."""
+        """Inspect ids. Raises UserError if a result is not finite."""
         device = self.model.token_embedding.weight.device
         seen = inspect(self.model, torch.tensor(ids, device=device), self.n_tokens)
         if not seen.last_logits.isfinite().all():
@@ -136,7 +136,7 @@ class Explorer:
 
 
 def _index_of(question: dict[str, Any], name: str, size: int) -> int:
-    """A whole number from 0 to size - 1 in a question. Raises Refused for anything else."""
+    """A field of a question that must be an index below `size`. Raises Refused for anything else."""
     value = question.get(name)
     if not _is_index(value, size):
         raise Refused(400, f"{name} must be a whole number from 0 to {size - 1}")

@@ -1,7 +1,7 @@
-"""What goes on inside a GPT while it reads a text: attention weights, surprise, each layer's guess.
+"""Look inside a GPT while it reads a text: attention weights, surprise, each layer's prediction.
 
-Everything is taken from one plain pass of model.py. The pass is watched, not changed: the model's own code
-runs, and what it computes is read on the way. A model that nobody inspects does nothing more.
+One plain forward pass of model.py runs, and hooks record what it computes. Without an inspection nothing is
+hooked and nothing costs time.
 
     seen = inspect(model, ids)          # ids (T,)
     seen.attention                      # (L, H, T, T); rows sum to 1, nothing above the diagonal
@@ -25,7 +25,7 @@ from model import GPT
 
 @dataclass(frozen=True)
 class Inspection:
-    """A text of T tokens as the model saw it; C channels, V tokens of the tokenizer."""
+    """What the model computed for a text of T tokens; C channels, V tokens of the tokenizer."""
 
     ids: Tensor  # (T,)
     attention: Tensor  # (L, H, T, T)
@@ -36,10 +36,10 @@ class Inspection:
 
 @contextmanager
 def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
-    """A list that grows by the weights (B, H, T, T) of each layer's attention, in the order of the pass.
+    """Record the attention weights (B, H, T, T) of each layer, in the order of the forward pass.
 
-    Attention mixes values linearly, so with the identity matrix in the place of the values it returns its
-    weights. They are the layer's own, whatever is done to queries, keys and mask.
+    Attention is linear in the values, so with the identity matrix as values it returns its weights. This
+    works for any attention, whatever it does to queries, keys and mask.
     """
     weights: list[Tensor] = []
 
@@ -67,7 +67,7 @@ def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def watch_streams(model: GPT) -> Iterator[list[Tensor]]:
-    """A list that grows by the residual stream (B, T, C) before the first block and after each."""
+    """Record the residual stream (B, T, C) before the first block and after each block."""
     streams: list[Tensor] = []
 
     def keep_input(block: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -87,10 +87,10 @@ def watch_streams(model: GPT) -> Iterator[list[Tensor]]:
 
 @torch.inference_mode()
 def inspect(model: GPT, ids: Tensor, n_tokens: int | None = None) -> Inspection:
-    """Read ids (T,) and keep what happens. `n_tokens` is the tokenizer's vocabulary where it is smaller.
+    """Run the model on ids (T,) and return what it computed.
 
-    Raises ValueError for a text that is empty or longer than `block_size`, and UserError for a model whose
-    layers have different numbers of heads.
+    `n_tokens` is the tokenizer's vocabulary if the model's is padded. Raises ValueError for a text that is
+    empty or longer than `block_size`, and UserError for a model whose layers differ in their heads.
     """
     if len(ids) == 0:
         raise ValueError("the text is empty; there is nothing to look at")
@@ -121,10 +121,10 @@ def _stack_layers(weights: list[Tensor], ids: Tensor) -> Tensor:
 def layer_guesses(
     model: GPT, seen: Inspection, position: int, count: int, n_tokens: int
 ) -> list[list[tuple[int, float]]]:
-    """What each layer would predict if it were the last: a list of (id, probability), the best first.
+    """What each layer would predict if it were the last: a list of (id, probability), most probable first.
 
     The final norm and the head are applied to the residual stream at `position` ("logit lens",
-    nostalgebraist, 2020). Before the blocks' lists comes the embedding's.
+    nostalgebraist, 2020). The first list is that of the embedding.
     """
     logits = model.head(model.final_norm(seen.streams[:, position]))[:, :n_tokens]  # (blocks + 1, V)
     best = logits.double().softmax(dim=-1).topk(min(count, n_tokens))
@@ -136,7 +136,7 @@ def layer_guesses(
 
 @torch.inference_mode()
 def neighbours(model: GPT, token: int, count: int, n_tokens: int) -> list[tuple[int, float]]:
-    """The tokens whose embeddings point most nearly the same way, with the cosine, the nearest first."""
+    """The tokens with the most similar embeddings and their cosine similarities, most similar first."""
     directions = F.normalize(model.token_embedding.weight[:n_tokens].float(), dim=-1)
     cosines = directions @ directions[token]
     cosines[token] = -math.inf  # the nearest is the token itself

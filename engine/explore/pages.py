@@ -1,4 +1,4 @@
-"""From a run to its page: with a server behind it, or as one file with every answer about one prompt."""
+"""The explorer of a run, as a server or as one HTML file with all answers about one prompt."""
 
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -30,7 +30,7 @@ def open_explorer(source: str | None, checkpoint: str, device: str) -> Explorer:
 
 
 def short_name(source: str) -> str:
-    """What the page calls a model: its folder's name, without the path to it; another source's own name."""
+    """A model's name on the page: the folder's name without its path, or the source's own name."""
     path = Path(source)
     if path.is_file():  # nanoGPT's ckpt.pt
         path = path.parent

@@ -1,4 +1,4 @@
-"""A page as one HTML text: its parts and its data put together, and a policy that allows nothing else.
+"""Build a page as one HTML text from its parts and data, with a policy that allows nothing else.
 
     page = build_page(Path("engine/explore/page"), ("sampling.js", "page.js"), {"model": ...})
 
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Page:
-    """A page that needs nothing else, and the Content-Security-Policy to send with it."""
+    """A self-contained page, and the Content-Security-Policy to send with it."""
 
     html: str
     policy: str

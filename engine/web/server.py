@@ -1,16 +1,15 @@
-"""A web server for one page and its questions: on this machine's loopback address, for that page alone.
+"""A web server for one page and its requests, on the loopback address, for that page only.
 
     server = make_server(page, answer, port=0)
     print(f"http://127.0.0.1:{server.server_port}/")
     server.serve_forever()
 
-GET gives the page. What the page sends by POST is read as JSON and handed to `answer(path, question)`, which
-returns a dictionary, sent as JSON, or a generator of dictionaries, sent as they come, a line of JSON each.
-What it will not answer it refuses: `raise Refused(400, "the prompt is empty")`. Several questions may be
-asked at once, each from a thread of its own.
+GET returns the page. The JSON body of a POST goes to `answer(path, question)`, which returns a dictionary,
+sent as JSON, or a generator of dictionaries, sent one line of JSON each as they come. It refuses by
+`raise Refused(400, "the prompt is empty")`. Requests are handled in parallel, each in its own thread.
 
-Host and Origin must be the server's own, which keeps other sites' scripts out, and names that were made to
-point here. A question has at most MAX_BODY bytes.
+Host and Origin must be the server's own: this keeps out scripts of other sites and DNS rebinding. A body has
+at most MAX_BODY bytes.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ Answer = Callable[[str, Any], dict[str, Any] | Answers]
 
 
 class Refused(Exception):
-    """A request that is not answered: an HTTP status, and a sentence for the person at the page."""
+    """A refused request: an HTTP status, and a sentence for the person at the page."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -51,7 +50,7 @@ def make_server(page: Page, answer: Answer, port: int) -> ThreadingHTTPServer:
 
 
 class PageHandler(BaseHTTPRequestHandler):
-    """One request. It is answered while the object is made, as `socketserver` has it."""
+    """Handles one request, in its constructor, as `socketserver` requires."""
 
     timeout = SECONDS_TO_SEND
 
@@ -89,13 +88,13 @@ class PageHandler(BaseHTTPRequestHandler):
                 self._send_lines(answer)
 
     def _check_host(self) -> None:
-        """Raise Refused for a request to another name, which a site may have made to point here."""
+        """Raise Refused for a request to another host name (DNS rebinding)."""
         port = self.connection.getsockname()[1]
         if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
             raise Refused(403, f"ask for http://127.0.0.1:{port}/")
 
     def _check_origin(self) -> None:
-        """Raise Refused for a question from another site's page, or from none."""
+        """Raise Refused for a POST from another site's page, or without an Origin."""
         if self.headers.get("Origin") != f"http://{self.headers['Host']}":
             raise Refused(403, "only the page itself may ask")
 
@@ -112,7 +111,7 @@ class PageHandler(BaseHTTPRequestHandler):
             raise Refused(400, "a question is JSON") from error
 
     def _skip_body(self) -> None:
-        """Read and forget what the page still sends: a connection that is closed before loses the answer."""
+        """Read the rest of the body: the answer is lost if the connection closes before."""
         for _ in range(0, MAX_SKIPPED, MAX_BODY):
             if not self.rfile.read(MAX_BODY):
                 return
@@ -125,10 +124,10 @@ class PageHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _send_lines(self, answers: Answers) -> None:
-        """Send answers as they come; the connection's end is theirs (HTTP/1.0).
+        """Send each answer as a line; closing the connection ends the response (HTTP/1.0).
 
-        What is refused from here on is the last line, {"error": …}. Where the page goes away before the end,
-        the generator is closed.
+        A refusal in mid-stream becomes the last line, {"error": …}. If the page disconnects, the generator is
+        closed.
         """
         self._send_head(200, "application/x-ndjson")
         with contextlib.closing(answers):
@@ -152,7 +151,7 @@ class PageHandler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the terminal shows the address, not every slider's move."""
+        """Log nothing: the terminal should show the address, not each request."""
 
 
 def _as_json(answer: dict[str, Any]) -> bytes:
