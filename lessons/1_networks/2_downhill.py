@@ -57,9 +57,7 @@ def newton(b: float) -> np.ndarray:
     return np.array([START, START - curvature(b) * START / curvature(b)])
 
 
-def one_at_a_time(
-    b: float, rate: Callable[[int], float], steps: int, dice: np.random.Generator
-) -> np.ndarray:
+def one_at_a_time(b: float, rate: Callable, steps: int, dice: np.random.Generator) -> np.ndarray:
     """f at each step (less its smallest value) when every step sees one example of 1,000.
 
     Example i wants to be at p_i: its f is ½ ((x - x_i)² + b (y - y_i)²), and the mean of the p_i is 0.
@@ -144,12 +142,8 @@ def draw(ways: dict[str, np.ndarray], heights: dict[str, np.ndarray]) -> None:
         means = [values[low:high].mean() for low, high in pairwise(edges)]
         right.loglog(edges[1:], means, label=name)
     full = 0.5 * (curvature(1 / 100) * (10 * plain(1 / 100, len(values) // 1000)) ** 2).sum(axis=1)
-    right.loglog(
-        1000 * np.arange(1, len(full)), full[1:], "ko", markersize=4, label="all 1,000 for each step"
-    )
-    finish(
-        right, title="one example at a time", xlabel="examples looked at", ylabel="f above its smallest value"
-    )
+    right.loglog(1000 * np.arange(1, len(full)), full[1:], "ko", markersize=4, label="all 1,000 a step")
+    finish(right, title="one example at a time", xlabel="examples looked at", ylabel="f, less its smallest")
     save(figure, __file__)
 
 

@@ -33,11 +33,8 @@ class Value:
     numbers = count()
 
     def __init__(self, data: float, inputs: tuple = (), sign: str = "") -> None:
-        self.data, self.grad = data, 0.0
-        self.inputs, self.sign = (
-            inputs,
-            sign,
-        )  # pairs of a Value and the slope of this one in it; what made it
+        self.data, self.grad, self.sign = data, 0.0, sign  # the sign of what made it
+        self.inputs = inputs  # pairs of a Value and the slope of this one in it
         self.number = next(Value.numbers)  # larger than those of its inputs
 
     def __add__(self, other: "Value | float") -> "Value":
@@ -195,9 +192,8 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     output = neuron(**inputs)
     output.backward()
     figures = {"worked example": result.data, "its gradient in a": a.grad, "its gradient in b": b.grad}
-    figures |= {"neuron": output.data} | {
-        f"its gradient in {name}": inputs[name].grad for name in inputs if name != "b"
-    }
+    figures["neuron"] = output.data
+    figures |= {f"its gradient in {name}": inputs[name].grad for name in inputs if name != "b"}
     originals = (24.7041, 138.8338, 645.5773, 0.7071, -1.5, 0.5, 1.0, 0.0)
     beside(dict(zip(figures, originals, strict=True)), figures)
 
@@ -205,17 +201,14 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     (twice + twice).backward()
     first = twice.grad  # 2: one from each use
     (1 + twice).backward()
-    print(
-        f"\na + a has the slope {first:g} in a; 1 + a adds to it, since nobody set it to zero: {twice.grad:g}"
-    )
+    print(f"\na + a has the slope {first:g} in a; 1 + a adds to it, as nobody set it to zero: {twice.grad:g}")
 
     dice = random.Random(seed)
     examples, layers = moons(100, dice), network([2, 16, 16, 1], dice)
     losses = train(layers, examples, size(quick, 30, 100), dice)
     right = sum((forward(layers, x).data > 0) == (label > 0) for x, label in examples)
-    print(
-        f"{len(parameters(layers))} parameters, {len(losses)} steps: loss {losses[0]:.3f} to {losses[-1]:.3f}"
-    )
+    number = len(parameters(layers))
+    print(f"{number} parameters, {len(losses)} steps: loss {losses[0]:.3f} to {losses[-1]:.3f}")
     print(f"moons on their side: {right} of 100 (micrograd: 100)")
 
     for each in parameters(layers):
@@ -225,7 +218,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     hinge_loss(same, examples[:25]).backward()
     pairs = zip(parameters(layers), parameters(same), strict=True)
     apart = max(abs(mine.grad - theirs.grad.item()) for mine, theirs in pairs)
-    print(f"all {len(parameters(layers))} gradients against PyTorch's: largest difference {apart:.0e}")
+    print(f"all {number} gradients against PyTorch's: largest difference {apart:.0e}")
 
     figure, axes = panels(3, 17, 5, width_ratios=(2.2, 1.1, 1))
     draw_graph(axes[0], output, {each: name for name, each in inputs.items()})
@@ -233,7 +226,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     axes[2].plot(losses)
     finish(axes[2], title="loss of each step", xlabel="step")
     save(figure, __file__)
-    return figures | {"right": right, "apart": apart, "parameters": len(parameters(layers)), "twice": first}
+    return figures | {"right": right, "apart": apart, "parameters": number, "twice": first}
 
 
 def draw_graph(axes: Axes, output: Value, names: dict[Value, str]) -> None:
@@ -253,19 +246,10 @@ def draw_graph(axes: Axes, output: Value, names: dict[Value, str]) -> None:
             axes.annotate("", place, (-column[other], row[other]), arrowprops=arrow)
         color = "#dbe7f5" if each.inputs else "#fbe9cf"
         text = f"{each.sign or names[each]}\n{each.data:.3f}\ngradient {each.grad:.2f}"
-        axes.text(
-            *place,
-            text,
-            ha="center",
-            va="center",
-            fontsize=10,
-            bbox=dict(boxstyle="round", fc=color, ec="#8a8f98"),
-        )
-    axes.set(
-        xlim=(-max(column.values()) - 0.5, 0.5),
-        ylim=(min(row.values()) - 0.5, 0.5),
-        title="the lecture's neuron: numbers forward, gradients back",
-    )
+        box = dict(boxstyle="round", fc=color, ec="#8a8f98")
+        axes.text(*place, text, ha="center", va="center", fontsize=10, bbox=box)
+    axes.set(xlim=(-max(column.values()) - 0.5, 0.5), ylim=(min(row.values()) - 0.5, 0.5))
+    axes.set_title("the lecture's neuron: numbers forward, gradients back")
     axes.axis("off")
 
 

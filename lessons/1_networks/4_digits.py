@@ -36,9 +36,8 @@ def network(*sizes: int, large: bool = False) -> Layers:
     """Fresh layers: weights of about 1, biases too, as in the video; or small, so that sums stay about 1."""
     layers: Layers = []
     for n, m in pairwise(sizes):
-        layers += (
-            [torch.randn(n, m), torch.randn(m)] if large else [torch.randn(n, m) / n**0.5, torch.zeros(m)]
-        )
+        layers.append(torch.randn(n, m) / (1 if large else n**0.5))
+        layers.append(torch.randn(m) if large else torch.zeros(m))
     return [each.requires_grad_() for each in layers]
 
 
@@ -54,9 +53,7 @@ def step(x: Tensor) -> Tensor:
     return (x > 0).to(x.dtype)
 
 
-def squared_error(
-    sums: Tensor, labels: Tensor, activation: Callable[[Tensor], Tensor] = torch.sigmoid
-) -> Tensor:
+def squared_error(sums: Tensor, labels: Tensor, activation: Callable = torch.sigmoid) -> Tensor:
     """How far the outputs are from 1 for the right digit and 0 for the others; the mean over the examples."""
     return (activation(sums) - F.one_hot(labels, 10)).square().sum(dim=1).mean() / 2
 
@@ -66,16 +63,14 @@ def accuracy(sums: Tensor, labels: Tensor) -> float:
     return (sums.argmax(dim=1) == labels).double().mean().item()
 
 
-def train(
-    layers: Layers,
-    data: Digits,
-    activation: Callable,
-    loss_of: Callable,
-    rate: float,
-    steps: int,
-    labels: Tensor,
-) -> dict[str, list[float]]:
+# An activation, a loss, and a learning rate for them.
+VIDEO = torch.sigmoid, squared_error, 3.0
+MODERN = torch.relu, F.cross_entropy, 0.05
+
+
+def train(layers: Layers, data: Digits, way: tuple, steps: int, labels: Tensor) -> dict[str, list[float]]:
     """Stochastic gradient descent on 10 images a step; 30 times on the way, how it does."""
+    activation, loss_of, rate = way
     images, test_images = data.images.flatten(1), data.test_images.flatten(1)
     seen: dict[str, list[float]] = {"step": [], "train": [], "test": []}
     for number in range(1, steps + 1):
@@ -92,17 +87,6 @@ def train(
     return seen
 
 
-def moved(layers: Layers, measure: Callable[[Layers], float]) -> float:
-    """The share of the 416 weights behind the first layer whose nudge by 0.001 moves a measure at all."""
-    before, moves = measure(layers), []
-    for number in (2, 4):
-        for place in range(layers[number].numel()):
-            nudged = [each.clone() for each in layers]
-            nudged[number].view(-1)[place] += 0.001
-            moves.append(measure(nudged) != before)
-    return sum(moves) / len(moves)
-
-
 def why_loss_and_sigmoid(layers: Layers, data: Digits) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Which measure feels a nudge, with which neurons: shares of weights, and curves as one weight moves."""
     layers = [each.detach().double() for each in layers]
@@ -115,23 +99,26 @@ def why_loss_and_sigmoid(layers: Layers, data: Digits) -> tuple[dict[str, float]
     shares, curves = {}, {"the weight": layers[2][0, 0] + torch.linspace(-2, 2, 401)}
     for name, (activation, measure) in ways.items():
         hidden = activation(images @ layers[0] + layers[1])  # the first layer stays as it is
-
-        def measured(layers: Layers, hidden=hidden, activation=activation, measure=measure) -> float:
-            return float(measure(forward(layers[2:], hidden, activation), labels))
-
-        shares[f"nudges felt by the {name}"] = moved(layers, measured)
-        changed = [each.clone() for each in layers]
+        later = [each.clone() for each in layers[2:]]
+        before, felt = measure(forward(later, hidden, activation), labels), []
+        for weights in later[::2]:
+            for place in range(weights.numel()):  # each of the 416 weights behind the first layer
+                value = weights.view(-1)[place].item()
+                weights.view(-1)[place] += 0.001
+                felt.append(bool(measure(forward(later, hidden, activation), labels) != before))
+                weights.view(-1)[place] = value
+        shares[f"nudges felt by the {name}"] = sum(felt) / len(felt)
         curves[name] = []
         for value in curves["the weight"]:
-            changed[2][0, 0] = value
-            curves[name].append(measured(changed))
+            later[0][0, 0] = value
+            curves[name].append(float(measure(forward(later, hidden, activation), labels)))
     return shares, curves
 
 
 def from_a_file(data: Digits, steps: int) -> dict[str, float]:
     """Train 784-50-100-10, write it down, read it again, and run it on a batch and one image at a time."""
     layers = network(784, 50, 100, 10)
-    train(layers, data, torch.relu, F.cross_entropy, 0.05, steps, data.labels)
+    train(layers, data, MODERN, steps, data.labels)
     names = ("W1", "b1", "W2", "b2", "W3", "b3")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "network.safetensors")
@@ -143,11 +130,9 @@ def from_a_file(data: Digits, steps: int) -> dict[str, float]:
     print(f"a batch: {tuple(batch.shape)} goes in, {tuple(forward(read, batch, torch.relu).shape)} comes out")
     together = forward(read, data.test_images.flatten(1), torch.relu)
     one_by_one = torch.cat([forward(read, image[None], torch.relu) for image in batch])
-    seconds = [
-        min(timeit.repeat(lambda: forward(read, batch, torch.relu), number=3)),
-        min(timeit.repeat(lambda: [forward(read, image[None], torch.relu) for image in batch], number=3)),
-    ]
-    print(f"one by one it takes {seconds[1] / seconds[0]:.0f} times as long")
+    fast = min(timeit.repeat(lambda: forward(read, batch, torch.relu), number=3))
+    slow = min(timeit.repeat(lambda: [forward(read, image[None], torch.relu) for image in batch], number=3))
+    print(f"one by one it takes {slow / fast:.0f} times as long")
     return {
         "784-50-100-10, test accuracy": accuracy(together, data.test_labels),
         "batch against one by one": (together[:100] - one_by_one).abs().max().item(),
@@ -178,14 +163,12 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Two ways to train, a network from a file, random labels, nudges, noise; returns the figures."""
     torch.manual_seed(seed)
     data = digits()
-    steps = size(
-        quick, 1_500, 12_000, 3 * len(data.images)
-    )  # 30 times through 4,000 images, or, in full, all
+    steps = size(quick, 1_500, 12_000, 3 * len(data.images))  # 30 times through all, or through 4,000
     video, modern = network(784, 16, 16, 10, large=True), network(784, 16, 16, 10)
     figures = {"parameters": sum(each.numel() for each in video)}
     curves = {
-        "sigmoid, squared error": train(video, data, torch.sigmoid, squared_error, 3.0, steps, data.labels),
-        "ReLU, cross-entropy": train(modern, data, torch.relu, F.cross_entropy, 0.05, steps, data.labels),
+        "sigmoid, squared error": train(video, data, VIDEO, steps, data.labels),
+        "ReLU, cross-entropy": train(modern, data, MODERN, steps, data.labels),
     }
     figures |= {f"{name}, test accuracy": seen["test"][-1] for name, seen in curves.items()}
     figures |= from_a_file(data, steps)
@@ -196,24 +179,23 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     torch.manual_seed(seed)
     shuffled = data.labels[torch.randperm(len(data.labels))]
     learned = curves["ReLU, cross-entropy"]
-    by_heart = train(network(784, 16, 16, 10), data, torch.relu, F.cross_entropy, 0.05, steps, shuffled)
+    by_heart = train(network(784, 16, 16, 10), data, MODERN, steps, shuffled)
     figures |= {"true labels, learned": learned["train"][-1], "random labels, learned": by_heart["train"][-1]}
     shares, one_weight = why_loss_and_sigmoid(video, data)
     noise = torch.rand(1000, 784)
     certain = forward(modern, noise, torch.relu).softmax(dim=1).amax(dim=1)
     figures |= shares | {"certainty about noise": certain.mean().item()}
-    for name, layers in (("begun large", video), ("begun small", modern)):
-        figures[f"neighbouring weights alike, {name}"] = neighbours(pictures_of(layers))
+    begun = {"large": video, "small": modern}
+    for name, layers in begun.items():
+        figures[f"neighbouring weights alike, begun {name}"] = neighbours(pictures_of(layers))
     print()
     for name in list(figures)[5:]:
         print(f"{name:<46}{figures[name]:.1%}")
-    draw(curves, by_heart, one_weight, video, modern, noise)
+    draw(curves, by_heart, one_weight, begun, noise)
     return figures
 
 
-def draw(
-    curves: dict, by_heart: dict, one_weight: dict, video: Layers, modern: Layers, noise: Tensor
-) -> None:
+def draw(curves: dict, by_heart: dict, one_weight: dict, begun: dict[str, Layers], noise: Tensor) -> None:
     """Accuracies, random labels, one weight that moves; the weights as pictures; noise and its outputs."""
     figure, axes = pyplot.subplot_mosaic("AABBCC;DDEEFG", figsize=(17, 9), layout="constrained")
     for name, seen in curves.items():
@@ -222,9 +204,7 @@ def draw(
     finish(axes["A"], title="pictures never seen", xlabel="step", ylabel="share read right")
     axes["B"].plot(by_heart["step"], curves["ReLU, cross-entropy"]["train"], label="true labels")
     axes["B"].plot(by_heart["step"], by_heart["train"], "C3", label="random labels")
-    finish(
-        axes["B"], title="learned by heart, slowly", xlabel="step", ylabel="share of the training pictures"
-    )
+    finish(axes["B"], title="learned by heart, slowly", xlabel="step", ylabel="share of the pictures")
     weight = one_weight.pop("the weight")
     lowest = 1.0
     for (name, values), color in zip(one_weight.items(), ("C0", "C2", "C3"), strict=True):
@@ -233,18 +213,15 @@ def draw(
     axes["C"].set(ylim=(1 - 1.6 * (1 - lowest), 1.02 - 0.02 * lowest))  # room for the legend
     finish(axes["C"], title="one weight moves: a slope, and stairs", xlabel="the weight")
     axes["C"].set_ylabel("relative to the largest")
-    for name, layers, title in (
-        ("D", video, "16 neurons, begun large"),
-        ("E", modern, "16 neurons, begun small"),
-    ):
+    for name, (size_at_first, layers) in zip("DE", begun.items(), strict=True):
         weights = pictures_of(layers)
         framed = F.pad(weights, (1, 1, 1, 1), value=torch.nan)  # a white line between them
         tiles = framed.view(4, 4, 30, 30).permute(0, 2, 1, 3).reshape(120, 120)
         axes[name].imshow(tiles, cmap="RdBu", vmin=-3 * weights.std(), vmax=3 * weights.std())
-        axes[name].set_title(title)
+        axes[name].set_title(f"16 neurons, begun {size_at_first}")
     axes["F"].imshow(noise[0].view(28, 28), cmap="gray_r")
     axes["F"].set_title("noise …")
-    probabilities = forward(modern, noise[:1], torch.relu).softmax(dim=1)[0].detach()
+    probabilities = forward(begun["small"], noise[:1], torch.relu).softmax(dim=1)[0].detach()
     axes["G"].barh(range(10), probabilities)
     axes["G"].set(title="… read as", yticks=range(10), xlim=(0, 1), xlabel="probability")
     for name in "DEF":

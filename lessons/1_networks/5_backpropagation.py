@@ -22,6 +22,12 @@ import torch
 from common import beside, digits, finish, panels, run, save, size
 
 Layers = list[tuple[np.ndarray, np.ndarray]]  # weights (inputs, outputs) and biases (outputs,)
+EQUATIONS = {
+    "at the outputs": r"$\delta^L = (a^L - y)\;\sigma'(z^L)$",
+    "one layer back": r"$\delta^l = (\delta^{l+1} W^{l+1\,T})\;\sigma'(z^l)$",
+    "biases": r"$\partial C / \partial b^l = \sum_n \delta^l_n$",
+    "weights": r"$\partial C / \partial W^l = a^{l-1\,T} \delta^l$",
+}
 PUBLISHED = {2: (0.07, 0.31), 3: (0.012, 0.060, 0.283)}  # Nielsen's speeds of two and of three hidden layers
 
 
@@ -48,9 +54,7 @@ def loss(outputs: np.ndarray, wanted: np.ndarray) -> float:
     return float(((outputs - wanted) ** 2).sum(axis=1).mean() / 2)
 
 
-def backward(
-    layers: Layers, said: list[np.ndarray], wanted: np.ndarray, cross_entropy: bool = False
-) -> Layers:
+def backward(layers: Layers, said: list, wanted: np.ndarray, cross_entropy: bool = False) -> Layers:
     """The gradient of the loss in every weight and bias. `said` is what `forward` returned."""
     N, outputs = len(wanted), said[-1]
     # (1) At the outputs: how far off, times the sigmoid's slope s (1 - s), which cross-entropy cancels.
@@ -154,34 +158,27 @@ def speeds(hidden: int, x: np.ndarray, wanted: np.ndarray, dice: np.random.Gener
 def exercises() -> dict[str, float]:
     """The answers to the exercises of the guide."""
     half = float(sigmoid(np.array(0.0)))
+    slope = half * (1 - half)
     return {
-        "1. the largest slope of a sigmoid": half * (1 - half),
+        "1. the largest slope of a sigmoid": slope,
         "2. the gradient of a bias whose 32 rows have the error 0.5 each": 32 * 0.5,
-        "3. the error of a neuron that says 0.5, sent back from 0.3 through a weight of 2": 0.3
-        * 2
-        * half
-        * (1 - half),
+        "3. the error of a neuron that says 0.5, sent back from 0.3 through a weight of 2": 0.3 * 2 * slope,
     }
 
 
-def compare(
-    x: np.ndarray, wanted: np.ndarray, dice: np.random.Generator
-) -> tuple[dict, np.ndarray, np.ndarray]:
+def compare(x: np.ndarray, wanted: np.ndarray, dice: np.random.Generator) -> tuple:
     """784-16-16-10 by hand against autograd and against trying; largest differences, and the gradients."""
     layers = network((784, 16, 16, 10), dice)
     said = forward(layers, x)
     mine, theirs = flat(backward(layers, said, wanted)), flat(by_autograd(layers, x, wanted))
     inked = np.flatnonzero(mine[: 784 * 16])[::784]  # some weights of pixels that are not always blank
+    entropies = flat(backward(layers, said, wanted, True)), flat(by_autograd(layers, x, wanted, True))
+    logits, labels = dice.standard_normal((32, 10)), dice.integers(10, size=32)
     pairs = {
         "from autograd": (mine, theirs),
-        "from autograd, cross-entropy": (
-            flat(backward(layers, said, wanted, cross_entropy=True)),
-            flat(by_autograd(layers, x, wanted, cross_entropy=True)),
-        ),
+        "from autograd, cross-entropy": entropies,
         "from trying each weight": (mine[inked], by_trying(layers, x, wanted, inked)),
-        "softmax in steps, from its short form": softmax_backward(
-            dice.standard_normal((32, 10)), dice.integers(10, size=32)
-        ),
+        "softmax in steps, from its short form": softmax_backward(logits, labels),
     }
     apart = {name: float(abs(one - other).max()) for name, (one, other) in pairs.items()}
     return apart | {"broadcasting, from autograd": broadcasting(dice)}, mine, theirs
@@ -218,13 +215,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 def draw(mine: np.ndarray, theirs: np.ndarray, curve: list, speed: dict[int, list[float]]) -> None:
     """The equations, the gradients by hand and by autograd, the accuracy, the speeds of the layers."""
     figure, axes = panels(4, 18, 4.6)
-    equations = (
-        ("at the outputs", r"$\delta^L = (a^L - y)\;\sigma'(z^L)$"),
-        ("one layer back", r"$\delta^l = (\delta^{l+1} W^{l+1\,T})\;\sigma'(z^l)$"),
-        ("biases", r"$\partial C / \partial b^l = \sum_n \delta^l_n$"),
-        ("weights", r"$\partial C / \partial W^l = a^{l-1\,T} \delta^l$"),
-    )
-    for row, (name, formula) in enumerate(equations):
+    for row, (name, formula) in enumerate(EQUATIONS.items()):
         axes[0].text(0, 0.95 - 0.26 * row, name, color="C5", fontsize=12, va="top")
         axes[0].text(0, 0.87 - 0.26 * row, formula, fontsize=18, va="top")
     axes[0].set_title("four equations")
@@ -232,9 +223,7 @@ def draw(mine: np.ndarray, theirs: np.ndarray, curve: list, speed: dict[int, lis
     axes[1].plot(theirs, mine, ".", markersize=3)
     finish(axes[1], title="13,002 gradients", xlabel="by autograd", ylabel="by hand")
     axes[2].plot(*zip(*curve, strict=True))
-    finish(
-        axes[2], title="784-30-10, trained by hand", xlabel="step", ylabel="share of new pictures read right"
-    )
+    finish(axes[2], title="784-30-10, trained by hand", xlabel="step", ylabel="share of new ones read right")
     for hidden, values in speed.items():
         axes[3].semilogy(range(1, hidden + 1), values, "o-", label=f"{hidden} hidden layers")
         label = "Nielsen" if hidden == 3 else None
@@ -245,7 +234,7 @@ def draw(mine: np.ndarray, theirs: np.ndarray, curve: list, speed: dict[int, lis
         axes[3],
         title="the first layers learn slowest",
         xlabel="hidden layer",
-        ylabel="length of the bias gradient",
+        ylabel="gradient of the biases",
     )
     save(figure, __file__)
 

