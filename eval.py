@@ -4,6 +4,7 @@
     python eval.py out/shakespeare_char                                  that of another run
     python eval.py gpt2 --dataset shakespeare --stride 512               a sliding window over a data set
     python eval.py gpt2 --text book.txt                                  any text
+    python eval.py out/assistant_chat --tasks arithmetic reversing       held-out questions of tasks/
     python eval.py gpt2-medium --tasks hellaswag lambada                 public benchmarks, zero-shot
     python eval.py exported/ --tasks hellaswag --hellaswag val.jsonl --limit 1000
 
@@ -19,10 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tasks
 from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError, similar_file
 
-TASKS = ("loss", "hellaswag", "lambada")
+BENCHMARKS = ("loss", "hellaswag", "lambada")
+TASKS = (*BENCHMARKS, *tasks.TASKS)
+PROBLEMS = 500  # asked of a task, if --limit does not say
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -66,6 +70,7 @@ from engine.data.dataset import open_dataset
 from engine.device import Compute, choose_threads, find_device
 from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
 from engine.measure.scoring import score_text
+from engine.measure.tasks import score_task
 from engine.runs import newest_run
 from engine.system import write_whole
 from engine.text.tokenizer import BYTE_ORDER_MARK, print_note
@@ -97,9 +102,12 @@ def score(options: Namespace) -> None:
             elif task == "hellaswag":
                 examples = read_hellaswag(options.hellaswag, options.limit)
                 scores = score_hellaswag(model, found.known_tokenizer(), examples, options.batch_size)
-            else:
+            elif task == "lambada":
                 examples = read_lambada(options.lambada, options.limit)
                 scores = score_lambada(model, found.known_tokenizer(), examples, options.batch_size)
+            else:
+                count = options.limit or PROBLEMS
+                scores = score_task(model, found.known_tokenizer(), task, count, options.batch_size)
             report(task, scores)
             results[task] = dataclasses.asdict(scores)
     if options.output is not None:
@@ -148,6 +156,11 @@ def read_ids(options: Namespace, found: Pretrained) -> tuple[Any, float | None]:
     data = open_dataset(name, 1)
     found.check_reads(data.tokenizer, str(data.folder))
     split = data.train if options.split == "train" else data.val
+    if split.is_masked:
+        raise UserError(
+            f"{data.folder} holds conversations, whose loss is that of the answers alone: "
+            f"python train.py --init_from=resume --out_dir={options.model} --eval_only=True tells it"
+        )
     ids = split.read(0, split.tokens)
     split.check_ids(ids)
     return ids, data.bytes_per_token(split)

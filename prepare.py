@@ -9,13 +9,15 @@
     python prepare.py --verify web                              whether its files are what they were
 
 Then `python train.py --dataset=NAME`. Known: shakespeare_char (characters), shakespeare (GPT-2's byte-pair
-encoding), openwebtext, fineweb and fineweb_100B (downloads of many gigabytes, GPT-2's encoding).
+encoding), assistant_base and assistant_chat (made by tasks/, without any network), openwebtext, fineweb and
+fineweb_100B (downloads of many gigabytes, GPT-2's encoding).
 
 Input is files, folders, patterns, - (standard input) or hf:NAME[:CONFIGURATION[:SPLIT]] (Hugging Face): plain
 text, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .xz, .bz2 or .zst. Text files given by name are one
 text, in this order, whose end is kept for validation. Anything else is documents: each is followed by the
 end-of-text token, and its hash decides whether it is for validation. Token files (.bin) of nanoGPT and llm.c
-are taken as they are.
+are taken as they are. Records with the fields messages, conversations, prompt and completion, question and
+answer, or instruction and output are conversations: a model learns the assistant's words of them.
 """
 
 import dataclasses
@@ -26,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.command_line import Parser, run_script
-from engine.data.dataset import DATA_FOLDER
+from engine.data.dataset import DATA_FOLDER, is_masked
 from engine.data.describe import describe, verify
 from engine.errors import UserError
 from engine.preparation.pipeline import NAMED, prepare
 from engine.preparation.recipes import (
+    GENERATED,
     LARGE,
     LARGE_VALIDATION_FRACTION,
     RECIPES,
@@ -55,7 +58,8 @@ def main(arguments: Sequence[str]) -> None:
         name, inputs = name_and_inputs(options.name, options.input)
         chosen = {key: value for key, value in vars(options).items() if key in FIELDS - {"name"}}
         folder = prepare_known(name, chosen) if inputs is None else prepare_inputs(name, inputs, chosen)
-        print(f"next: {training_command(folder.name)}")
+        aligned = " --documents=aligned" if is_masked(folder) else ""  # conversations
+        print(f"next: {training_command(folder.name)}{aligned}")
 
 
 def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str] | None]:
@@ -83,6 +87,10 @@ def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
             raise UserError(
                 f"{name} is made in one way, with the tokenizer {RECIPES[name]}; give your own set a name"
             )
+        return prepare_recipe(name, print)
+    if name in GENERATED:
+        if chosen:
+            raise UserError(f"{name} is made in one way; give your own set a name")
         return prepare_recipe(name, print)
     if holds_token_files(DATA_FOLDER / name):
         return describe_token_files(name, [], chosen.get("tokenizer"), print)
@@ -138,6 +146,12 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--errors", choices=("strict", "replace", "drop"), help="what to do about text that is not UTF-8")
     add("--documents", action="store_true", help="text files given by name are documents, too")
     add("--dedup", action="store_true", help="leave out documents that came before, letter for letter")
+    add(
+        "--block_size",
+        type=int,
+        metavar="N",
+        help="tokens of a conversation: a longer one is cut before a question (default: 1024)",
+    )
     add("--shard_tokens", type=int, metavar="N", help="tokens of one file (default: one file for each split)")
     add("--workers", type=int, metavar="N", help="processes (default: one for each core)")
     add("--show", metavar="NAME", default=None, help="print what a data set holds")
@@ -155,7 +169,7 @@ def check_options(options: Namespace) -> None:
         raise UserError(
             "name a data set: python prepare.py NAME --input FILE, or python prepare.py yourfile.txt"
         )
-    for name in ("shard_tokens", "workers"):
+    for name in ("block_size", "shard_tokens", "workers"):
         if getattr(options, name, 1) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
     if not Path(getattr(options, "tokenizer", ".")).exists() and options.tokenizer not in TOKENIZERS:

@@ -24,6 +24,7 @@ from engine.runs import similar_run
 
 AUTO = "auto"
 STARTS = ("scratch", "resume", "auto")
+NEWEST = "run:"  # before the name of a run: the newest one of this name, which must be finished
 GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MODEL_FILE = Path(__file__).resolve().parents[1] / "model.py"
 FROM_DATA = ("vocab_size", "separator")  # fields of GPTConfig that are no settings
@@ -131,7 +132,7 @@ class TrainSettings(ModelSettings):
         "scratch",
         "scratch; resume a checkpoint; auto: resume if there is one; or weights to start from: gpt2, "
         "gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its "
-        "layout, a ckpt.pt, a run",
+        "layout, a ckpt.pt, a run; run:NAME: the newest run of the configuration file NAME.py",
     )
     checkpoint: str = setting(
         "last", "the checkpoint to resume: last, best, or a folder name such as step-00000250"
@@ -241,11 +242,12 @@ class SampleSettings:
 def check_start(init_from: str, ways: Sequence[str]) -> None:
     """Raise UserError for an `init_from` that is none of the ways to start, no GPT-2, and no path."""
     names = (*ways, *GPT2_SIZES)
-    if init_from in names or "@" in init_from or Path(init_from).exists():
+    if init_from in names or "@" in init_from or init_from.startswith(NEWEST) or Path(init_from).exists():
         return
     raise UserError(
         f"init_from is {init_from!r}; it can be {', '.join(names)}, OWNER/NAME@COMMIT on the Hugging Face "
-        f"hub, or the path of a folder or a ckpt.pt{similar_run(init_from, names)}"
+        f"hub, {NEWEST}NAME (the newest run NAME), or the path of a folder or a ckpt.pt"
+        f"{similar_run(init_from, names)}"
     )
 
 

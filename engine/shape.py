@@ -74,15 +74,18 @@ def model_config(settings: TrainSettings, vocab_size: int, separator: int | None
 
     Raises UserError for settings that do not fit together.
     """
-    if vocab_size > 1024:
-        vocab_size = -(-vocab_size // 64) * 64
     shape = {
         name: getattr(settings, name) for name in GPTConfig.__dataclass_fields__ if name not in FROM_DATA
     }
     try:
-        return GPTConfig(vocab_size=vocab_size, separator=separator, **shape)
+        return GPTConfig(vocab_size=padded(vocab_size), separator=separator, **shape)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def padded(vocab_size: int) -> int:
+    """The rows of the embedding for a vocabulary: a large one's to a multiple of 64."""
+    return vocab_size if vocab_size <= 1024 else -(-vocab_size // 64) * 64
 
 
 def empty_model(config: GPTConfig, device: torch.device | str, dtype: torch.dtype = torch.float32) -> GPT:

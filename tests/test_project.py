@@ -12,9 +12,9 @@ from support.commands import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TOP = sorted(path.stem for path in ROOT.glob("*.py"))
-PRODUCT = [path for part in ("*.py", "engine/**/*.py") for path in ROOT.glob(part)]
+PRODUCT = [path for part in ("*.py", "engine/**/*.py", "tasks/*.py") for path in ROOT.glob(part)]
 OTHERS = [path for part in ("docs", "lessons", "tests") for path in (ROOT / part).rglob("*.py")]
-OURS = {*TOP, "engine", "support", "tests", *(path.stem for path in OTHERS)}
+OURS = {*TOP, "engine", "tasks", "support", "tests", *(path.stem for path in OTHERS)}
 STANDARD = sys.stdlib_module_names | {"compression"}  # which Python has from 3.14 on
 
 

@@ -1,6 +1,7 @@
 """Token files: opened, checked against their meta.json, and read.
 
 A data set is a folder: meta.json, and the files of token ids that it lists (little-endian uint16 or uint32).
+One of conversations has a mask beside each: bit i says whether token i is a target, that is trained on.
 """
 
 import hashlib
@@ -22,7 +23,10 @@ FORMAT = 1
 HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py --verify NAME`
 DATA_FOLDER = Path("data")
 # Those that prepare.py knows how to make: engine/preparation/recipes.py.
-KNOWN = ("shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B")
+KNOWN = (
+    "shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B", "assistant_base",
+    "assistant_chat",
+)  # fmt: skip
 # The fields of a meta.json.
 FIELDS = {
     "dtype": Literal["uint16", "uint32"],
@@ -30,7 +34,10 @@ FIELDS = {
     "text_bytes": dict[str, COUNT],
     "tokenizer": dict,
     "files": list[dict],
+    "conversations": dict[str, COUNT],
 }
+MASK_FIELDS = ("mask", "mask_sha256")
+NO_TARGET = -100  # in the place of a token's id where it is not learned
 ADVICE = "prepare the data set again"
 
 
@@ -43,9 +50,12 @@ class TokenFile:
     tokens: COUNT
     header_bytes: COUNT
     sha256: str
+    mask: Path | None = None
+    mask_sha256: str | None = None
 
 
-FIELDS_OF_A_FILE = typing.get_type_hints(TokenFile, include_extras=True) | {"path": str}
+FIELDS_OF_A_FILE = typing.get_type_hints(TokenFile, include_extras=True)
+FIELDS_OF_A_FILE |= {"path": str, "mask": str, "mask_sha256": str}
 
 
 class Split:
@@ -59,6 +69,12 @@ class Split:
             for file in files
             if file.tokens
         ]
+        self._masks = [
+            np.memmap(file.mask, dtype=np.uint8, mode="r")
+            for file in files
+            if file.tokens and file.mask is not None
+        ]
+        self.is_masked = bool(self._masks)  # only some tokens are targets
         self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
         self.tokens = int(self._ends[-1]) if self._parts else 0
 
@@ -70,6 +86,20 @@ class Split:
             return self._parts[first][begin : begin + count].astype(np.int64)
         inside = int(self._ends[first]) - start
         return np.concatenate([self.read(start, inside), self.read(start + inside, count - inside)])
+
+    def are_targets(self, start: int, count: int) -> np.ndarray:
+        """Whether the tokens `start` to `start + count` are trained on, (count,) bool."""
+        if not self._masks:
+            return np.ones(count, dtype=bool)
+        found = []
+        while count:
+            number = int(np.searchsorted(self._ends, start, side="right"))
+            begin = start - (int(self._ends[number]) - len(self._parts[number]))
+            end = min(begin + count, len(self._parts[number]))
+            bits = np.unpackbits(self._masks[number][begin // 8 : (end + 7) // 8], bitorder="little")
+            found.append(bits[begin % 8 :][: end - begin].astype(bool))
+            start, count = start + end - begin, count - (end - begin)
+        return np.concatenate(found) if found else np.zeros(0, dtype=bool)
 
     def windows(self, starts: np.ndarray, block_size: int) -> np.ndarray:
         """Rows of ids (B, T + 1) int64: a window's inputs, and its targets one position on.
@@ -85,19 +115,26 @@ class Split:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows like those of `windows`, each moved on to the first document that begins in its window.
 
-        Returns the rows (B, T + 1), and how many targets each one has (B,): a row ends where that of the
-        next window begins, so that no target comes twice, and is filled up with separators.
+        Returns ids and targets, each (B, T): a row ends where that of the next window begins, so that no
+        target comes twice; what follows, and what a mask leaves out, is NO_TARGET. So are a conversation's
+        words where its beginning lies outside the row.
         """
         rows = np.full((len(starts), block_size + 1), separator, dtype=np.int64)
-        targets = np.empty(len(starts), dtype=np.int64)
+        targets = np.full((len(starts), block_size), NO_TARGET, dtype=np.int64)
         for number, start in enumerate(starts.tolist()):
             ids = self.read(start, min(2 * block_size, self.tokens - start))
             begin = _first(ids[:block_size] == separator)
             end = min(begin + block_size, block_size + _first(ids[block_size:] == separator))
-            rows[number, : end - begin + 1] = ids[begin : end + 1]
-            targets[number] = end - begin
+            if self.is_masked and separator not in ids[block_size:]:
+                end = begin + block_size  # the next row has no beginning, so nothing is learned there
+            row = ids[begin : end + 1]
+            learned = self.are_targets(start + begin + 1, len(row) - 1)
+            if self.is_masked and row[0] != separator:
+                learned[:] = False
+            rows[number, : len(row)] = row
+            targets[number, : len(learned)] = np.where(learned, row[1:], NO_TARGET)
         self.check_ids(rows)
-        return rows, targets
+        return rows[:, :-1], targets
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError for an id that the vocabulary does not have."""
@@ -130,6 +167,11 @@ class Dataset:
 
         It ends the document before, too. Raises UserError where the vocabulary has no end-of-text token.
         """
+        if self.train.is_masked and documents != "aligned":
+            raise UserError(
+                f"{self.folder} holds conversations, and each is read from its beginning: add "
+                f"--documents=aligned"
+            )
         found = getattr(self.tokenizer, "end_of_text", None)
         if documents != "joined" and found is None:
             raise UserError(
@@ -176,7 +218,9 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
             f"{path}: vocab_size {meta['vocab_size']} is not its tokenizer's {tokenizer.vocab_size}"
         )
     identity = [
-        [str(entry["path"]), entry["split"], entry["tokens"], entry["sha256"]] for entry in meta["files"]
+        [str(entry["path"]), entry["split"], entry["tokens"], entry["sha256"]]
+        + [entry[name] for name in MASK_FIELDS if name in entry]
+        for entry in meta["files"]
     ]
     fingerprint = hashlib.sha256(json.dumps([identity, meta["tokenizer"]]).encode()).hexdigest()
     return Dataset(name, folder, meta, tokenizer, splits["train"], splits["val"], fingerprint)
@@ -188,6 +232,11 @@ def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
     for entry in meta["files"]:
         tokens[entry["split"]] += entry["tokens"]
     return tokens
+
+
+def is_masked(folder: Path) -> bool:
+    """Whether the data set in a folder holds conversations, of which only some tokens are targets."""
+    return "mask" in read_meta(folder / "meta.json")["files"][0]
 
 
 def no_dataset(name: str, root: Path) -> str:
@@ -220,7 +269,13 @@ def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
     """The files that a meta.json lists."""
     return [
         TokenFile(
-            folder / entry["path"], entry["split"], entry["tokens"], entry["header_bytes"], entry["sha256"]
+            folder / entry["path"],
+            entry["split"],
+            entry["tokens"],
+            entry["header_bytes"],
+            entry["sha256"],
+            folder / entry["mask"] if "mask" in entry else None,
+            entry.get("mask_sha256"),
         )
         for entry in meta["files"]
     ]
@@ -233,38 +288,49 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: format {str(meta.get('format'))[:20]}, where this program reads {FORMAT}; {ADVICE}"
         )
-    check_fields(meta, FIELDS, str(path), optional=("text_bytes",), advice=ADVICE)
+    check_fields(meta, FIELDS, str(path), optional=("text_bytes", "conversations"), advice=ADVICE)
     if not meta["files"]:
         raise UserError(f"{path}: files is empty; {ADVICE}")
+    masked = sum("mask" in entry for entry in meta["files"])
+    if masked not in (0, len(meta["files"])):
+        raise UserError(f"{path}: some files have a mask and others have none; {ADVICE}")
+    if masked and "longest" not in meta.get("conversations", {}):
+        raise UserError(f"{path}: nothing says how long the longest conversation is; {ADVICE}")
     for entry in meta["files"]:
-        check_fields(entry, FIELDS_OF_A_FILE, f"{path}: an entry of files", advice=ADVICE)
-        name = Path(entry["path"])
-        if not entry["path"] or "\0" in entry["path"] or name.is_absolute() or ".." in name.parts:
-            raise UserError(
-                f"{path}: the path of a token file must lie inside the data set's folder; {ADVICE}"
-            )
+        optional = () if masked else MASK_FIELDS
+        check_fields(entry, FIELDS_OF_A_FILE, f"{path}: an entry of files", optional=optional, advice=ADVICE)
+        for file in (entry["path"], entry.get("mask", entry["path"])):
+            if not file or "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:
+                raise UserError(
+                    f"{path}: the path of a token file must lie inside the data set's folder; {ADVICE}"
+                )
     return meta
 
 
 def _check_size(file: TokenFile, itemsize: int, name: str) -> None:
     """Raise UserError where a token file is missing or not as long as meta.json says."""
-    expected = file.header_bytes + file.tokens * itemsize
-    if not file.path.is_file():
-        raise UserError(
-            f"the token file {file.path} is missing; prepare it again: python prepare.py {shlex.quote(name)}"
-        )
-    if file.path.stat().st_size != expected:
-        raise UserError(
-            f"{file.path} has {file.path.stat().st_size} bytes where its meta.json says {expected}; "
-            f"prepare it again: python prepare.py {shlex.quote(name)}"
-        )
+    sizes = {file.path: file.header_bytes + file.tokens * itemsize}
+    if file.mask is not None:
+        sizes[file.mask] = (file.tokens + 7) // 8
+    for path, expected in sizes.items():
+        if not path.is_file():
+            raise UserError(
+                f"the token file {path} is missing; prepare it again: python prepare.py {shlex.quote(name)}"
+            )
+        if path.stat().st_size != expected:
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes where its meta.json says {expected}; "
+                f"prepare it again: python prepare.py {shlex.quote(name)}"
+            )
 
 
 def verify_hashes(files: list[TokenFile], name: str) -> None:
     """Raise UserError where a token file's SHA-256 is not the one recorded."""
-    for file, found in zip(files, hashes_of([file.path for file in files]), strict=True):
-        if found != file.sha256:
+    recorded = {file.path: file.sha256 for file in files}
+    recorded |= {file.mask: file.mask_sha256 for file in files if file.mask is not None}
+    for (path, sha256), found in zip(recorded.items(), hashes_of(list(recorded)), strict=True):
+        if found != sha256:
             raise UserError(
-                f"{file.path} is damaged (SHA-256 differs); prepare it again: "
+                f"{path} is damaged (SHA-256 differs); prepare it again: "
                 f"python prepare.py {shlex.quote(name)}"
             )

@@ -25,6 +25,11 @@ def describe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) ->
     for what in ("documents", "characters", "text_bytes"):
         if meta.get(what):
             say(f"{what.replace('text_bytes', 'bytes of text')}: " + _by_split(meta[what]))
+    if data.train.is_masked:
+        say(
+            f"conversations: the longest has {meta['conversations']['longest']:,} tokens; "
+            f"{_share_of_targets(data.train):.0%} of the training tokens are targets"
+        )
     if meta.get("dropped"):
         say("left out: " + ", ".join(f"{count:,} {reason}" for reason, count in meta["dropped"].items()))
     for source in meta.get("sources", [])[:8]:
@@ -35,6 +40,11 @@ def describe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) ->
         text = data.tokenizer.decode(data.train.read(start, min(SAMPLE_TOKENS, data.train.tokens)).tolist())
         say(f"at token {start:,}: {text!r}")
     say(f"commonest tokens: {', '.join(_commonest(data, data.train))}")
+
+
+def _share_of_targets(split: Split) -> float:
+    """The share of targets in a split's beginning."""
+    return float(split.are_targets(0, min(split.tokens, COUNTED)).mean())
 
 
 def _by_split(counts: dict[str, int]) -> str:

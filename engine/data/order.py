@@ -72,17 +72,30 @@ def evaluation_windows(split: Split, block_size: int, windows: int | None) -> in
 
 
 def evaluation_batches(
-    split: Split, block_size: int, windows: int, first: int, last: int, batch_size: int
+    split: Split,
+    block_size: int,
+    windows: int,
+    first: int,
+    last: int,
+    batch_size: int,
+    separator: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Inputs and targets, each (B, T) int64, of an evaluation's windows number `first` to `last`, in batches.
 
     Its `windows` lie evenly over the split: the grid is cut into so many equal parts, and the window in the
-    middle of each is read. A split's short last window comes alone. Raises UserError for an id that the
+    middle of each is read. A split's short last window comes alone. Of conversations each window is moved on
+    to the first that begins in it, and what is not learned is NO_TARGET. Raises UserError for an id that the
     vocabulary does not have.
     """
     grid = evaluation_windows(split, block_size, None)
     full = (split.tokens - 1) // block_size
     places = (2 * np.arange(first, last) + 1) * grid // (2 * windows)
+    if split.is_masked:
+        assert separator is not None, "conversations begin with a separator"
+        for begin in range(0, len(places), batch_size):
+            starts = places[begin : begin + batch_size] * block_size
+            yield split.aligned_windows(starts, block_size, separator)
+        return
     whole = places[places < full]
     for begin in range(0, len(whole), batch_size):
         rows = split.windows(whole[begin : begin + batch_size] * block_size, block_size)

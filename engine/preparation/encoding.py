@@ -17,11 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.conversation.messages import from_json
+from engine.conversation.template import shortened
 from engine.errors import UserError
 from engine.preparation.inputs import Piece, Place
 from engine.preparation.records import parse_line, record_text
 from engine.preparation.utf8 import LOOKED_AT, check_not_utf16, not_utf8
 from engine.text.byte_pairs import END_OF_TEXT
+from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
 DIGEST_BYTES = 16  # of a document's SHA-256: equal ones are expected once in 2⁶⁴ documents
@@ -32,7 +35,8 @@ class Job:
     """What is the same for all pieces."""
 
     errors: str = "strict"  # about text that is not UTF-8: strict, replace or drop
-    field: str = "text"
+    field: str | None = "text"  # of a record; None: records are conversations
+    block_size: int = 1024  # tokens of a conversation, at most
     val_below: int | None = None  # documents with a lower hash are for validation; None: that has own files
     tokenizer: dict[str, Any] | None = None  # None where it is still to be made
 
@@ -74,6 +78,8 @@ class Encoded:
     documents: np.ndarray  # (documents,) of DOCUMENT
     dropped: Counter[str]  # why, how many
     carriage_returns: Counter[str]  # in which file, how many
+    targets: np.ndarray | None = None  # (tokens,) uint8: 1 for what is trained on; None: everything is
+    cut: int = 0  # conversations that were shortened
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -96,9 +102,10 @@ def survey(piece: Piece) -> Survey:
     """Count and collect the characters of a piece."""
     characters, seen = 0, np.zeros(0x110000, dtype=bool)
     for found in texts_of(piece, Counter()):
-        points = np.frombuffer(found.text.encode("utf-32-le"), dtype=np.uint32)
-        characters += len(points)
-        seen[points] = True
+        for text in _contents(found):
+            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+            characters += len(points)
+            seen[points] = True
     return Survey(characters, "".join(map(chr, np.flatnonzero(seen))))
 
 
@@ -112,13 +119,15 @@ def training_texts(piece: Piece, characters: int | None) -> list[str]:
         if piece[0].kind == "text" and characters is not None:
             texts.append(found.text[:characters])
         elif not _is_val(piece, split_hash(hashlib.sha256(found.utf8).digest())):
-            texts.append(found.text)
+            texts += _contents(found)
     return [part for text in texts for part in text.split(END_OF_TEXT) if part]
 
 
 def encode(piece: Piece, before_border: int | None = None) -> Encoded:
     """The token ids of a piece. Of one long text the first `before_border` characters are for training."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
+    if _job.field is None:
+        return encode_conversations(piece)
     encode_text = _tokenizer.encode if piece[0].kind == "text" else _tokenizer.encode_document
     dtype = id_type(_tokenizer.vocab_size)
     dropped: Counter[str] = Counter()
@@ -138,6 +147,35 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
                 counts = (len(ids[-1]), val, len(part), len(part.encode()))
                 documents.append((*counts, digest[:DIGEST_BYTES], number))
     return Encoded(np.concatenate(ids), np.array(documents, dtype=DOCUMENT), dropped, carriage_returns)
+
+
+def encode_conversations(piece: Piece) -> Encoded:
+    """The token ids of a piece's conversations, and which of them are targets."""
+    assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
+    dtype = id_type(_tokenizer.vocab_size)
+    ids, targets = [np.zeros(0, dtype=dtype)], [np.zeros(0, dtype=np.uint8)]
+    documents, cut = [], 0
+    dropped: Counter[str] = Counter()
+    for found in texts_of(piece, dropped):
+        encoded, is_cut = shortened(_tokenizer, from_json(found.text), _job.block_size)
+        if encoded is None:
+            dropped["longer than the block"] += 1
+            continue
+        cut += is_cut
+        ids.append(encoded.ids.astype(dtype))
+        targets.append(encoded.targets.astype(np.uint8))
+        digest = hashlib.sha256(found.utf8).digest()
+        number = split_hash(digest)
+        said = "".join(_contents(found))
+        counts = (len(ids[-1]), _is_val(piece, number), len(said), len(said.encode()))
+        documents.append((*counts, digest[:DIGEST_BYTES], number))
+    table = np.array(documents, dtype=DOCUMENT)
+    return Encoded(np.concatenate(ids), table, dropped, Counter(), np.concatenate(targets), cut)
+
+
+def _contents(found: Text) -> list[str]:
+    """The text itself, or what is said in a conversation."""
+    return [found.text] if _job.field is not None else [content for _, content in from_json(found.text)]
 
 
 def id_type(vocab_size: int) -> np.dtype:

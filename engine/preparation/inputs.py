@@ -150,7 +150,7 @@ def format_of(name: str) -> str:
 
 def pieces(
     inputs: list[Input],
-    field: str,
+    field: str | None,
     one_text: bool,
     place: Place = BEGINNING,
     before_opening: Callable[[int], None] = lambda number: None,
@@ -158,7 +158,8 @@ def pieces(
     """The inputs from a place on, in order. Raises UserError for what cannot be read.
 
     With `one_text` each piece is a stretch of one long text; otherwise each plain file is a document, and
-    each record, whose text is named by `field`. `before_opening` is called with the number of each input.
+    each record, whose text is named by `field` (None: a conversation). `before_opening` is called with the
+    number of each input.
     """
     piece: Piece = []
     size = 0
@@ -176,7 +177,11 @@ def pieces(
 
 
 def _parts(
-    inputs: list[Input], field: str, one_text: bool, place: Place, before_opening: Callable[[int], None]
+    inputs: list[Input],
+    field: str | None,
+    one_text: bool,
+    place: Place,
+    before_opening: Callable[[int], None],
 ) -> Iterator[Part]:
     for index in range(place.index, len(inputs)):
         item = inputs[index]
@@ -190,7 +195,7 @@ def _parts(
             yield from _records(item, field, start)
 
 
-def _records(item: Input, field: str, place: Place) -> Iterator[Part]:
+def _records(item: Input, field: str | None, place: Place) -> Iterator[Part]:
     """A file of records from a place on, a piece at a time."""
     contents: list[bytes] = []
     size, share = 0, 0.0

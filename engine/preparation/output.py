@@ -91,13 +91,19 @@ class TokenWriter:
     """Writes the ids of each split to train.bin and val.bin, or to shards: train-000000.bin, …
 
     `files` lists [name, tokens] for each split and is kept up to date. Files that it lists at the start are
-    continued; what they hold beyond the listed tokens is cut off.
+    continued; what they hold beyond the listed tokens is cut off. `suffix` comes before .bin in all names.
     """
 
     def __init__(
-        self, folder: Path, files: dict[str, list[list[Any]]], dtype: np.dtype, shard_tokens: int | None
+        self,
+        folder: Path,
+        files: dict[str, list[list[Any]]],
+        dtype: np.dtype,
+        shard_tokens: int | None,
+        suffix: str = "",
     ) -> None:
         self.folder, self.files, self.dtype, self.shard_tokens = folder, files, dtype, shard_tokens
+        self.suffix = suffix
         self._open: dict[str, io.FileIO] = {}
         for split in files:
             if files[split]:
@@ -114,7 +120,8 @@ class TokenWriter:
             os.fsync(self._open[split].fileno())
             self._open[split].close()
         number = len(self.files[split])
-        name = f"{split}.bin" if self.shard_tokens is None else f"{split}-{number:06d}.bin"
+        name = split if self.shard_tokens is None else f"{split}-{number:06d}"
+        name += f"{self.suffix}.bin"
         self.files[split].append([name, 0])
         self._open[split] = io.FileIO(self.folder / name, "w")
 
@@ -158,11 +165,16 @@ def move_into_place(
     write_whole(staging / "meta.json", json.dumps(meta, indent=1).encode())
     old: list[str] = []
     with contextlib.suppress(UserError):  # there was no data set, or none that can be read
-        old = [file["path"] for file in read_meta(folder / "meta.json")["files"]] + [RANK_FILE]
+        old = [*_listed(read_meta(folder / "meta.json")), RANK_FILE]
     (folder / "meta.json").unlink(missing_ok=True)
-    listed = [file["path"] for file in meta["files"]]
+    listed = _listed(meta)
     ranks = [RANK_FILE] if (staging / RANK_FILE).exists() else []
     for name in [*(listed if token_files is None else token_files), *ranks, "meta.json"]:
         os.replace(staging / name, folder / name)
     for name in set(old) - set(listed) - set(ranks):
         (folder / name).unlink(missing_ok=True)
+
+
+def _listed(meta: dict[str, Any]) -> list[str]:
+    """The files that a meta.json lists, of tokens and of masks."""
+    return [file[kind] for file in meta["files"] for kind in ("path", "mask") if kind in file]

@@ -24,6 +24,7 @@ import numpy as np
 from engine.data.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.errors import UserError
 from engine.preparation.compression import filter_command
+from engine.preparation.conversations import TARGETS, holds_conversations, write_masks
 from engine.preparation.encoding import (
     Encoded,
     Job,
@@ -60,13 +61,14 @@ from engine.preparation.request import Plan, Request, State, request_hash, sourc
 from engine.system import available_cores, hashes_of, write_whole
 from engine.text.byte_pairs import OwnBytePairTokenizer, learn_vocabulary, ranks_text
 from engine.text.characters import CharTokenizer
-from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
+from engine.text.tokenizer import Tokenizer, tokenizer_from_dict, with_roles
 from engine.text.tokenizer_files import tokenizer_of_file
 
 SAVE_EVERY = 16  # pieces: the most that an interruption costs
 IN_ONE_PROCESS = 2**22  # bytes: less input is not worth starting other processes
 LEARN_FROM = 2**28  # bytes of text from which a vocabulary is learned
 NAMED = ("char", "bytes", "gpt2", "bpe")
+FLAG = np.dtype(np.uint8)  # whether a token is a target
 FILES_NAMED = 3  # of many, in a message
 
 
@@ -84,6 +86,9 @@ def prepare(request: Request, say: Callable[[str], None], root: Path = DATA_FOLD
         check_lengths(request.name, tokens, say)
         move_into_place(staging, folder, meta)
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in meta["dropped"].items())
+    cut = meta.get("conversations", {}).get("cut")
+    if cut:
+        say(f"{request.name}: {cut:,} conversations are longer than {request.block_size} tokens, and are cut")
     say(
         f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, "
         f"vocabulary {meta['vocab_size']:,}{dropped and f'; left out: {dropped}'}"
@@ -105,7 +110,9 @@ class Preparation:
         val_below = None
         if self.val_share is not None and not self.one_text:
             val_below = math.ceil(self.val_share * 2**64)
-        self.job = Job(request.errors, request.field, val_below)
+        self.conversations = holds_conversations(self.inputs, request.field)
+        field = None if self.conversations else request.field
+        self.job = Job(request.errors, field, request.block_size, val_below)
         self.versions = versions_of(self.inputs)
         self.request_hash = request_hash(request, self.inputs, self.versions)
         self._name_empty_files()
@@ -183,7 +190,7 @@ class Preparation:
     def _pieces(self, place: Place = BEGINNING) -> Iterator[Piece]:
         files = [item.hub_file for item in self.inputs]
         with contextlib.closing(Downloads(files, self.downloads)) as downloads:
-            yield from pieces(self.inputs, self.request.field, self.one_text, place, downloads.wait_for)
+            yield from pieces(self.inputs, self.job.field, self.one_text, place, downloads.wait_for)
 
     def _tasks(self, state: State, border: tuple[int, int] | None) -> Iterator[tuple[Piece, int | None]]:
         """The pieces from a state on, with the characters before the border from the border's piece on."""
@@ -218,7 +225,10 @@ class Preparation:
                 table.add("\n")  # ends documents
             if self.one_text and self.val_share is not None:
                 plan.border = find_border(counts, self.val_share)
-        plan.tokenizer = self._tokenizer(kind, table, plan.border).to_dict()
+        tokenizer = self._tokenizer(kind, table, plan.border)
+        if self.conversations:
+            tokenizer = with_roles(tokenizer)
+        plan.tokenizer = tokenizer.to_dict()
         self._save("plan.json", dataclasses.asdict(plan))
         return plan
 
@@ -252,23 +262,31 @@ class Preparation:
         saved = self._load(STATE)
         dtype = id_type(tokenizer.vocab_size)
         state = State() if saved is None else State.from_saved(saved)
-        if not are_intact(self.staging, state.files, dtype):
+        if not are_intact(self.staging, state.files, dtype) or not are_intact(
+            self.staging, state.targets, FLAG
+        ):
             state = State()
         if state.number:
             self.say(f"going on after {state.tokens:,} tokens")
         writer = TokenWriter(self.staging, state.files, dtype, self.request.shard_tokens)
+        flags = None
+        if self.conversations:
+            flags = TokenWriter(self.staging, state.targets, FLAG, self.request.shard_tokens, TARGETS)
         progress = PreparationProgress(self.inputs, self.say, state.place)
         with (
             contextlib.closing(writer),
             contextlib.closing(progress),
+            contextlib.nullcontext() if flags is None else contextlib.closing(flags),
             self._document_hashes(state) as hashes,
         ):
             for (piece, _), found in workers.map_in_order(encode, self._tasks(state, plan.border)):
-                self._write(piece, found, state, writer, hashes)
+                self._write(piece, found, state, writer, flags, hashes)
                 state.number, state.place = state.number + 1, piece[-1].next
                 progress.update(piece[-1], int(found.documents["text_bytes"].sum()), state.tokens)
                 if state.number % SAVE_EVERY == 0:
                     writer.sync()
+                    if flags is not None:
+                        flags.sync()
                     if hashes is not None:
                         hashes.commit()
                     self._save(STATE, dataclasses.asdict(state))
@@ -281,6 +299,7 @@ class Preparation:
         found: Encoded,
         state: State,
         writer: TokenWriter,
+        flags: TokenWriter | None,
         hashes: sqlite3.Connection | None,
     ) -> None:
         """Count a piece's documents and write them to their splits, except duplicates of earlier ones."""
@@ -294,6 +313,8 @@ class Preparation:
         state.dropped = dict(sorted((Counter(state.dropped) + dropped).items()))
         split_hashes = documents["split_hash"][kept].tolist() + state.split_hashes
         state.split_hashes = [min(split_hashes), max(split_hashes)] if split_hashes else []
+        state.cut += found.cut
+        state.longest = max([state.longest, *documents["tokens"].tolist()])
         for file, number in found.carriage_returns.items():
             state.carriage_returns.add(number, file)
         for part in piece:
@@ -304,6 +325,8 @@ class Preparation:
             if chosen.any():
                 ids = found.ids if chosen.all() else found.ids[np.repeat(chosen, documents["tokens"])]
                 writer.write(split, ids)
+                if flags is not None and found.targets is not None:
+                    flags.write(split, found.targets[np.repeat(chosen, documents["tokens"])])
                 state.documents[split] += int(chosen.sum())
                 state.characters[split] += int(documents["characters"][chosen].sum())
                 state.text_bytes[split] += int(documents["text_bytes"][chosen].sum())
@@ -386,6 +409,8 @@ class Preparation:
             {"path": name, "split": split, "tokens": tokens, "header_bytes": 0, "sha256": sha256}
             for (split, name, tokens), sha256 in zip(named, hashes, strict=True)
         ]
+        if self.conversations:
+            files = write_masks(self.staging, files, state.targets)
         asked = {"val": self.request.val, "errors": self.request.errors, "dedup": self.request.dedup}
         return {
             "format": FORMAT,
@@ -393,7 +418,8 @@ class Preparation:
             "dtype": id_type(tokenizer.vocab_size).name,
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": tokenizer.to_dict(),
-            "text_bytes": state.text_bytes,
+            **({} if self.conversations else {"text_bytes": state.text_bytes}),
+            **({"conversations": {"longest": state.longest, "cut": state.cut}} if self.conversations else {}),
             "characters": state.characters,
             **({} if self.one_text else {"documents": state.documents}),
             "dropped": state.dropped,

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -20,9 +21,17 @@ from engine.preparation.pipeline import prepare
 from engine.preparation.request import Request
 from engine.preparation.token_files import describe_token_files, holds_token_files
 from engine.system import write_whole
+from tasks import texts
 
 # Those that are made in seconds: name and tokenizer. train.py prepares them by itself.
 RECIPES = {"shakespeare_char": "char", "shakespeare": "gpt2"}
+# Those that tasks/ writes, for an assistant: text and conversations, with what they are prepared.
+GENERATED: dict[str, dict[str, Any]] = {
+    "assistant_base": {"tokenizer": "bytes", "val": 0.02},
+    "assistant_chat": {"tokenizer": "bytes", "val": 0.02, "block_size": 256},
+}
+PROSE_LINES = 100_000
+CONVERSATIONS = 40_000
 # Those that are downloads of many gigabytes: where their Parquet files are, and how large they are.
 LARGE = {
     "openwebtext": (HubFolder("Skylion007/openwebtext", "plain_text"), "24 GB, 9 billion tokens"),
@@ -46,6 +55,8 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
 
     Raises UserError for a name without a recipe.
     """
+    if name in GENERATED:
+        return prepare_generated(name, say, root)
     if name not in RECIPES and holds_token_files(root / name):
         return describe_token_files(name, [], None, say, root)
     if name in LARGE:
@@ -67,6 +78,20 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def prepare_generated(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
+    """Write and prepare a data set of tasks/, the same at every call."""
+    with staging_folder(root / name, ".text") as folder:
+        if name == "assistant_base":
+            path, lines = folder / "prose.txt", texts.prose(PROSE_LINES)
+        else:
+            path = folder / "conversations.jsonl"
+            lines = (json.dumps({"messages": one}) for one in texts.conversations(CONVERSATIONS))
+        content = "".join(f"{line}\n" for line in lines).encode()
+        path.write_bytes(content)
+        source = {"name": "tasks/texts.py", "sha256": hashlib.sha256(content).hexdigest()}
+        return prepare(Request(name, [str(path)], sources=[source], **GENERATED[name]), say, root)
 
 
 def prepare_large(request: Request, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:

@@ -1,6 +1,7 @@
 """Documents in files of records: JSON, CSV, Parquet, and data sets of the Hugging Face hub.
 
-Each reader yields (document in UTF-8, share of the file read so far) from record number `skip` on. A text
+Each reader yields (document in UTF-8, share of the file read so far) from record number `skip` on. Without a
+field the records are conversations, and what it yields of each is all its messages (`to_json`). A text
 that is no valid Unicode is handed on as its bytes: what to do about it is decided in encoding.py.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.conversation.messages import LISTS, PAIRS, read_conversation, to_json
 from engine.download import hub_errors, reach_hub
 from engine.errors import UserError
 from engine.preparation.compression import UNPACK, filter_command, open_decompressed, without_suffix
@@ -24,12 +26,14 @@ LONGEST_CELL = 2**26  # bytes
 LONGEST_NAME = 40  # characters: a longer cell in a table's first line is no column's name
 NAMES_SHOWN = 8
 SEPARATORS = ",;\t"  # of a table's columns
-CONVERSATIONS = ("messages", "conversations")  # fields that hold lists of turns
+TURN_COLUMNS = {*LISTS, *(name for pair in PAIRS for name in pair), "input"}
 Records = Iterator[tuple[bytes, float]]
 
 
-def record_text(value: Any, field: str, where: str) -> str:
+def record_text(value: Any, field: str | None, where: str) -> str:
     """The text in a record: the record itself, or its field; of null, "". UserError names what there is."""
+    if field is None:
+        return to_json(read_conversation(value, where))
     if isinstance(value, str):
         return value
     if not isinstance(value, dict):
@@ -37,11 +41,11 @@ def record_text(value: Any, field: str, where: str) -> str:
     text = value.get(field)
     if isinstance(text, str):
         return text
-    turns = next((name for name in CONVERSATIONS if isinstance(value.get(name), list)), None)
-    if turns is not None and (field == turns or field not in value):
+    turns = next((name for name in LISTS if isinstance(value.get(name), list)), None)
+    if turns is not None and field not in value:
         raise UserError(
-            f"{where} is a conversation (its field {turns!r} is a list), and documents need one text each: "
-            "write it into a field, and name that with --field"
+            f"{where} is a conversation (its field {turns!r} is a list), and documents were expected; where "
+            f"all records are conversations, add --field {turns}"
         )
     if field not in value:
         texts = [name for name, found in value.items() if isinstance(found, str)]
@@ -103,7 +107,7 @@ def holds_json_lines(path: str) -> bool:
         return False
 
 
-def json_records(path: str, field: str, skip: int) -> Records:
+def json_records(path: str, field: str | None, skip: int) -> Records:
     """The texts of a .json file: an array of objects or of strings, or one object."""
     with open_decompressed(path) as (file, _):
         content = file.read(WHOLE_FILE + 1)
@@ -130,11 +134,13 @@ def json_records(path: str, field: str, skip: int) -> Records:
 # tables
 
 
-def csv_records(path: str, field: str, skip: int) -> Records:
+def csv_records(path: str, field: str | None, skip: int) -> Records:
     """A column of a table whose first line names the columns.
 
     The separator is the comma, semicolon or tab with which the first line has the column.
     """
+    if field is None:
+        raise UserError(f"{path}: tables hold documents; conversations are read from .jsonl, .json, .parquet")
     csv.field_size_limit(LONGEST_CELL)
     with open_decompressed(path) as (file, share):
         check_not_utf16(file.read(LOOKED_AT), path)
@@ -184,7 +190,7 @@ def _no_column(path: str, field: str, head: list[str]) -> UserError:
     )
 
 
-def parquet_records(path: str, field: str, skip: int) -> Records:
+def parquet_records(path: str, field: str | None, skip: int) -> Records:
     """A column of a Parquet file, a few hundred rows at a time."""
     try:
         import pyarrow
@@ -194,32 +200,53 @@ def parquet_records(path: str, field: str, skip: int) -> Records:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if field not in names:
-                raise UserError(f"{path} has no column {field!r}; name one with --field{_there_are(names)}")
-            kind = file.schema_arrow.field(field).type
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise UserError(
-                    f"{path}: the column {field!r} holds {kind}, not text; name another with --field"
-                )
+            if field is not None:
+                _check_column(path, field, file.schema_arrow)
+            columns = [field] if field is not None else [name for name in names if name in TURN_COLUMNS]
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = list(itertools.accumulate(sizes))
             groups = [group for group, end in enumerate(ends) if end > skip]
             number = ends[groups[0]] - sizes[groups[0]] if groups else 0
-            for batch in file.iter_batches(256, groups, [field]) if groups else ():
-                for value in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
+            for batch in file.iter_batches(256, groups, columns) if groups else ():
+                if field is not None:
+                    values = batch.column(0).cast(pyarrow.large_binary()).to_pylist()
+                else:
+                    values = batch.to_pylist()
+                for value in values:
                     number += 1
+                    if field is None and number > skip:
+                        text = record_text(value, None, f"{path}, record {number}")
+                        value = text.encode("utf-8", "surrogatepass")
                     if number > skip:
                         yield value or b"", number / ends[-1]
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
 
 
+def _check_column(path: str, field: str, schema: Any) -> None:
+    """Raise UserError where a table has no such column, or one that holds no text."""
+    import pyarrow
+
+    if field not in schema.names:
+        raise UserError(f"{path} has no column {field!r}; name one with --field{_there_are(schema.names)}")
+    kind = schema.field(field).type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise UserError(f"{path}: the column {field!r} holds {kind}, not text; name another with --field")
+
+
 # ------------------------------------------------------------------------------------------------------------
 # the Hugging Face hub
 
 
-def hub_records(path: str, field: str, skip: int) -> Records:
+def hub_records(path: str, field: str | None, skip: int) -> Records:
     """A data set of the Hugging Face hub, streamed: NAME, NAME:CONFIGURATION or NAME:CONFIGURATION:SPLIT."""
+    for number, record in enumerate(hub_rows(path, skip), start=skip + 1):
+        text = record_text(record, field, f"{path}, record {number}")
+        yield text.encode("utf-8", "surrogatepass"), 0.0
+
+
+def hub_rows(path: str, skip: int) -> Iterator[dict[str, Any]]:
+    """The records of a data set of the hub from number `skip` on, as they are."""
     try:
         import datasets
     except ImportError as error:
@@ -231,9 +258,7 @@ def hub_records(path: str, field: str, skip: int) -> Records:
         if not Path(name).exists():
             reach_hub(name, "dataset")
         stream = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
-        for number, record in enumerate(stream.skip(skip) if skip else stream, start=skip + 1):
-            text = record_text(record, field, f"{path}, record {number}")
-            yield text.encode("utf-8", "surrogatepass"), 0.0
+        yield from stream.skip(skip) if skip else stream
 
 
 READERS = {"json": json_records, "csv": csv_records, "parquet": parquet_records, "hub": hub_records}

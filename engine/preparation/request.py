@@ -33,6 +33,7 @@ class Request:
     errors: str = "strict"
     documents: bool = False
     dedup: bool = False
+    block_size: int = 1024  # tokens of a conversation; a longer one is cut
     shard_tokens: int | None = None
     workers: int | None = None
     sources: list[dict[str, Any]] | None = None  # of the text, where known better than by its path
@@ -68,6 +69,10 @@ class State:
     place: Place = BEGINNING
     # [name, tokens] of each file.
     files: dict[str, list[list[Any]]] = field(default_factory=lambda: {"train": [], "val": []})
+    # The same of the files that say which tokens of conversations are targets.
+    targets: dict[str, list[list[Any]]] = field(default_factory=lambda: {"train": [], "val": []})
+    cut: int = 0  # conversations that were shortened
+    longest: int = 0  # tokens of a conversation
     documents: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     characters: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     text_bytes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})

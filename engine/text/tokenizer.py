@@ -14,6 +14,7 @@ import numpy as np
 from engine.errors import UserError
 from engine.text.byte_pairs import GPT2Tokenizer, MergesTokenizer, OwnBytePairTokenizer
 from engine.text.characters import ByteTokenizer, CharTokenizer, NumberTokenizer
+from engine.text.roles import BaseTokenizer, ChatTokenizer
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -59,14 +60,26 @@ def tokenizer_from_dict(description: Any) -> Tokenizer:
                 return OwnBytePairTokenizer.from_base64(vocabulary.split())
             case {"kind": "numbers", "vocab_size": int(vocab_size)}:
                 return NumberTokenizer(vocab_size)
+            case {"kind": "chat", "base": base, "added": list(added)}:
+                return with_roles(tokenizer_from_dict(base), added)
             case {"kind": "merges"}:
                 return MergesTokenizer.from_dict(description)
     except (ValueError, TypeError) as error:
         what = "table" if kind == "char" else "vocabulary"
         raise UserError(f"the tokenizer's {what} is damaged: {error}") from error
     raise UserError(
-        f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes, gpt2, merges, bpe and numbers"
+        f"unknown tokenizer {str(description)[:80]!r}; known are char, bytes, gpt2, merges, bpe, chat "
+        "and numbers"
     )
+
+
+def with_roles(tokenizer: Tokenizer, added: Sequence[str] | None = None) -> ChatTokenizer:
+    """The tokenizer with tokens for a conversation's roles; as it is where it has them. Raises ValueError."""
+    if isinstance(tokenizer, ChatTokenizer):
+        return tokenizer
+    if not isinstance(tokenizer, BaseTokenizer):
+        raise ValueError("ids of an unknown vocabulary cannot write a conversation")
+    return ChatTokenizer(tokenizer, added)
 
 
 def print_note(text: str) -> None:

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.data.dataset import NO_TARGET
 from engine.data.order import training_starts
 from engine.training.run import Run
-
-NO_TARGET = -100  # the id of a position that is not learned from
 
 
 class Batch(NamedTuple):
@@ -62,12 +61,10 @@ class Batches:
         starts = training_starts(self.seed, first, share, self.split.tokens, self.block_size)
         if self.separator is None:
             rows = self.split.windows(starts, self.block_size)
-            targets = rows[:, 1:]
+            ids, targets = rows[:, :-1], rows[:, 1:]
         else:
-            rows, lengths = self.split.aligned_windows(starts, self.block_size, self.separator)
-            beyond = np.arange(self.block_size) >= lengths[:, None]
-            targets = np.where(beyond, NO_TARGET, rows[:, 1:])
-        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in (rows[:, :-1], targets)]
+            ids, targets = self.split.aligned_windows(starts, self.block_size, self.separator)
+        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in (ids, targets)]
         if self.device.type == "cuda":
             tensors = [tensor.pin_memory() for tensor in tensors]
         return tensors[0], tensors[1]

@@ -10,10 +10,12 @@ from torch import nn
 
 from engine.data.dataset import Split
 from engine.data.order import evaluation_batches, evaluation_windows
+from engine.errors import UserError
 from engine.generation import Sampling, generate
 from engine.parallel.sharding import is_sharded
 from engine.parallel.world import World
 from engine.settings import TrainSettings
+from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import encode_prompt
 from engine.training.run import Run
 
@@ -62,7 +64,9 @@ def mean_loss(run: Run, split: Split, windows: int) -> float:
     at_once = run.compute.evaluation_batch or settings.batch_size
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
     total = torch.zeros(2, dtype=torch.float64)  # loss sum, targets
-    batches = evaluation_batches(split, settings.block_size, windows, first, last, at_once)
+    batches = evaluation_batches(
+        split, settings.block_size, windows, first, last, at_once, run.model.config.separator
+    )
     for number, (inputs, targets) in enumerate(batches):
         run.console.busy(f"evaluating: {split.name}, {number * at_once:,} of {last - first:,} windows")
         some_have_work(run.model, world, own=True)
@@ -73,6 +77,11 @@ def mean_loss(run: Run, split: Split, windows: int) -> float:
     while some_have_work(run.model, world, own=False):
         run.model(torch.zeros(1, 1, dtype=torch.int64, device=run.device))
     loss_sum, count = world.all_reduce(total).tolist()
+    if not count:
+        raise UserError(
+            f"the {windows} windows of the {split.name} split on which the loss is measured hold no target; "
+            f"raise eval_iters, or give more conversations"
+        )
     return loss_sum / count
 
 
@@ -100,16 +109,26 @@ def inference_mode_of(model: nn.Module) -> Iterator[None]:
 
 
 def print_sample(run: Run, tokens: int) -> None:
-    """Print what the model writes after a line break. Rank 0 writes, or all processes a sharded model."""
+    """Print what the model writes after a line break, or its answer to the validation split's first question.
+
+    Rank 0 writes, or all processes a sharded model.
+    """
     if not tokens or not (run.world.is_main or is_sharded(run.model)):
         return
     tokenizer = run.data.tokenizer
     prompt = encode_prompt(tokenizer, None)
+    if run.data.val.is_masked:
+        first = run.data.val.read(0, min(run.settings.block_size, run.data.val.tokens))
+        prompt = first[: max(1, int(run.data.val.are_targets(0, len(first)).argmax()))]
     ids = torch.from_numpy(prompt)[None].to(run.device)
     with inference_mode_of(run.model), run.compute.autocast():
         sampling = Sampling(temperature=0.8, top_k=200)
         written = generate(
             run.model, ids, tokens, sampling, seed=run.settings.seed, n_tokens=tokenizer.vocab_size
         )
-    text = tokenizer.decode(written[0, len(prompt) :].tolist())
+    answer = written[0, len(prompt) :].tolist()
+    if isinstance(tokenizer, ChatTokenizer) and run.data.val.is_masked:
+        end = answer.index(tokenizer.end_of_turn) if tokenizer.end_of_turn in answer else len(answer)
+        answer = [*prompt.tolist(), *answer[:end]]
+    text = tokenizer.decode(answer)
     run.console.say("\n".join(f"    {line}" for line in text.strip("\n").split("\n")))

@@ -68,7 +68,9 @@ def set_up(
     compute = choose_compute(settings, checkpoint, device, world, console)
     pretrained = read_weights(settings, sources, on_cpu, world, console)
     if pretrained is not None:
-        settings = dataclasses.replace(settings, **shape_settings(pretrained.config))
+        settings = dataclasses.replace(
+            settings, init_from=pretrained.source, **shape_settings(pretrained.config)
+        )
     micro_batch, _ = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     ensure_prepared(settings.dataset, world, console)
     data = open_dataset(settings.dataset, settings.block_size)
@@ -329,6 +331,12 @@ def describe(run: Run, state: RunState, sources: Sources, resuming: str | None) 
         f"data: {run.data.folder}, {run.data.train.tokens:,} training and {run.data.val.tokens:,} validation "
         f"tokens, vocabulary {run.data.tokenizer.vocab_size:,}"
     )
+    longest = run.data.meta.get("conversations", {}).get("longest", 0)
+    if longest > settings.block_size:
+        say(
+            f"note: the longest conversation has {longest} tokens; of what goes beyond the block's "
+            f"{settings.block_size} nothing is learned"
+        )
     say(
         f"model: {'' if settings.init_from in STARTS else f'{settings.init_from}, '}{config.n_layer} layers, "
         f"{config.n_head} heads, {config.n_embd} wide, block {config.block_size}, "

@@ -49,7 +49,8 @@ def read_weights(
         return None
     found = read_pretrained(settings.init_from) if world.is_main else None
     world.wait_for_main()
-    found = found or read_pretrained(settings.init_from)
+    source = world.broadcast(None if found is None else found.source)
+    found = found or read_pretrained(source)
     given, positions = sources.given(on_cpu), found.config.block_size
     if settings.block_size > positions and "block_size" not in sources.command_line:
         console.say(
@@ -73,6 +74,7 @@ def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) ->
 
     Raises UserError where the data set's ids mean something else to them.
     """
+    pretrained = pretrained.with_roles_of(data.tokenizer)
     pretrained.check_reads(data.tokenizer, str(data.folder))
     changes = {"dropout": settings.dropout, "separator": data.separator(settings.documents)}
     return dataclasses.replace(pretrained, config=dataclasses.replace(pretrained.config, **changes))

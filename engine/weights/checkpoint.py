@@ -27,7 +27,7 @@ from torch import Tensor
 from engine.errors import UserError
 from engine.json_files import COUNT, check_fields, dataclass_from, read_json_object
 from engine.parallel.sharding import copy_into
-from engine.runs import STEP_NAME, checkpoint_folders, similar_run
+from engine.runs import RUNS_FOLDER, STEP_NAME, checkpoint_folders, similar_run
 from engine.shape import empty_model
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.weights.shapes import SIZES, check_fits, parameter_shapes, shapes_of
@@ -84,6 +84,39 @@ def named_checkpoint(run: Path, name: str) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return text if STEP_NAME.fullmatch(text) else None
+
+
+def newest_finished(name: str, root: Path = RUNS_FOLDER) -> Path:
+    """The newest of the runs NAME, NAME-2, … Raises UserError where there is none, or it is not finished.
+
+    An older one is never taken in the place of one that is under way.
+    """
+    pattern = re.compile(re.escape(name) + r"(-\d+)?")
+    runs = [path for path in root.glob("*/config.json") if pattern.fullmatch(path.parent.name)]
+    if not runs:
+        raise UserError(
+            f"there is no run {root / name} to start from; train it: python train.py configs/{name}.py"
+        )
+
+    def last_change(config: Path) -> float:
+        saved = checkpoint_folders(config.parent)
+        return max(config.stat().st_mtime, saved[0].stat().st_mtime if saved else 0.0)
+
+    run = max(runs, key=last_change).parent
+    if not checkpoint_folders(run) or not is_finished(open_newest(run)[0].meta):
+        raise UserError(
+            f"{run} is the newest run of {name}, and it is not finished; let it end (--init_from=resume "
+            f"--out_dir={run}), or name the run to start from: --init_from={root}/NAME"
+        )
+    return run
+
+
+def is_finished(meta: Mapping[str, Any]) -> bool:
+    """Whether a run has made all its steps, or lost its patience, by a checkpoint's meta.json."""
+    settings = meta.get("settings", {})
+    patience = settings.get("patience")
+    impatient = patience is not None and meta.get("evaluations_without_gain", 0) >= patience
+    return impatient or meta["step"] >= settings.get("max_iters", 0)
 
 
 def open_checkpoint(run: Path, which: str) -> Checkpoint:

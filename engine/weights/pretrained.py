@@ -19,9 +19,11 @@ from torch import Tensor
 from engine.download import hub_errors, reach_hub
 from engine.errors import UserError
 from engine.runs import checkpoint_folders, similar_run
-from engine.shape import empty_model
+from engine.settings import NEWEST
+from engine.shape import empty_model, padded
 from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import NumberTokenizer
+from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.text.tokenizer_files import UnsupportedTokenizer, read_tokenizer, same_ids
 from engine.weights import checkpoint as checkpoints
@@ -90,6 +92,25 @@ class Pretrained:
                 f"prepare its text again with the tokenizer of these weights"
             )
 
+    def with_roles_of(self, tokenizer: Tokenizer) -> "Pretrained":
+        """The same for a tokenizer that has tokens for roles after those of this model's; else as it is.
+
+        The rows of the added tokens are the mean of the others, of the embedding as of the head.
+        """
+        if not isinstance(tokenizer, ChatTokenizer) or self.tokenizer is None:
+            return self
+        if not same_ids(self.tokenizer, tokenizer.base):
+            return self
+        known, rows = self.tokenizer.vocab_size, padded(tokenizer.vocab_size)
+        tensors = dict(self.tensors)
+        for name in ("token_embedding.weight", "head.weight"):
+            if name in tensors:  # a tied head has none
+                own = tensors[name][:known]
+                added = own.double().mean(dim=0, keepdim=True).to(own.dtype).expand(rows - known, -1)
+                tensors[name] = torch.cat((own, added))
+        config = dataclasses.replace(self.config, vocab_size=rows)
+        return dataclasses.replace(self, config=config, tensors=tensors, tokenizer=tokenizer)
+
     def with_block_size(self, block_size: int) -> "Pretrained":
         """The same with only its first `block_size` positions. Raises UserError where it has fewer."""
         if block_size > self.config.block_size:
@@ -107,9 +128,12 @@ class Pretrained:
 def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = None) -> Pretrained:
     """What `source` names: gpt2 … gpt2-xl, OWNER/NAME@COMMIT on the hub, a folder, a nanoGPT ckpt.pt, a run.
 
+    run:NAME is the newest run of that name, which must be finished.
     `checkpoint` says which one of a run; `text` is the text that a nanoGPT model of characters was trained
     on. Raises UserError for anything that cannot be read, or is no GPT-2.
     """
+    if source.startswith(NEWEST):
+        return read_run(checkpoints.newest_finished(source.removeprefix(NEWEST)), checkpoint)
     path = Path(source)
     if source in GPT2_REVISIONS and not path.exists():
         return read_folder(download(f"openai-community/{source}", GPT2_REVISIONS[source]), source)

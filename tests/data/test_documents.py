@@ -15,7 +15,7 @@ from support.runs import losses, same, tensors
 from torch.nn import functional as F
 
 import train as train_script
-from engine.data.dataset import open_dataset
+from engine.data.dataset import NO_TARGET, open_dataset
 from engine.data.order import training_starts
 from engine.explore.inspection import inspect
 from engine.generation import KVCache, Sampling, generate
@@ -123,11 +123,13 @@ def test_aligned_sequences_begin_with_documents_and_repeat_no_target(documents: 
     per_epoch = (data.train.tokens - 32) // 32
     starts = training_starts(5, 0, per_epoch, data.train.tokens, 32)
     rows, targets = data.train.aligned_windows(starts, 32, separator)
+    counts = (targets != NO_TARGET).sum(axis=1)
     times = np.zeros(data.train.tokens, dtype=np.int64)
-    for start, row, count in zip(starts, rows, targets, strict=True):
+    for start, row, wanted, count in zip(starts, rows, targets, counts, strict=True):
         inside = np.flatnonzero(whole[start : start + 32] == separator)
         begin = start + (inside[0] if len(inside) else 0)
-        assert 1 <= count <= 32 and np.array_equal(row[: count + 1], whole[begin : begin + count + 1])
+        assert 1 <= count <= 32 and np.array_equal(row[:count], whole[begin : begin + count])
+        assert np.array_equal(wanted[:count], whole[begin + 1 : begin + count + 1])
         times[begin + 1 : begin + count + 1] += 1
     assert times.max() == 1 and times.mean() > 0.7  # 0.85 on average here, see docs/data.md
 
@@ -156,16 +158,16 @@ def test_the_loss_is_the_mean_over_all_targets_on_one_process_and_two(
     ).double()
     model.init_weights(1337)
     starts = training_starts(1337, 0, 8, data.train.tokens, 32)
-    rows, counts = data.train.aligned_windows(starts, 32, separator)
+    rows, targets = data.train.aligned_windows(starts, 32, separator)
     total = sum(
         F.cross_entropy(
-            model(torch.from_numpy(row[None, :count]))[0],
-            torch.from_numpy(row[1 : count + 1]),
-            reduction="sum",
+            model(torch.from_numpy(row[None, :count]))[0], torch.from_numpy(wanted[:count]), reduction="sum"
         )
-        for row, count in zip(rows, counts, strict=True)
+        for row, wanted, count in zip(rows, targets, (targets != NO_TARGET).sum(axis=1), strict=True)
     )
-    assert losses(documents / "one")[1] == pytest.approx(total.item() / counts.sum(), rel=1e-12)
+    assert losses(documents / "one")[1] == pytest.approx(
+        total.item() / (targets != NO_TARGET).sum(), rel=1e-12
+    )
 
 
 def test_runs_with_documents_resume_exactly_and_travel(

@@ -27,7 +27,7 @@ from engine.errors import UserError
 from engine.preparation import inputs as readers
 from engine.preparation import pipeline
 from engine.preparation.pipeline import prepare
-from engine.preparation.recipes import LARGE, RECIPES
+from engine.preparation.recipes import GENERATED, LARGE, RECIPES
 from engine.preparation.request import Request, State
 from engine.text.byte_pairs import END_OF_TEXT, learn_vocabulary
 
@@ -117,6 +117,7 @@ class Killed(BaseException):
     [
         dict(inputs=["corpus.jsonl"], tokenizer="bpe", vocab_size=300, dedup=True, shard_tokens=7000),
         dict(inputs=["corpus.txt"], tokenizer="char"),
+        dict(inputs=["talk.jsonl"], tokenizer="bytes", shard_tokens=7000),
     ],
 )
 def test_a_preparation_that_is_interrupted_anywhere_goes_on_where_it_was(
@@ -124,6 +125,8 @@ def test_a_preparation_that_is_interrupted_anywhere_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setattr(pipeline, "SAVE_EVERY", 3)
     Path("corpus.txt").write_text("\n\n".join(DOCUMENTS))
+    talks = [{"prompt": text[:20], "completion": text[20:900] or "?"} for text in DOCUMENTS if text.strip()]
+    Path("talk.jsonl").write_text("\n".join(map(json.dumps, talks)))
     wanted = made(**options)
     made(inputs=["corpus.txt"], tokenizer="bytes")
     write, taken = pipeline.Preparation._write, []
@@ -148,7 +151,7 @@ def test_a_preparation_that_is_interrupted_anywhere_goes_on_where_it_was(
             assert (corpus / "data/a/.partial/state.json").exists()
     assert again > 5 and found == wanted
     pieces = len(
-        list(readers.pieces(readers.find_inputs(options["inputs"]), "text", "txt" in options["inputs"][0]))
+        list(readers.pieces(readers.find_inputs(options["inputs"]), None, "txt" in options["inputs"][0]))
     )
     assert again <= pieces / 6 + 1  # of 8 pieces done at each start, 6 or more were saved
 
@@ -463,7 +466,7 @@ def test_what_is_missing_is_said_with_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert set(KNOWN) == set(RECIPES) | set(LARGE)
+    assert set(KNOWN) == set(RECIPES) | set(LARGE) | set(GENERATED)
     assert "(there is none yet)" in fails(script.main, "--show", "nope")
     for name in ("one", "two"):
         write_dataset(name, "abcd" * 200, "char", 0.5)

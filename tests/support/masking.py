@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from engine.training.batches import NO_TARGET, Batches
+from engine.data.dataset import NO_TARGET
+from engine.training.batches import Batches
 
 
 @contextlib.contextmanager
