@@ -179,8 +179,8 @@ def test_runs_with_documents_resume_exactly_and_travel(
     assert train_script.main([*masked, "--out_dir=part", "--max_iters=10", "--lr_decay_iters=20"]) == 0
     assert train_script.main([*masked, "--out_dir=part", "--init_from=resume"]) == 0
     assert same(tensors(documents / "whole"), tensors(documents / "part"))
-    line = fails(train_script.main, "tiny.py", "--out_dir=part", "--init_from=resume", "--max_iters=30")
-    assert "documents" in line
+    resumed = ("tiny.py", "--out_dir=part", "--init_from=resume", "--max_iters=30")
+    assert "documents" in fails(train_script.main, *resumed, "--documents=joined")
     options = ("--out_dir=whole", "--device=cpu", "--num_samples=1", "--max_new_tokens=40")
     finished = command(documents, "sample.py", *options)
     assert finished.returncode == 0 and finished.stdout.strip()
