@@ -10,6 +10,7 @@ block_size = 256
 n_layer = 4
 n_head = 4
 n_embd = 128  # 0.8 million parameters
+dropout = 0.0
 
 position = "rotary"
 activation = "relu2"
