@@ -43,7 +43,7 @@ def explorer_server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
     Raises UserError for a port that cannot be had.
     """
     page = build_page(FOLDER, SCRIPTS, {"model": explorer.describe()})
-    return make_server(page, explorer.answer, port)
+    return make_server({"/": page}, explorer.answer, port)
 
 
 def page_with_answers(explorer: Explorer, prompt: str) -> str:

@@ -119,7 +119,7 @@ def test_what_is_wrong_with_a_question_is_said_in_a_sentence(
 ) -> None:
     _, port = served
     status, content = send(port, "POST", "/inspect", body)
-    assert status == 400 and len(json.loads(content)["error"]) > 10
+    assert status == 400 and len(json.loads(content)["error"]["message"]) > 10
     assert ask(port, "/inspect", {"text": "still here"})[0] == 200
 
 

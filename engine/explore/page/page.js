@@ -40,10 +40,10 @@ async function ask(path, question) {
   try {
     response = await fetch(path, { method: "POST", body: JSON.stringify(question) });
   } catch {
-    throw new Error("explore.py does not answer; is it still running?");
+    throw new Error("The program does not answer; is it still running?");
   }
   const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
+  if (!response.ok) throw new Error(answer.error.message);
   return answer;
 }
 
