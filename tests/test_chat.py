@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 import torch
 from support.commands import HANG, ROOT
 from support.random_models import save_run
+from support.serving import ask, command_serving
 
 import chat
 from engine.conversation import answering
@@ -190,3 +192,18 @@ def test_a_real_model_answers_lines_from_a_file(folder: Path) -> None:
     ]
     assert runs[0].returncode == 0 and runs[0].stdout == runs[1].stdout, runs[0].stderr
     assert runs[0].stdout.count("you>") == 3
+
+
+def test_programs_are_served_until_an_interrupt(folder: Path) -> None:
+    with command_serving("chat.py", "--api", "--device=cpu", "--max_new_tokens=5") as line:
+        found = re.fullmatch(r"the API of talk is at http://127\.0\.0\.1:(\d+)/v1 \(Ctrl-C ends\)\n", line)
+        assert found, line
+        question = {"model": "talk", "messages": [{"role": "user", "content": "Hi"}]}
+        status, answer = ask(int(found[1]), "/v1/chat/completions", question)
+        assert status == 200 and answer["usage"]["completion_tokens"] <= 5
+
+
+def test_a_server_takes_no_option_of_the_terminal(folder: Path, fails: Callable[..., str]) -> None:
+    assert "--system is for the terminal" in fails(chat.main, "--api", "--system=Be brief.")
+    assert "port 99999 cannot be used" in fails(chat.main, "--api", "--port=99999", "--device=cpu")
+    assert "the temperature -1.0 is none" in fails(chat.main, "--api", "--temperature=-1", "--device=cpu")
