@@ -1,8 +1,9 @@
-"""Talk to an assistant in the terminal, or let programs talk to it.
+"""Talk to an assistant in the terminal or in the browser, or let programs talk to it.
 
     python chat.py                                    the newest assistant in out/
     python chat.py out/assistant_chat --system "You have a calculator." --temperature 0
     python chat.py < questions.txt
+    python chat.py --web                              a page, on this machine only
     python chat.py --api                              a server for programs that talk OpenAI's API
 
 In the conversation: /system TEXT (a new one with this instruction), /reset (a new one), /retry (another
@@ -17,7 +18,9 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from http.server import HTTPServer
 from pathlib import Path
+from typing import Any
 
 from engine.command_line import Parser, at_least_one, read_early, run_script
 from engine.errors import UserError
@@ -38,11 +41,13 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--checkpoint", default="best", help="which one of the run: best, last, step-… (default: best)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
     add("--threads", type=at_least_one, help="CPU threads (default: the machine's cores)")
+    add("--web", action="store_true", help="serve a page to talk on, and the API")
     add("--api", action="store_true", help="serve OpenAI's chat API, on this machine only")
     add("--port", type=int, default=0, help="port of the server (default: any that is free)")
+    add("--no-open", action="store_true", help="print the page's address without opening a browser")
     options = parser.parse_args(arguments)
-    if options.api and options.system is not None:
-        raise UserError("--system is for the terminal; a request to --api brings its own system message")
+    if options.api and not options.web and options.system is not None:
+        raise UserError("--system is for people; a request to --api brings its own system message")
     return options
 
 
@@ -53,12 +58,15 @@ from engine import kernels
 from engine.conversation.answering import AnswerOptions, Assistant, Turn
 from engine.conversation.api import Api
 from engine.conversation.messages import Message
+from engine.conversation.pages import chat_page
 from engine.device import Compute, choose_threads, find_device
+from engine.explore.explorer import Explorer
+from engine.explore.pages import explorer_page, open_explorer, short_name
 from engine.generation import Sampling
 from engine.json_files import read_json_object
 from engine.runs import RUNS_FOLDER, checkpoint_folders, find_runs
 from engine.text.roles import ChatTokenizer
-from engine.web.server import make_server, serve
+from engine.web.server import Answers, make_server, serve
 from engine.weights.pretrained import read_pretrained
 from model import derive_seed
 from tasks.calculator import answer_to
@@ -73,12 +81,12 @@ def talk(options: Namespace) -> None:
     """Load the assistant; converse until the end of the input, or serve it."""
     source = str(options.model or newest_assistant())
     assistant = load(source, options)
-    if options.api:
-        serve_api(source, assistant, options)
-        return
-    print(f"{source}: {HELP}")
-    with history():
-        Chat(assistant, options).run()
+    if options.web or options.api:
+        serve_assistant(source, assistant, options)
+    else:
+        print(f"{source}: {HELP}")
+        with history():
+            Chat(assistant, options).run()
 
 
 def load(source: str, options: Namespace) -> Assistant:
@@ -98,12 +106,26 @@ def load(source: str, options: Namespace) -> Assistant:
     return Assistant(model, tokenizer, answer_to)
 
 
-def serve_api(source: str, assistant: Assistant, options: Namespace) -> None:
-    """Answer programs until Ctrl-C."""
-    name = Path(source).resolve().name
+def serve_assistant(source: str, assistant: Assistant, options: Namespace) -> None:
+    """Answer programs, and the page, until Ctrl-C."""
+    name = short_name(source)
     defaults = AnswerOptions(sampling(options.temperature, options), options.max_new_tokens, options.seed)
-    server = make_server({}, Api(name, assistant, defaults).answer, options.port, programs=True)
-    serve(server, f"the API of {name}", "v1", open_browser=False)
+    api = Api(name, assistant, defaults)
+    if not options.web:
+        server = make_server({}, api.answer, options.port, programs=True)
+        return serve(server, f"the API of {name}", "v1", open_browser=False)
+    explorer = open_explorer(source, options.checkpoint, options.device)
+    serve(page_server(api, explorer, options.system, options.port), name, "", not options.no_open)
+
+
+def page_server(api: Api, explorer: Explorer, system: str | None, port: int) -> HTTPServer:
+    """A server of the page, and of the explorer's, which shows what the model sees. Raises UserError."""
+
+    def answer(path: str, question: Any) -> dict[str, Any] | Answers:
+        return (explorer if path in explorer.answers else api).answer(path, question)
+
+    pages = {"/": chat_page(api, system), "/explore": explorer_page(explorer)}
+    return make_server(pages, answer, port, programs=True)
 
 
 def sampling(temperature: str | float, options: Namespace) -> Sampling:

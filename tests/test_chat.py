@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.commands import HANG, ROOT
 from support.random_models import save_run
-from support.serving import ask, command_serving
+from support.serving import ask, command_serving, send
 
 import chat
 from engine.conversation import answering
@@ -203,7 +203,20 @@ def test_programs_are_served_until_an_interrupt(folder: Path) -> None:
         assert status == 200 and answer["usage"]["completion_tokens"] <= 5
 
 
+def test_the_page_is_served_with_the_api_and_the_explorer(folder: Path) -> None:
+    options = ("--no-open", "--device=cpu", "--system=Be brief.", "--max_new_tokens=5")
+    with command_serving("chat.py", "--web", *options) as line:
+        found = re.fullmatch(r"talk is at http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends\)\n", line)
+        assert found, line
+        port = int(found[1])
+        assert b"plainGPT chat" in send(port, "GET", "/")[1]
+        assert b"plainGPT explorer" in send(port, "GET", "/explore")[1]
+        assert ask(port, "/inspect", {"text": "Hi"})[1]["ids"] == [*b"Hi"]
+        assert json.loads(send(port, "GET", "/v1/models")[1])["data"][0]["id"] == "talk"
+        assert send(port, "POST", "/v1/chat/completions", b"{}", Origin="http://other.example")[0] == 403
+
+
 def test_a_server_takes_no_option_of_the_terminal(folder: Path, fails: Callable[..., str]) -> None:
-    assert "--system is for the terminal" in fails(chat.main, "--api", "--system=Be brief.")
+    assert "--system is for people" in fails(chat.main, "--api", "--system=Be brief.")
     assert "port 99999 cannot be used" in fails(chat.main, "--api", "--port=99999", "--device=cpu")
     assert "the temperature -1.0 is none" in fails(chat.main, "--api", "--temperature=-1", "--device=cpu")

@@ -1,5 +1,6 @@
 """Assistants of random weights, and models that write what a test says."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -7,13 +8,16 @@ import torch
 
 from engine.conversation import answering
 from engine.conversation.answering import Assistant
+from engine.generation import Sampling
 from engine.text.characters import ByteTokenizer
 from engine.text.roles import ChatTokenizer
 from model import GPTConfig
+from support.commands import HANG
 from support.models import random_model
 from tasks.calculator import answer_to
 
 TOKENIZER = ChatTokenizer(ByteTokenizer())
+PAUSE = -1  # in a script of tokens: wait, then write a full stop
 
 
 def make_assistant(block_size: int = 128) -> Assistant:
@@ -28,17 +32,32 @@ def said(text: str) -> list[int]:
     return [*text.encode(), TOKENIZER.end_of_turn]
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, *turns: list[int]) -> list[str]:
-    """Have models write these tokens, a turn at a call, then "!" without end; the prompts they get."""
-    left, prompts = list(turns), []
+class Script:
+    """What models write, a turn at a call, and then "!" without end; what they were given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.turns: list[list[int]] = []
+        self.prompts: list[str] = []
+        self.samplings: list[Sampling] = []
+        self.go_on = threading.Event()  # set: PAUSE is over
+        monkeypatch.setattr(answering, "stream", self.stream)
 
     def stream(
-        model: object, ids: torch.Tensor, most: int, *_: object, **__: object
+        self, model: object, ids: torch.Tensor, most: int, sampling: Sampling, **_: object
     ) -> Iterator[torch.Tensor]:
-        prompts.append(TOKENIZER.decode(ids[0].tolist()))
-        tokens = left.pop(0)
+        self.prompts.append(TOKENIZER.decode(ids[0].tolist()))
+        self.samplings.append(sampling)
+        tokens = self.turns.pop(0)
         for number in range(most):
-            yield torch.tensor([tokens[number] if number < len(tokens) else ord("!")])
+            token = tokens[number] if number < len(tokens) else ord("!")
+            if token == PAUSE:
+                assert self.go_on.wait(HANG)
+                token = ord(".")
+            yield torch.tensor([token])
 
-    monkeypatch.setattr(answering, "stream", stream)
-    return prompts
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *turns: list[int]) -> list[str]:
+    """Have models write these tokens; the prompts that they get."""
+    script = Script(monkeypatch)
+    script.turns = list(turns)
+    return script.prompts
