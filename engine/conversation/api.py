@@ -138,9 +138,11 @@ class Api:
     def _sampling(self, given: dict[str, Any]) -> Sampling:
         """How the tokens are drawn. Raises UserError."""
         default = self.defaults.sampling
-        temperature = given.get("temperature", default.temperature)
+        top_p = given.get("top_p", default.top_p)
         try:
-            return Sampling(temperature, default.top_k, given.get("top_p", default.top_p))
+            return Sampling(float(given.get("temperature", default.temperature)), default.top_k, top_p)
+        except OverflowError as error:
+            raise UserError("temperature is beyond the numbers that a float holds") from error
         except ValueError as error:
             raise UserError(str(error)) from error
 

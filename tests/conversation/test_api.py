@@ -159,7 +159,8 @@ def test_contents_in_parts_and_developers_are_understood(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": -1}, "temperature is -1.0"),
+        ({"temperature": 10**400}, "temperature is beyond"),
         ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
         ({"top_p": 0}, "top_p is 0"),
         ({"max_tokens": 0}, "max_tokens must be a whole number of at least 1"),

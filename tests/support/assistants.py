@@ -17,7 +17,8 @@ from support.models import random_model
 from tasks.calculator import answer_to
 
 TOKENIZER = ChatTokenizer(ByteTokenizer())
-PAUSE = -1  # in a script of tokens: wait, then write a full stop
+# In a script of tokens: wait, then write a full stop; Ctrl-C.
+PAUSE, INTERRUPT = -1, -2
 
 
 def make_assistant(block_size: int = 128) -> Assistant:
@@ -40,6 +41,7 @@ class Script:
         self.prompts: list[str] = []
         self.samplings: list[Sampling] = []
         self.go_on = threading.Event()  # set: PAUSE is over
+        self.monkeypatch = monkeypatch
         monkeypatch.setattr(answering, "stream", self.stream)
 
     def stream(
@@ -53,6 +55,8 @@ class Script:
             if token == PAUSE:
                 assert self.go_on.wait(HANG)
                 token = ord(".")
+            if token == INTERRUPT:
+                raise KeyboardInterrupt
             yield torch.tensor([token])
 
 
