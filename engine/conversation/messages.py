@@ -54,6 +54,14 @@ def read_conversation(record: Any, where: str) -> list[Message]:
     return messages
 
 
+def read_turns(value: Any, role: str, where: str) -> list[Message]:
+    """A list of messages; or a text, which is one turn of `role`. Raises UserError."""
+    if not isinstance(value, list):
+        return [Message(role, _text(value, where))]
+    names = LISTS["messages"]
+    return [_message(turn, *names, f"{where}, turn {number}") for number, turn in enumerate(value, start=1)]
+
+
 def _list(value: Any, field: str, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise UserError(f"{where}: {field} must be a list of turns")

@@ -1,0 +1,77 @@
+"""Questions of tasks/ for a model that is tuned, and the rewards of its answers."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from engine.conversation.messages import Message
+from engine.conversation.template import encode_question
+from engine.errors import UserError, did_you_mean
+from engine.text.roles import ChatTokenizer
+from engine.tuning.rollout import Answers
+from tasks import TASKS, Problem, Task, problems
+
+
+def chosen_tasks(names: str) -> list[Task]:
+    """The tasks of these names. Raises UserError for what is none, or takes more than one turn to answer."""
+    for name in names.split():
+        if name not in TASKS:
+            raise UserError(
+                f"tasks: {name} is none of tasks/{did_you_mean(name, TASKS)} (there are {' '.join(TASKS)})"
+            )
+        if len(TASKS[name].draw(random.Random(0)).turns) > 1:
+            raise UserError(f"tasks: {name} takes a tool's turn, and tune.py draws answers of one turn")
+    if not names.split():
+        raise UserError(f"tasks names no task; there are {' '.join(TASKS)}")
+    return [TASKS[name] for name in names.split()]
+
+
+def draw_questions(tasks: Sequence[Task], seed: int, count: int, held_out: bool = False) -> list[Problem]:
+    """So many problems of the tasks, each as likely as the others: a function of the seed."""
+    drawn = {task.name: problems(task, held_out, seed) for task in tasks}
+    source = random.Random(f"questions {seed}")
+    return [next(drawn[source.choice(tasks).name]) for _ in range(count)]
+
+
+def question_of(problem: Problem) -> list[Message]:
+    """The conversation up to its answer."""
+    return [Message(**turn) for turn in problem.messages()[: -len(problem.turns)]]
+
+
+def prompt_of(tokenizer: ChatTokenizer, messages: Sequence[Message], room: int) -> np.ndarray:
+    """Ids of a conversation up to the assistant's role. Raises UserError where they are more than `room`."""
+    ids, _ = encode_question(tokenizer, messages, room)
+    if len(ids) > room:
+        raise UserError(
+            f"a question takes {len(ids)} tokens, and beside an answer of max_new_tokens there is room for "
+            f"{room}: {messages[-1].content[:60]!r}"
+        )
+    return ids
+
+
+class Judge:
+    """Rewards of answers: 1 for one that ended and is right by its problem's checker, else 0.
+
+    A checker that raises is said, once for each kind of error, and counted; such an answer earns 0.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.errors: Counter[str] = Counter()
+        self._say = say
+
+    def rewards(self, asked: Sequence[Problem], answers: Answers) -> list[float]:
+        """One for each answer to a problem."""
+        rows = zip(asked, answers.texts, answers.ended, strict=True)
+        return [float(ended and self._is_right(problem, text)) for problem, text, ended in rows]
+
+    def _is_right(self, problem: Problem, text: str) -> float:
+        try:
+            return float(problem.is_solved_by(text))
+        except Exception as error:  # whatever a checker raises is told, and no reason to lose the run
+            kind = f"{type(error).__name__}: {error}"
+            if not self.errors[kind]:
+                self._say(f"warning: the reward of {problem.question!r} for {text!r} raised {kind}; it is 0")
+            self.errors[kind] += 1
+            return 0.0

@@ -1,0 +1,62 @@
+"""Conversations with their answers as rows of a batch, and what a model says of them.
+
+B rows of T tokens, padded on the right, hold N tokens of answers. What belongs to these is kept flat, (N,),
+row after row, so that nothing is computed for questions and padding.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.text.roles import ChatTokenizer
+from model import GPT
+
+
+class Rows(NamedTuple):
+    """A batch of prompts with answers."""
+
+    ids: Tensor  # (B, T)
+    answered: Tensor  # (B, T - 1) bool: position t predicts a token of the answer
+    tokens: Tensor  # (N,): the answers' tokens
+    row_of: Tensor  # (N,): the rows in which they stand
+    last: Tensor  # (B,): where each row ends
+    n_tokens: int  # of the tokenizer, where the model's vocabulary is padded
+
+
+def make_rows(
+    tokenizer: ChatTokenizer,
+    prompts: Sequence[np.ndarray],
+    answers: Sequence[np.ndarray],
+    device: torch.device | str,
+) -> Rows:
+    """Rows of prompts, ids up to the assistant's role, and answers, ids with the end of the turn."""
+    lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    ids = np.full((len(prompts), max(lengths)), tokenizer.end_of_turn)
+    answered = np.zeros((len(prompts), max(lengths) - 1), dtype=bool)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, : lengths[row]] = np.concatenate((prompt, answer))
+        answered[row, len(prompt) - 1 : lengths[row] - 1] = True
+    columns = ids, answered, ids[:, 1:][answered], answered.nonzero()[0], np.array(lengths) - 1
+    ids, answered, tokens, row_of, last = (torch.from_numpy(array).to(device) for array in columns)
+    return Rows(ids, answered, tokens, row_of, last, tokenizer.vocab_size)
+
+
+def answer_features(model: GPT, rows: Rows) -> Tensor:
+    """The features (N, C) that each token of the answers is predicted from."""
+    return model.features(rows.ids[:, :-1])[rows.answered]
+
+
+def token_log_probabilities(model: GPT, features: Tensor, rows: Rows) -> Tensor:
+    """The log-probability (N,) of each token of the answers, from these features."""
+    logits = model.head(features)[:, : rows.n_tokens].to(model.head.weight.dtype)
+    return -F.cross_entropy(logits, rows.tokens, reduction="none")
+
+
+def answer_log_probabilities(model: GPT, rows: Rows) -> Tensor:
+    """The log-probability (B,) of each answer."""
+    of_tokens = token_log_probabilities(model, answer_features(model, rows), rows)
+    return of_tokens.new_zeros(len(rows.ids)).index_add(0, rows.row_of, of_tokens)
