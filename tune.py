@@ -38,11 +38,24 @@ from engine.training.metrics import Console
 from engine.training.report import Clock, PendingReport, Update
 from engine.training.run import Run, RunState
 from engine.training.signals import StopRequests
-from engine.tuning.losses import preference_margins, ranking_losses
+from engine.tuning.losses import (
+    group_advantages,
+    policy_gradient_losses,
+    preference_margins,
+    ranking_losses,
+)
 from engine.tuning.preferences import EncodedPairs, pairs_of_run, pairs_of_step
-from engine.tuning.rows import Rows, answer_log_probabilities
+from engine.tuning.questions import Judge, ask, chosen_tasks, draw_questions
+from engine.tuning.rollout import Answers
+from engine.tuning.rows import (
+    Rows,
+    answer_features,
+    answer_log_probabilities,
+    batches_of_rows,
+    token_log_probabilities,
+)
 from engine.tuning.setup import reference_model, set_up
-from model import GPT
+from model import GPT, derive_seed
 from train import update
 
 Figures = dict[str, float]  # of a step or of an evaluation, by name
@@ -117,7 +130,72 @@ class DPO:
         return torch.cat(found, dim=1)
 
 
-METHODS = {"dpo": DPO}
+# ------------------------------------------------------------------------------------------------------------
+# rewards
+
+
+class GRPO:
+    """Group relative policy optimization (Shao et al., 2024): make likelier what earns more than its group.
+
+    The advantage is the reward less the group's mean (Liu et al., 2025), the loss a mean over tokens (Yu et
+    al., 2025). There is no KL term. A rollout serves one update, so that no ratio of probabilities is to be
+    clipped: it is 1.
+    """
+
+    def __init__(self, run: Run, settings: TuneSettings) -> None:
+        self.run, self.settings = run, settings
+        self.tasks, self.judge = chosen_tasks(settings.tasks), Judge(run.console.say)
+
+    def update(self, step: int) -> tuple[Update, Figures]:
+        """Rollout, advantage, loss, step."""
+        run, settings = self.run, self.settings
+        seed = derive_seed(settings.seed, "rollout", step)
+        questions = draw_questions(self.tasks, seed, settings.prompts)
+        asked = [problem for problem in questions for _ in range(settings.group)]
+        prompts, answers = ask(run, settings, asked, seed)
+
+        rewards = torch.tensor(self.judge.rewards(asked, answers), dtype=run.compute.weights_dtype())
+        advantages = group_advantages(rewards.view(-1, settings.group)).flatten().to(run.device)
+
+        def loss(rows: Rows, advantages: Tensor) -> Tensor:
+            now = token_log_probabilities(run.model, answer_features(run.model, rows), rows)
+            return policy_gradient_losses(now, advantages[rows.row_of]).sum()
+
+        # Groups whose answers all earned the same teach nothing.
+        learned = advantages.nonzero()[:, 0].tolist()
+        parts = batches_of_rows(run, prompts, answers.tokens, learned)
+        batches = ((rows, advantages[part]) for rows, part in parts)
+        tokens = sum(len(answers.tokens[row]) for row in learned)
+        updated = update(run, loss, Batch(batches, tokens), step)
+        return updated, figures_of(answers, rewards, self.judge) | {"groups": len(learned) / len(asked)}
+
+    def evaluate(self) -> Figures:
+        """The mean reward of the most probable answers to problems that are for training, and no step's own.
+
+        So the held-out ones choose nothing, not even the best checkpoint.
+        """
+        settings = self.settings
+        seed = derive_seed(settings.seed, "examination")
+        asked = draw_questions(self.tasks, seed, settings.eval_prompts)
+        _, answers = ask(self.run, settings, asked, seed, temperature=0)
+        rewards = torch.tensor(self.judge.rewards(asked, answers))
+        figures = figures_of(answers, rewards, self.judge)
+        return {"val_loss": 1 - figures["reward"]} | figures
+
+
+def figures_of(answers: Answers, rewards: Tensor, judge: Judge) -> Figures:
+    """The mean reward, the share of answers that ended by themselves, their mean length, checkers' errors."""
+    figures: Figures = {
+        "reward": rewards.mean().item(),
+        "ended": sum(answers.ended) / len(answers.ended),
+        "length": sum(map(len, answers.tokens)) / len(answers.tokens),
+    }
+    if judge.errors:
+        figures["reward_errors"] = judge.errors.total()
+    return figures
+
+
+METHODS = {"dpo": DPO, "grpo": GRPO}
 
 
 def share(values: Tensor) -> float:

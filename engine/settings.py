@@ -212,7 +212,9 @@ class TuneSettings(TrainSettings):
         "resume a checkpoint; auto: resume if there is one, else start from `reference`",
     )
     # tuning
-    method: Literal["dpo"] = setting("dpo", "dpo: from preferences")
+    method: Literal["dpo", "grpo"] = setting(
+        "dpo", "dpo: from preferences; grpo: from rewards of groups of answers to questions of `tasks`"
+    )
     preferences: str | None = setting(
         None,
         "a file of JSON lines with prompt, chosen and rejected; None: pairs of answers that the model itself "
@@ -220,6 +222,7 @@ class TuneSettings(TrainSettings):
     )
     tasks: str = setting("arithmetic counting reversing", "tasks of tasks/ that questions are drawn from")
     prompts: int = setting(32, "pairs or questions of a step", at_least=1)
+    group: int = setting(8, "grpo: answers to a question", at_least=2)
     pairs: int = setting(2000, "pairs of answers that are sampled where `preferences` names none", at_least=1)
     flipped: float = setting(0.0, "share of the sampled pairs whose labels are wrong", at_least=0, below=1)
     eval_prompts: int = setting(200, "held-out pairs, or questions, of an evaluation", at_least=1)
@@ -238,7 +241,7 @@ class TuneSettings(TrainSettings):
 
     def sequences_per_step(self) -> int:
         """Answers of one optimizer step."""
-        return 2 * self.prompts
+        return self.prompts * (2 if self.method == "dpo" else self.group)
 
 
 @dataclass(frozen=True)

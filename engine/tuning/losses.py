@@ -1,5 +1,6 @@
 """The losses of tuning, as functions of log-probabilities, scores and rewards alone."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,3 +18,18 @@ def preference_margins(now: Tensor, reference: Tensor, beta: float) -> Tensor:
 def ranking_losses(margins: Tensor) -> Tensor:
     """-log σ(margin), (B,): Bradley and Terry, 1952. ln 2 where nothing is preferred."""
     return -F.logsigmoid(margins)
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    """Rewards (Q, G) of G answers to each question, less the question's mean; exactly 0 where all are equal.
+
+    Shao et al., 2024, without the division by the deviation, which favours questions that are nearly always
+    or nearly never answered rightly (Liu et al., 2025).
+    """
+    differ = rewards.amax(dim=1, keepdim=True) > rewards.amin(dim=1, keepdim=True)
+    return torch.where(differ, rewards - rewards.mean(dim=1, keepdim=True), 0.0)
+
+
+def policy_gradient_losses(log_probabilities: Tensor, advantages: Tensor) -> Tensor:
+    """-A log π, token by token, (N,): Williams, 1992. Each token counts the same (Yu et al., 2025)."""
+    return -advantages * log_probabilities

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,9 @@ from engine.settings import TuneSettings
 from engine.system import write_whole
 from engine.text.roles import ChatTokenizer
 from engine.training.run import Run
-from engine.tuning.questions import Judge, chosen_tasks, draw_questions, prompt_of, question_of
-from engine.tuning.rollout import draw_answers
+from engine.tuning.questions import Judge, ask, chosen_tasks, draw_questions, question_of
 from engine.tuning.rows import Rows, make_rows
-from model import GPT, derive_seed
+from model import derive_seed
 from tasks.problem import HELD_OUT
 
 FILES = ("preferences.jsonl", "preferences_held_out.jsonl")  # of a run's folder
@@ -107,57 +106,43 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
 # pairs of the model's own answers
 
 
-def sample_pairs(
-    model: GPT, tokenizer: ChatTokenizer, settings: TuneSettings, say: Callable[[str], None]
-) -> tuple[list[Pair], list[Pair]]:
+def sample_pairs(run: Run, settings: TuneSettings) -> tuple[list[Pair], list[Pair]]:
     """Pairs for training, of which a share `flipped` is labelled wrongly, and held-out ones.
 
     A function of the weights and the seed. Raises UserError where the answers hardly ever differ.
     """
-    training = _ranked_pairs(model, tokenizer, settings, settings.pairs, held_out=False, say=say)
+    training = ranked_pairs(run, settings, settings.pairs, held_out=False)
     source = random.Random(derive_seed(settings.seed, "flipped"))
-    training = [
-        dataclasses.replace(pair, chosen=pair.rejected, rejected=pair.chosen)
-        if source.random() < settings.flipped
-        else pair
-        for pair in training
-    ]
-    held_out = _ranked_pairs(model, tokenizer, settings, settings.eval_prompts, held_out=True, say=say)
-    return training, held_out
+    for number, pair in enumerate(training):
+        if source.random() < settings.flipped:
+            training[number] = dataclasses.replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+    return training, ranked_pairs(run, settings, settings.eval_prompts, held_out=True)
 
 
-def _ranked_pairs(
-    model: GPT,
-    tokenizer: ChatTokenizer,
-    settings: TuneSettings,
-    count: int,
-    held_out: bool,
-    say: Callable[[str], None],
-) -> list[Pair]:
-    tasks, judge, pairs = chosen_tasks(settings.tasks), Judge(say), []
-    room = model.config.block_size - settings.max_new_tokens
-    asked_before = 0
+def ranked_pairs(run: Run, settings: TuneSettings, count: int, held_out: bool) -> list[Pair]:
+    """So many pairs of answers of which one is better than the other."""
+    tasks, judge = chosen_tasks(settings.tasks), Judge(run.console.say)
+    pairs: list[Pair] = []
+    questions = 0
     while len(pairs) < count:
-        if asked_before > max(MOST_QUESTIONS * count, 1000):
+        if questions > max(MOST_QUESTIONS * count, 1000):
             raise UserError(
-                f"of two answers to {asked_before} questions one was better in {len(pairs)} cases; "
-                f"the model is too good or too bad at {settings.tasks} to make pairs of its answers"
+                f"of two answers to {questions} questions one was better in {len(pairs)} cases; the model is "
+                f"too good or too bad at {settings.tasks} to make pairs of its answers"
             )
-        seed = derive_seed(settings.seed, "pairs", str(held_out), asked_before)
+        seed = derive_seed(settings.seed, "pairs", str(held_out), questions)
         asked = draw_questions(tasks, seed, QUESTIONS_AT_ONCE, held_out)
-        asked_before += len(asked)
-        prompts = [prompt_of(tokenizer, question_of(problem), room) for problem in asked for _ in range(2)]
-        answers = draw_answers(model, tokenizer, prompts, settings.max_new_tokens, seed)
-        rewards = judge.rewards([problem for problem in asked for _ in range(2)], answers)
-        for number, problem in enumerate(asked):
-            both = 2 * number, 2 * number + 1
-            if not all(answers.ended[row] and answers.texts[row].strip() for row in both):
-                continue
-            # The right one before the wrong one, and the shorter before the longer.
-            worse, better = sorted(both, key=lambda row: (rewards[row], -len(answers.tokens[row])))
-            if (rewards[worse], len(answers.tokens[worse])) != (rewards[better], len(answers.tokens[better])):
-                texts = answers.texts[better], answers.texts[worse]
-                pairs.append(Pair(tuple(question_of(problem)), *texts))
+        questions += len(asked)
+        twice = [problem for problem in asked for _ in range(2)]
+        _, answers = ask(run, settings, twice, seed)
+        # What is right is better, and then what is short.
+        quality = list(zip(judge.rewards(twice, answers), (-len(one) for one in answers.tokens), strict=True))
+        for row in range(0, len(twice), 2):
+            worse, better = sorted((row, row + 1), key=quality.__getitem__)
+            texts = answers.texts[better], answers.texts[worse]
+            usable = answers.ended[better] and answers.ended[worse] and all(map(str.strip, texts))
+            if usable and quality[better] > quality[worse]:
+                pairs.append(Pair(tuple(question_of(twice[row])), *texts))
     return pairs[:count]
 
 
@@ -218,7 +203,7 @@ def pairs_of_run(run: Run, settings: TuneSettings) -> tuple[EncodedPairs, Encode
     files = [run.folder / name for name in FILES]
     if not run.resumed:
         if settings.preferences is None:
-            both = sample_pairs(run.model, tokenizer, settings, say)
+            both = sample_pairs(run, settings)
         else:
             given = read_pairs(Path(settings.preferences))
             both = [[pair for pair in given if pair.is_held_out() == held_out] for held_out in (False, True)]

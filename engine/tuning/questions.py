@@ -9,8 +9,10 @@ import numpy as np
 from engine.conversation.messages import Message
 from engine.conversation.template import encode_question
 from engine.errors import UserError, did_you_mean
+from engine.settings import TuneSettings
 from engine.text.roles import ChatTokenizer
-from engine.tuning.rollout import Answers
+from engine.training.run import Run
+from engine.tuning.rollout import Answers, draw_answers
 from tasks import TASKS, Problem, Task, problems
 
 
@@ -40,15 +42,27 @@ def question_of(problem: Problem) -> list[Message]:
     return [Message(**turn) for turn in problem.messages()[: -len(problem.turns)]]
 
 
-def prompt_of(tokenizer: ChatTokenizer, messages: Sequence[Message], room: int) -> np.ndarray:
-    """Ids of a conversation up to the assistant's role. Raises UserError where they are more than `room`."""
-    ids, _ = encode_question(tokenizer, messages, room)
-    if len(ids) > room:
-        raise UserError(
-            f"a question takes {len(ids)} tokens, and beside an answer of max_new_tokens there is room for "
-            f"{room}: {messages[-1].content[:60]!r}"
+def ask(
+    run: Run, settings: TuneSettings, asked: Sequence[Problem], seed: int, temperature: float = 1.0
+) -> tuple[list[np.ndarray], Answers]:
+    """Answers of a run's model to questions, all at once, and the prompts that they answer.
+
+    Raises UserError where a question leaves no room for an answer.
+    """
+    tokenizer = run.data.tokenizer
+    assert isinstance(tokenizer, ChatTokenizer), "it is an assistant's run"
+    room = run.model.config.block_size - settings.max_new_tokens
+    prompts = [encode_question(tokenizer, question_of(problem), room)[0] for problem in asked]
+    for problem, prompt in zip(asked, prompts, strict=True):
+        if len(prompt) > room:
+            raise UserError(
+                f"{problem.question!r} takes {len(prompt)} tokens, and beside an answer of --max_new_tokens="
+                f"{settings.max_new_tokens} the block has room for {room}"
+            )
+    with run.compute.autocast():
+        return prompts, draw_answers(
+            run.model, tokenizer, prompts, settings.max_new_tokens, seed, temperature
         )
-    return ids
 
 
 class Judge:

@@ -4,7 +4,7 @@ B rows of T tokens, padded on the right, hold N tokens of answers. What belongs 
 row after row, so that nothing is computed for questions and padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.text.roles import ChatTokenizer
+from engine.training.run import Run
 from model import GPT
 
 
@@ -43,6 +44,19 @@ def make_rows(
     columns = ids, answered, ids[:, 1:][answered], answered.nonzero()[0], np.array(lengths) - 1
     ids, answered, tokens, row_of, last = (torch.from_numpy(array).to(device) for array in columns)
     return Rows(ids, answered, tokens, row_of, last, tokenizer.vocab_size)
+
+
+def batches_of_rows(
+    run: Run, prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray], numbers: Sequence[int]
+) -> Iterator[tuple[Rows, list[int]]]:
+    """The rows of these numbers, the short ones first so that little is padded, and which these are."""
+    tokenizer, most = run.data.tokenizer, run.settings.batch_size
+    assert isinstance(tokenizer, ChatTokenizer), "it is an assistant's run"
+    ordered = sorted(numbers, key=lambda number: len(prompts[number]) + len(answers[number]))
+    for first in range(0, len(ordered), most):
+        part = ordered[first : first + most]
+        chosen = [prompts[number] for number in part], [answers[number] for number in part]
+        yield make_rows(tokenizer, *chosen, run.device), part
 
 
 def answer_features(model: GPT, rows: Rows) -> Tensor:

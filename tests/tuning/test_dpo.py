@@ -5,6 +5,8 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +14,14 @@ from support.assistants import BLOCK, TOKENIZER, random_assistant, save_assistan
 from support.runs import same, tensors
 
 import tune as tune_script
+from engine.device import Compute
 from engine.settings import TuneSettings
-from engine.training.metrics import read_metrics
+from engine.training.metrics import Console, read_metrics
 from engine.tuning import preferences
 from engine.tuning.losses import preference_margins, ranking_losses
 from engine.tuning.preferences import EncodedPairs, pairs_of_step, read_pairs, sample_pairs
 from engine.tuning.rows import answer_log_probabilities
+from model import GPT
 from tasks.problem import HELD_OUT, Problem
 
 FEW = (
@@ -156,6 +160,12 @@ def settings(**given: object) -> TuneSettings:
     return TuneSettings(**{"pairs": 30, "eval_prompts": 20, "max_new_tokens": 12} | given)  # pyright: ignore
 
 
+def of(model: GPT) -> Any:
+    """What `sample_pairs` needs of a run."""
+    compute, data = Compute("cpu", "float64", False, 1), SimpleNamespace(tokenizer=TOKENIZER)
+    return SimpleNamespace(model=model, data=data, compute=compute, console=Console(True))
+
+
 def is_even(self: Problem, reply: str) -> bool:
     """A checker that random answers often pass."""
     return len(reply) % 2 == 0
@@ -163,7 +173,7 @@ def is_even(self: Problem, reply: str) -> bool:
 
 def test_sampled_pairs_prefer_the_right_answer_and_then_the_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Problem, "is_solved_by", is_even)
-    training, held_out = sample_pairs(random_assistant(), TOKENIZER, settings(), print)
+    training, held_out = sample_pairs(of(random_assistant()), settings())
     assert (len(training), len(held_out)) == (30, 20)
     for pair in training + held_out:
         chosen, rejected = ((len(text) % 2, len(text)) for text in (pair.chosen, pair.rejected))
@@ -176,7 +186,7 @@ def test_no_pair_for_training_asks_a_held_out_problem_and_the_held_out_ones_do(
 ) -> None:
     asked: list[Problem] = []
     monkeypatch.setattr(Problem, "is_solved_by", lambda self, reply: bool(asked.append(self)))
-    sample_pairs(random_assistant(), TOKENIZER, settings(eval_prompts=1), print)
+    sample_pairs(of(random_assistant()), settings(eval_prompts=1))
     assert [problem.is_held_out() for problem in asked] == sorted(problem.is_held_out() for problem in asked)
     assert not asked[0].is_held_out() and asked[-1].is_held_out()
 
@@ -184,7 +194,7 @@ def test_no_pair_for_training_asks_a_held_out_problem_and_the_held_out_ones_do(
 def test_a_share_of_the_labels_is_flipped_in_training_alone() -> None:
     model = random_assistant()
     (clean, held_out), (flipped, still) = (
-        sample_pairs(model, TOKENIZER, settings(pairs=200, flipped=share), print) for share in (0.0, 0.3)
+        sample_pairs(of(model), settings(pairs=200, flipped=share)) for share in (0.0, 0.3)
     )
     assert held_out == still
     changed = [one.chosen == other.rejected for one, other in zip(clean, flipped, strict=True)]
