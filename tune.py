@@ -39,23 +39,21 @@ from engine.training.report import Clock, PendingReport, Update
 from engine.training.run import Run, RunState
 from engine.training.signals import StopRequests
 from engine.tuning.losses import (
+    clipped_losses,
     group_advantages,
     policy_gradient_losses,
     preference_margins,
     ranking_losses,
+    returns_to_go,
 )
 from engine.tuning.preferences import EncodedPairs, pairs_of_run, pairs_of_step
 from engine.tuning.questions import Judge, ask, chosen_tasks, draw_questions
 from engine.tuning.rollout import Answers
-from engine.tuning.rows import (
-    Rows,
-    answer_features,
-    answer_log_probabilities,
-    batches_of_rows,
-    token_log_probabilities,
-)
-from engine.tuning.setup import reference_model, set_up
-from model import GPT, derive_seed
+from engine.tuning.rows import Rows, answer_features, log_probabilities, log_probabilities_of_pairs
+from engine.tuning.scores import answer_scores, scores
+from engine.tuning.setup import reference_model, reward_model, set_up
+from model import derive_seed
+from tasks import Problem
 from train import update
 
 Figures = dict[str, float]  # of a step or of an evaluation, by name
@@ -82,120 +80,179 @@ def tune(sources: Sources) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# preferences
+# methods: their updates, and what is measured
 
 
-class DPO:
-    """Direct preference optimization (Rafailov et al., 2023): raise what is chosen above what is rejected.
+class Preferences:
+    """Learn pairs of answers: raise what is chosen above what is rejected."""
+
+    def __init__(self, run: Run, settings: TuneSettings) -> None:
+        self.run, self.settings = run, settings
+        self.pairs, self.held_out = pairs_of_run(run, settings)
+
+    def margins(self, rows: Rows, pairs: EncodedPairs, numbers: list[int]) -> Tensor:
+        """How far what is chosen is above what is rejected, (B,), in the B pairs of these numbers."""
+        raise NotImplementedError
+
+    def update(self, step: int) -> tuple[Update, Figures]:
+        """The pairs of this step, margins, loss, step."""
+        settings, found = self.settings, []
+        numbers = pairs_of_step(settings.seed, step, settings.prompts, len(self.pairs))
+
+        def loss(rows: Rows, numbers: list[int]) -> Tensor:
+            found.append(self.margins(rows, self.pairs, numbers))
+            return ranking_losses(found[-1]).sum()
+
+        batch = Batch(self.pairs.batches(settings.batch_size, numbers), len(numbers))
+        return update(self.run, loss, batch, step), {"accuracy": share(torch.cat(found) > 0)}
+
+    @torch.no_grad()
+    def evaluate(self) -> Figures:
+        """The loss, and the share of held-out pairs that are ranked rightly."""
+        batches = self.held_out.batches(self.settings.batch_size)
+        with self.run.compute.autocast():
+            margins = torch.cat([self.margins(rows, self.held_out, numbers) for rows, numbers in batches])
+        return {"val_loss": ranking_losses(margins).mean().item(), "accuracy": share(margins > 0)}
+
+
+class DPO(Preferences):
+    """Direct preference optimization (Rafailov et al., 2023).
 
     The margin is how much more than the reference the model prefers the chosen answer; at the start it is 0.
     """
 
     def __init__(self, run: Run, settings: TuneSettings) -> None:
+        super().__init__(run, settings)
+        model = reference_model(run, str(settings.reference))
+        with torch.no_grad(), run.compute.autocast():
+            for pairs in (self.pairs, self.held_out):
+                batches = pairs.batches(settings.batch_size)
+                pairs.reference = torch.cat(
+                    [log_probabilities_of_pairs(model, rows) for rows, _ in batches], dim=1
+                )
+
+    def margins(self, rows: Rows, pairs: EncodedPairs, numbers: list[int]) -> Tensor:
+        """β times the difference of the log-ratios to the reference."""
+        now = log_probabilities_of_pairs(self.run.model, rows)
+        return preference_margins(now, pairs.reference[:, numbers], self.settings.beta)
+
+
+class RewardModel(Preferences):
+    """A head that scores answers, from which one is preferred (Bradley and Terry, 1952)."""
+
+    def margins(self, rows: Rows, pairs: EncodedPairs, numbers: list[int]) -> Tensor:
+        """The difference of the scores."""
+        chosen, rejected = answer_scores(self.run.model, rows).view(2, -1)
+        return chosen - rejected
+
+
+class Rewards:
+    """Draw groups of answers to questions, and make likelier what earns more."""
+
+    def __init__(self, run: Run, settings: TuneSettings) -> None:
         self.run, self.settings = run, settings
-        self.pairs, self.held_out = pairs_of_run(run, settings)
-        reference = reference_model(run, str(settings.reference))
-        self.reference = self.log_probabilities(reference, self.pairs)
-        self.held_out_reference = self.log_probabilities(reference, self.held_out)
+        self.tasks, self.judge = chosen_tasks(settings.tasks), Judge(run.console.say)
 
-    def update(self, step: int) -> tuple[Update, Figures]:
-        """The pairs of this step; how much the model prefers what is chosen; loss and step."""
-        settings, margins = self.settings, []
-
-        def loss(rows: Rows, reference: Tensor) -> Tensor:
-            now = answer_log_probabilities(self.run.model, rows).view(2, -1)
-            margins.append(preference_margins(now, reference, settings.beta))
-            return ranking_losses(margins[-1]).sum()
-
-        numbers = pairs_of_step(settings.seed, step, settings.prompts, len(self.pairs))
-        parts = self.pairs.batches(settings.batch_size, numbers)
-        batches = ((rows, self.reference[:, part]) for rows, part in parts)
-        updated = update(self.run, loss, Batch(batches, len(numbers)), step)
-        return updated, {"accuracy": share(torch.cat(margins) > 0)}
+    def rollout(self, step: int) -> tuple[list[Problem], Answers]:
+        """The questions of this step, each as often as its group has answers, and these."""
+        seed, settings = derive_seed(self.settings.seed, "rollout", step), self.settings
+        questions = draw_questions(self.tasks, seed, settings.prompts)
+        asked = [problem for problem in questions for _ in range(settings.group)]
+        return asked, ask(self.run, settings, asked, seed)
 
     def evaluate(self) -> Figures:
-        """The loss, and the share of held-out pairs that are ranked rightly."""
-        now = self.log_probabilities(self.run.model, self.held_out)
-        margins = preference_margins(now, self.held_out_reference, self.settings.beta)
-        return {"val_loss": ranking_losses(margins).mean().item(), "accuracy": share(margins > 0)}
+        """How the most probable answers do on problems that are for training, and no step's own.
 
-    @torch.no_grad()
-    def log_probabilities(self, model: GPT, pairs: EncodedPairs) -> Tensor:
-        """Those of all pairs' answers, (2, number of pairs): chosen and rejected."""
-        with self.run.compute.autocast():
-            found = [
-                answer_log_probabilities(model, rows).view(2, -1)
-                for rows, _ in pairs.batches(self.settings.batch_size)
-            ]
-        return torch.cat(found, dim=1)
+        So the held-out ones choose nothing, not even the best checkpoint.
+        """
+        seed = derive_seed(self.settings.seed, "examination")
+        asked = draw_questions(self.tasks, seed, self.settings.eval_prompts)
+        answers = ask(self.run, self.settings, asked, seed, temperature=0)
+        figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
+        return {"val_loss": 1 - figures["reward"]} | figures
 
 
-# ------------------------------------------------------------------------------------------------------------
-# rewards
-
-
-class GRPO:
-    """Group relative policy optimization (Shao et al., 2024): make likelier what earns more than its group.
+class GRPO(Rewards):
+    """Group relative policy optimization (Shao et al., 2024) of rewards that a program gives.
 
     The advantage is the reward less the group's mean (Liu et al., 2025), the loss a mean over tokens (Yu et
     al., 2025). There is no KL term. A rollout serves one update, so that no ratio of probabilities is to be
     clipped: it is 1.
     """
 
-    def __init__(self, run: Run, settings: TuneSettings) -> None:
-        self.run, self.settings = run, settings
-        self.tasks, self.judge = chosen_tasks(settings.tasks), Judge(run.console.say)
-
     def update(self, step: int) -> tuple[Update, Figures]:
         """Rollout, advantage, loss, step."""
         run, settings = self.run, self.settings
-        seed = derive_seed(settings.seed, "rollout", step)
-        questions = draw_questions(self.tasks, seed, settings.prompts)
-        asked = [problem for problem in questions for _ in range(settings.group)]
-        prompts, answers = ask(run, settings, asked, seed)
+        asked, answers = self.rollout(step)
+        rewards = self.judge.rewards(asked, answers)
+        advantages = group_advantages(rewards.view(-1, settings.group)).flatten()
 
-        rewards = torch.tensor(self.judge.rewards(asked, answers), dtype=run.compute.weights_dtype())
-        advantages = group_advantages(rewards.view(-1, settings.group)).flatten().to(run.device)
+        def loss(rows: Rows, numbers: list[int]) -> Tensor:
+            now = log_probabilities(run.model, rows)
+            return policy_gradient_losses(now, advantages[numbers][rows.row_of]).sum()
 
-        def loss(rows: Rows, advantages: Tensor) -> Tensor:
-            now = token_log_probabilities(run.model, answer_features(run.model, rows), rows)
-            return policy_gradient_losses(now, advantages[rows.row_of]).sum()
-
-        # Groups whose answers all earned the same teach nothing.
+        # A group whose answers all earned the same teaches nothing.
         learned = advantages.nonzero()[:, 0].tolist()
-        parts = batches_of_rows(run, prompts, answers.tokens, learned)
-        batches = ((rows, advantages[part]) for rows, part in parts)
-        tokens = sum(len(answers.tokens[row]) for row in learned)
-        updated = update(run, loss, Batch(batches, tokens), step)
-        return updated, figures_of(answers, rewards, self.judge) | {"groups": len(learned) / len(asked)}
+        batch = Batch(answers.batches(learned, settings.batch_size), int(answers.drawn[learned].sum()))
+        figures = self.judge.figures(rewards, answers) | {"learned": len(learned) / len(asked)}
+        return update(run, loss, batch, step), figures
 
-    def evaluate(self) -> Figures:
-        """The mean reward of the most probable answers to problems that are for training, and no step's own.
 
-        So the held-out ones choose nothing, not even the best checkpoint.
+class PPO(Rewards):
+    """Proximal policy optimization (Schulman et al., 2017) of a reward model's scores (Ouyang et al., 2022).
+
+    A second head learns what is still to come at each token; the advantage is what comes beyond that.
+    """
+
+    def __init__(self, run: Run, settings: TuneSettings) -> None:
+        super().__init__(run, settings)
+        self.reference = reference_model(run, str(settings.reference))
+        self.reward_model = reward_model(run, str(settings.reward_model))
+
+    def update(self, step: int) -> tuple[Update, Figures]:
+        """Rollout, advantage, loss, and as many steps as there are epochs."""
+        run, settings = self.run, self.settings
+        asked, answers = self.rollout(step)
+        drawn = answers.drawn
+
+        earned, reference, expected = self.look_at(answers)
+        returns = returns_to_go(earned, answers.log_probabilities - reference, settings.beta)
+        advantages = returns - expected
+        advantages = (advantages - advantages[drawn].mean()) / (advantages[drawn].std() + 1e-6)
+
+        def loss(rows: Rows, numbers: list[int]) -> Tensor:
+            features, here = answer_features(run.model, rows), drawn[numbers]
+            now = log_probabilities(run.model, rows, features)
+            before, advantage, target = (
+                values[numbers][here] for values in (answers.log_probabilities, advantages, returns)
+            )
+            off = scores(run.model, features.detach()) - target
+            return (clipped_losses(now, before, advantage, settings.clip) + 0.5 * off.square()).sum()
+
+        for _ in range(settings.epochs):
+            batches = answers.batches(range(len(asked)), settings.batch_size)
+            updated = update(run, loss, Batch(batches, int(drawn.sum())), step)
+        figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
+        return updated, {"score": earned.mean().item()} | figures
+
+    @torch.no_grad()
+    def look_at(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
+        """Their scores (B,); by the reference log-probabilities (B, A); what the second head expects (B, A).
+
+        An answer that does not end scores less than any other.
         """
-        settings = self.settings
-        seed = derive_seed(settings.seed, "examination")
-        asked = draw_questions(self.tasks, seed, settings.eval_prompts)
-        _, answers = ask(self.run, settings, asked, seed, temperature=0)
-        rewards = torch.tensor(self.judge.rewards(asked, answers))
-        figures = figures_of(answers, rewards, self.judge)
-        return {"val_loss": 1 - figures["reward"]} | figures
+        model, reference, size = self.run.model, self.reference, self.settings.batch_size
+        scored = answers.log_probabilities.new_zeros(len(answers.tokens))
+        with self.run.compute.autocast():
+            for rows, numbers in answers.batches(range(len(scored)), size):
+                scored[numbers] = answer_scores(self.reward_model, rows)
+            before = answers.measure(lambda rows: log_probabilities(reference, rows), size)
+            expected = answers.measure(lambda rows: scores(model, answer_features(model, rows)), size)
+        ended = torch.tensor(answers.ended, device=scored.device)
+        return torch.where(ended, scored, scored.min() - 1), before, expected
 
 
-def figures_of(answers: Answers, rewards: Tensor, judge: Judge) -> Figures:
-    """The mean reward, the share of answers that ended by themselves, their mean length, checkers' errors."""
-    figures: Figures = {
-        "reward": rewards.mean().item(),
-        "ended": sum(answers.ended) / len(answers.ended),
-        "length": sum(map(len, answers.tokens)) / len(answers.tokens),
-    }
-    if judge.errors:
-        figures["reward_errors"] = judge.errors.total()
-    return figures
-
-
-METHODS = {"dpo": DPO, "grpo": GRPO}
+METHODS = {"dpo": DPO, "reward": RewardModel, "ppo": PPO, "grpo": GRPO}
 
 
 def share(values: Tensor) -> float:

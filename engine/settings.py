@@ -212,8 +212,10 @@ class TuneSettings(TrainSettings):
         "resume a checkpoint; auto: resume if there is one, else start from `reference`",
     )
     # tuning
-    method: Literal["dpo", "grpo"] = setting(
-        "dpo", "dpo: from preferences; grpo: from rewards of groups of answers to questions of `tasks`"
+    method: Literal["dpo", "reward", "ppo", "grpo"] = setting(
+        "dpo",
+        "dpo: prefer what is chosen; reward: score answers, from preferences too; ppo: answer so that "
+        "`reward_model` gives high scores; grpo: answer questions of `tasks` rightly",
     )
     preferences: str | None = setting(
         None,
@@ -222,12 +224,17 @@ class TuneSettings(TrainSettings):
     )
     tasks: str = setting("arithmetic counting reversing", "tasks of tasks/ that questions are drawn from")
     prompts: int = setting(32, "pairs or questions of a step", at_least=1)
-    group: int = setting(8, "grpo: answers to a question", at_least=2)
+    group: int = setting(8, "grpo, ppo: answers to a question", at_least=2)
+    reward_model: str | None = setting(None, "ppo: a run of method=reward, by its folder or as run:NAME")
+    clip: float = setting(
+        0.2, "ppo: how far a token's probability may move from that it was drawn with", above=0
+    )
+    epochs: int = setting(2, "ppo: updates from the answers of a step", at_least=1)
     pairs: int = setting(2000, "pairs of answers that are sampled where `preferences` names none", at_least=1)
     flipped: float = setting(0.0, "share of the sampled pairs whose labels are wrong", at_least=0, below=1)
     eval_prompts: int = setting(200, "held-out pairs, or questions, of an evaluation", at_least=1)
     max_new_tokens: int = setting(80, "longest answer", at_least=1)
-    beta: float = setting(0.1, "how closely the model stays to `reference`", above=0)
+    beta: float = setting(0.1, "dpo, ppo: how closely the model stays to `reference`", above=0)
     reference: str | None = setting(None, "the model to stay close to; None: the one that it starts from")
 
     def check(self) -> None:
@@ -238,10 +245,15 @@ class TuneSettings(TrainSettings):
                 f"init_from is {self.init_from}, and tuning starts from an assistant: "
                 f"{'add --reference=RUN' if self.init_from == 'auto' else '--init_from=run:assistant_chat'}"
             )
+        if self.method == "ppo" and self.reward_model is None:
+            raise UserError(
+                "ppo takes the scores of a reward model: add --reward_model=run:assistant_reward_model, made "
+                "by python tune.py configs/assistant_reward_model.py"
+            )
 
     def sequences_per_step(self) -> int:
         """Answers of one optimizer step."""
-        return self.prompts * (2 if self.method == "dpo" else self.group)
+        return self.prompts * (2 if self.method in ("dpo", "reward") else self.group)
 
 
 @dataclass(frozen=True)

@@ -33,3 +33,20 @@ def group_advantages(rewards: Tensor) -> Tensor:
 def policy_gradient_losses(log_probabilities: Tensor, advantages: Tensor) -> Tensor:
     """-A log π, token by token, (N,): Williams, 1992. Each token counts the same (Yu et al., 2025)."""
     return -advantages * log_probabilities
+
+
+def returns_to_go(scores: Tensor, log_ratios: Tensor, beta: float) -> Tensor:
+    """What is still to come at each token of answers, (B, A): the score (B,), less the cost of what follows.
+
+    A token costs β times its log-ratio to the reference, (B, A) (Ouyang et al., 2022). Nothing is discounted.
+    """
+    return scores[:, None] - beta * log_ratios.flip(1).cumsum(1).flip(1)
+
+
+def clipped_losses(now: Tensor, drawn: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """PPO's objective for each token, negated, (N,), from log-probabilities (N,) now and as drawn.
+
+    A ratio gains nothing beyond 1 ± clip: Schulman et al., 2017.
+    """
+    ratios = (now - drawn).exp()
+    return -torch.minimum(ratios * advantages, ratios.clamp(1 - clip, 1 + clip) * advantages)

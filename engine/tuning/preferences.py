@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.conversation.messages import Message, check_messages, read_turns
 from engine.conversation.template import encode_question
@@ -134,9 +135,11 @@ def ranked_pairs(run: Run, settings: TuneSettings, count: int, held_out: bool) -
         asked = draw_questions(tasks, seed, QUESTIONS_AT_ONCE, held_out)
         questions += len(asked)
         twice = [problem for problem in asked for _ in range(2)]
-        _, answers = ask(run, settings, twice, seed)
+        answers = ask(run, settings, twice, seed)
         # What is right is better, and then what is short.
-        quality = list(zip(judge.rewards(twice, answers), (-len(one) for one in answers.tokens), strict=True))
+        quality = list(
+            zip(judge.rewards(twice, answers).tolist(), (-len(one) for one in answers.tokens), strict=True)
+        )
         for row in range(0, len(twice), 2):
             worse, better = sorted((row, row + 1), key=quality.__getitem__)
             texts = answers.texts[better], answers.texts[worse]
@@ -150,12 +153,13 @@ def ranked_pairs(run: Run, settings: TuneSettings, count: int, held_out: bool) -
 # a run's pairs, as tokens and in their order
 
 
-@dataclass(frozen=True)
+@dataclass
 class EncodedPairs:
     """Pairs as ids: prompts up to the assistant's role, answers with the end of the turn."""
 
     tokenizer: ChatTokenizer
     device: torch.device
+    reference: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(2, 0))  # (2, pairs), of dpo
     prompts: list[np.ndarray] = dataclasses.field(default_factory=list)
     chosen: list[np.ndarray] = dataclasses.field(default_factory=list)
     rejected: list[np.ndarray] = dataclasses.field(default_factory=list)

@@ -4,7 +4,8 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from engine.conversation.messages import Message
 from engine.conversation.template import encode_question
@@ -44,25 +45,20 @@ def question_of(problem: Problem) -> list[Message]:
 
 def ask(
     run: Run, settings: TuneSettings, asked: Sequence[Problem], seed: int, temperature: float = 1.0
-) -> tuple[list[np.ndarray], Answers]:
-    """Answers of a run's model to questions, all at once, and the prompts that they answer.
-
-    Raises UserError where a question leaves no room for an answer.
-    """
-    tokenizer = run.data.tokenizer
+) -> Answers:
+    """Answers of a run's model to questions, all at once. Raises UserError where there is no room."""
+    tokenizer, limit = run.data.tokenizer, settings.max_new_tokens
     assert isinstance(tokenizer, ChatTokenizer), "it is an assistant's run"
-    room = run.model.config.block_size - settings.max_new_tokens
+    room = run.model.config.block_size - limit
     prompts = [encode_question(tokenizer, question_of(problem), room)[0] for problem in asked]
     for problem, prompt in zip(asked, prompts, strict=True):
         if len(prompt) > room:
             raise UserError(
-                f"{problem.question!r} takes {len(prompt)} tokens, and beside an answer of --max_new_tokens="
-                f"{settings.max_new_tokens} the block has room for {room}"
+                f"{problem.question!r} takes {len(prompt)} tokens, and beside an answer of "
+                f"--max_new_tokens={limit} the block has room for {room}"
             )
     with run.compute.autocast():
-        return prompts, draw_answers(
-            run.model, tokenizer, prompts, settings.max_new_tokens, seed, temperature
-        )
+        return draw_answers(run.model, tokenizer, prompts, limit, seed, temperature)
 
 
 class Judge:
@@ -75,17 +71,27 @@ class Judge:
         self.errors: Counter[str] = Counter()
         self._say = say
 
-    def rewards(self, asked: Sequence[Problem], answers: Answers) -> list[float]:
-        """One for each answer to a problem."""
+    def rewards(self, asked: Sequence[Problem], answers: Answers) -> Tensor:
+        """One for each answer to a problem, (B,)."""
         rows = zip(asked, answers.texts, answers.ended, strict=True)
-        return [float(ended and self._is_right(problem, text)) for problem, text, ended in rows]
+        earned = [float(ended and self._is_right(problem, text)) for problem, text, ended in rows]
+        return torch.tensor(earned, device=answers.drawn.device)
 
-    def _is_right(self, problem: Problem, text: str) -> float:
+    def _is_right(self, problem: Problem, text: str) -> bool:
         try:
-            return float(problem.is_solved_by(text))
+            return bool(problem.is_solved_by(text))
         except Exception as error:  # whatever a checker raises is told, and no reason to lose the run
             kind = f"{type(error).__name__}: {error}"
             if not self.errors[kind]:
                 self._say(f"warning: the reward of {problem.question!r} for {text!r} raised {kind}; it is 0")
             self.errors[kind] += 1
-            return 0.0
+            return False
+
+    def figures(self, rewards: Tensor, answers: Answers) -> dict[str, float]:
+        """Mean reward, share of answers that ended by themselves, mean length in tokens, errors so far."""
+        figures = {
+            "reward": rewards.mean().item(),
+            "ended": sum(answers.ended) / len(answers.ended),
+            "length": answers.drawn.sum(dim=1).double().mean().item(),
+        }
+        return figures | ({"reward_errors": float(self.errors.total())} if self.errors else {})

@@ -4,7 +4,7 @@ B rows of T tokens, padded on the right, hold N tokens of answers. What belongs 
 row after row, so that nothing is computed for questions and padding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.text.roles import ChatTokenizer
-from engine.training.run import Run
 from model import GPT
 
 
@@ -46,31 +45,19 @@ def make_rows(
     return Rows(ids, answered, tokens, row_of, last, tokenizer.vocab_size)
 
 
-def batches_of_rows(
-    run: Run, prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray], numbers: Sequence[int]
-) -> Iterator[tuple[Rows, list[int]]]:
-    """The rows of these numbers, the short ones first so that little is padded, and which these are."""
-    tokenizer, most = run.data.tokenizer, run.settings.batch_size
-    assert isinstance(tokenizer, ChatTokenizer), "it is an assistant's run"
-    ordered = sorted(numbers, key=lambda number: len(prompts[number]) + len(answers[number]))
-    for first in range(0, len(ordered), most):
-        part = ordered[first : first + most]
-        chosen = [prompts[number] for number in part], [answers[number] for number in part]
-        yield make_rows(tokenizer, *chosen, run.device), part
-
-
 def answer_features(model: GPT, rows: Rows) -> Tensor:
     """The features (N, C) that each token of the answers is predicted from."""
     return model.features(rows.ids[:, :-1])[rows.answered]
 
 
-def token_log_probabilities(model: GPT, features: Tensor, rows: Rows) -> Tensor:
-    """The log-probability (N,) of each token of the answers, from these features."""
+def log_probabilities(model: GPT, rows: Rows, features: Tensor | None = None) -> Tensor:
+    """The log-probability (N,) of each token of the answers; their features, if they are known."""
+    features = answer_features(model, rows) if features is None else features
     logits = model.head(features)[:, : rows.n_tokens].to(model.head.weight.dtype)
     return -F.cross_entropy(logits, rows.tokens, reduction="none")
 
 
-def answer_log_probabilities(model: GPT, rows: Rows) -> Tensor:
-    """The log-probability (B,) of each answer."""
-    of_tokens = token_log_probabilities(model, answer_features(model, rows), rows)
-    return of_tokens.new_zeros(len(rows.ids)).index_add(0, rows.row_of, of_tokens)
+def log_probabilities_of_pairs(model: GPT, rows: Rows) -> Tensor:
+    """The log-probability of each answer in rows of B chosen ones and then B rejected ones, (2, B)."""
+    of_tokens = log_probabilities(model, rows)
+    return of_tokens.new_zeros(len(rows.ids)).index_add(0, rows.row_of, of_tokens).view(2, -1)

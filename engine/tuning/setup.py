@@ -25,7 +25,8 @@ from engine.training.optimizer import make_optimizer
 from engine.training.run import Run, RunState
 from engine.training.setup import choose_compute, choose_device, choose_settings, probe
 from engine.training.start import check_resumable, describe_resume, find_start, resumed_state
-from engine.weights.checkpoint import Checkpoint, model_from
+from engine.tuning.scores import add_score_head
+from engine.weights.checkpoint import Checkpoint, model_from, open_checkpoint
 from engine.weights.pretrained import Pretrained, read_pretrained
 from engine.weights.training_state import restore_optimizer, restore_scaler
 from model import GPT
@@ -51,8 +52,10 @@ def set_up(
         start = read_assistant(
             str(settings.reference if settings.init_from == "auto" else settings.init_from)
         )
-        changes = shape_settings(start.config) | {"reference": settings.reference or start.source}
-        settings = dataclasses.replace(settings, init_from=start.source, **changes)
+        changes = {"reference": settings.reference or start.source, "init_from": start.source}
+        if settings.method == "ppo":  # a name that is resolved once, for the whole run
+            changes["reward_model"] = read_assistant(str(settings.reward_model)).source
+        settings = dataclasses.replace(settings, **changes, **shape_settings(start.config))
         data, state = without_tokens(start.known_tokenizer(), settings), RunState()
         probe(compute, settings, settings.batch_size, world, console)
         model = start.model(device, compute.weights_dtype())
@@ -65,6 +68,10 @@ def set_up(
             console.say(f"nothing left to do: {folder} has made its {steps}")
             return None
         model = model_from(checkpoint, device, compute.weights_dtype(), dropout=0.0)
+    if settings.method in ("reward", "ppo"):
+        add_score_head(model, None if checkpoint is None else checkpoint.tensors("score"))
+    if settings.method == "reward" and not model.config.tied_head:
+        model.head.requires_grad_(False)  # no token is predicted
     compute.apply(settings.deterministic)
     kernels.install(model, compute.attention_kernel)
     run = Run(
@@ -97,6 +104,17 @@ def reference_model(run: Run, source: str) -> GPT:
     """A model that stays as it is beside the one that is tuned."""
     model = read_assistant(source).model(run.device, run.compute.weights_dtype())
     return kernels.install(model, run.compute.attention_kernel).requires_grad_(False).eval()
+
+
+def reward_model(run: Run, source: str) -> GPT:
+    """A model with a head that scores answers. Raises UserError where it has none, or reads other ids."""
+    tensors = open_checkpoint(Path(source), "best").tensors("score")
+    if not tensors or read_assistant(source).known_tokenizer().to_dict() != run.data.tokenizer.to_dict():
+        raise UserError(
+            f"{source} is no reward model for {run.settings.init_from}; train one from it: "
+            f"python tune.py configs/assistant_reward_model.py"
+        )
+    return add_score_head(reference_model(run, source), tensors)
 
 
 def without_tokens(tokenizer: Tokenizer, settings: TuneSettings) -> Dataset:

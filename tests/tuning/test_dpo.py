@@ -20,7 +20,7 @@ from engine.training.metrics import Console, read_metrics
 from engine.tuning import preferences
 from engine.tuning.losses import preference_margins, ranking_losses
 from engine.tuning.preferences import EncodedPairs, pairs_of_step, read_pairs, sample_pairs
-from engine.tuning.rows import answer_log_probabilities
+from engine.tuning.rows import log_probabilities_of_pairs
 from model import GPT
 from tasks.problem import HELD_OUT, Problem
 
@@ -54,7 +54,7 @@ def test_loss_and_gradient_equal_a_plain_loop_in_float64(pairs: Path) -> None:
     encoded = EncodedPairs(TOKENIZER, torch.device("cpu"))
     assert all(encoded.add(pair, BLOCK) for pair in read_pairs(Path("pairs.jsonl"))[:5])
     ((rows, _),) = encoded.batches(100)
-    now, before = (answer_log_probabilities(one, rows).view(2, -1) for one in (model, reference))
+    now, before = (log_probabilities_of_pairs(one, rows) for one in (model, reference))
     ranking_losses(preference_margins(now, before.detach(), beta=0.3)).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()

@@ -1,0 +1,21 @@
+# An assistant: the newest run of configs/assistant_chat.py, tuned so that a reward model gives its answers
+# high scores (PPO).
+#     python tune.py configs/assistant_ppo.py
+
+method = "ppo"
+init_from = "run:assistant_chat"
+reward_model = "run:assistant_reward_model"
+tasks = "arithmetic counting reversing"
+prompts = 32  # questions of a step
+group = 8  # answers to each
+beta = 0.05
+
+learning_rate = 3e-4
+max_iters = 30
+warmup_iters = 5
+min_lr = 0.0
+beta2 = 0.99
+weight_decay = 0.0
+
+eval_interval = 10
+log_interval = 10
