@@ -49,9 +49,8 @@ def set_up(
     if checkpoint is None:
         if settings.init_from != "auto" and settings.out_dir is not None:
             refuse_taken_folder(Path(settings.out_dir))
-        start = read_assistant(
-            str(settings.reference if settings.init_from == "auto" else settings.init_from)
-        )
+        source = settings.reference if settings.init_from == "auto" else settings.init_from
+        start = read_assistant(str(source))
         changes = {"reference": settings.reference or start.source, "init_from": start.source}
         if settings.method == "ppo":  # a name that is resolved once, for the whole run
             changes["reward_model"] = read_assistant(str(settings.reward_model)).source
@@ -60,6 +59,9 @@ def set_up(
         probe(compute, settings, settings.batch_size, world, console)
         model = start.model(device, compute.weights_dtype())
     else:
+        began = checkpoint.meta["settings"]  # where the file gives run:NAME, the newest may be another by now
+        changes = {name: began[name] for name in ("reference", "reward_model")}
+        settings = dataclasses.replace(settings, **changes)
         data = without_tokens(tokenizer_from_dict(checkpoint.meta["tokenizer"]), settings)
         check_resumable(settings, data, checkpoint)
         state = resumed_state(checkpoint, settings, console)

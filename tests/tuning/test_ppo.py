@@ -139,6 +139,17 @@ def test_the_checker_and_the_scores_are_both_told(
     chat.main(["out/r", "--device=cpu", "--max_new_tokens=4"])  # the second head is none of the assistant's
 
 
+def test_a_resumed_run_keeps_the_models_that_it_began_with(scorer: Path, fails: Callable[..., str]) -> None:
+    Path("own.py").write_text('reward_model = "run:scorer"\ninit_from = "run:assistant_chat"\n')
+    assert tune_script.main(["own.py", *PPO[:1], *PPO[2:], "--max_iters=1"]) == 0
+    save_assistant("scorer-2")
+    assert tune_script.main(["own.py", "--init_from=resume", "--max_iters=2"]) == 0
+    settings = open_checkpoint(Path("out/own"), "last").meta["settings"]
+    assert (settings["reward_model"], settings["reference"]) == ("out/scorer", "out/assistant_chat")
+    said = fails(tune_script.main, "own.py", "--init_from=resume", "--max_iters=3", "--method=grpo")
+    assert "method is grpo, but the checkpoint" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
