@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.command_line import Parser, read_early, run_script
+from engine.command_line import Parser, at_least_one, read_early, run_script
 from engine.errors import UserError
 
 TARGETS = ("hf", "gguf", "run")
@@ -33,14 +33,12 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--text", type=Path, help="the text that a nanoGPT model of characters was trained on"
     )
-    parser.add_argument("--block_size", type=int, help="keep so many positions (default: all)")
+    parser.add_argument("--block_size", type=at_least_one, help="keep so many positions (default: all)")
     options = parser.parse_args(arguments)
     if options.to[0] not in TARGETS:
         raise UserError(
             f"--to {options.to[0]}: it can be {', '.join(TARGETS)}, and then the place to write to"
         )
-    if options.block_size is not None and options.block_size < 1:
-        raise UserError(f"--block_size is {options.block_size}; it must be at least 1")
     return options
 
 

@@ -82,19 +82,19 @@ class LayerCache:
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
-        self._stored: Tensor | None = None  # (2, B, H, size, D)
+        self._stored: tuple[Tensor, Tensor] | None = None  # each (B, H, size, D)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, H, T, D) of new positions; returns those of all so far, (B, H, S, D)."""
         B, H, T, D = key.shape
         if self._stored is None:
-            self._stored = key.new_zeros((2, B, H, self._cache.size, D), dtype=self._cache.dtype)
-        stored, length = self._stored, self._cache.length
-        new = stored.narrow(3, length, T)
-        new[0].copy_(key)
-        new[1].copy_(value)
-        keys, values = stored.narrow(3, 0, length + T)
-        return keys, values
+            shape, dtype = (B, H, self._cache.size, D), self._cache.dtype
+            self._stored = key.new_zeros(shape, dtype=dtype), key.new_zeros(shape, dtype=dtype)
+        keys, values = self._stored
+        first, last = self._cache.length, self._cache.length + T
+        keys.narrow(2, first, T).copy_(key)
+        values.narrow(2, first, T).copy_(value)
+        return keys.narrow(2, 0, last), values.narrow(2, 0, last)
 
 
 def generate(
@@ -164,7 +164,8 @@ def new_cache(model: GPT, batch: int, starts: Tensor | None, first: int) -> KVCa
 
 def read(model: GPT, ids: Tensor, cache: KVCache) -> Tensor:
     """Run the model on ids (B, T) that follow the cached ones; returns the last position's logits (B, V)."""
-    features = model.features(ids, cache)
+    with kernels.attention_for_decoding(ids.device):
+        features = model.features(ids, cache)
     cache.length += ids.shape[1]
     return model.head(features[:, -1])
 

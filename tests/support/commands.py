@@ -1,8 +1,12 @@
 """The project's real commands, as a person runs them, and the text that they run on."""
 
+import atexit
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -37,18 +41,48 @@ threads = 1
 """
 
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train"])  # which imports torch and most of the engine, once
+
+
 def command(
     folder: Path, script: str, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of the project's scripts in a folder, as a person would."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=folder,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
+    """Run one of the project's scripts in a folder, as a person would.
+
+    Without an environment of its own it runs in a fork of a process that has imported torch already: that
+    saves the two seconds of a start.
+    """
+    line = [str(ROOT / script), *arguments]
+    if environment:
+        return subprocess.run(
+            [sys.executable, *line], cwd=folder, env=os.environ | environment, capture_output=True, text=True,
+            timeout=HANG,
+        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        outputs = [Path(place, name) for name in ("out", "err")]
+        process = FORKS.Process(target=run_as_main, args=(folder, line, dict(os.environ), outputs))
+        process.start()
+        process.join(HANG)
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired(line, HANG)
+        texts = [output.read_text() for output in outputs]
+    return subprocess.CompletedProcess(line, process.exitcode or 0, *texts)
+
+
+def run_as_main(folder: Path, line: list[str], environment: dict[str, str], outputs: list[Path]) -> None:
+    """Run a script as `python SCRIPT …` does, in this process, its two outputs written to files."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ |= environment
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv, sys.path[0] = line, str(ROOT)
+    try:
+        runpy.run_path(line[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
 
 
 def torchrun(folder: Path, processes: int, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
