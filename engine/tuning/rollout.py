@@ -69,6 +69,7 @@ def draw_answers(
     special = torch.tensor([tokenizer.is_special(index) for index in range(n_tokens)], device=device)
     sampling, uniforms = Sampling(temperature), uniform_numbers(seed, 0, len(prompts), device)
     cache = new_cache(model, len(prompts), starts, 0)
+    cache.size = longest + limit
     logits = read(model, text, cache)
     goes_on = torch.ones(len(prompts), dtype=torch.bool, device=device)
     tokens, drawn, found = [], [], []  # of each step, (B,)

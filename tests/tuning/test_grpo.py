@@ -1,8 +1,11 @@
 """Rewards of groups of answers: rollouts, advantages, the loss against a plain one, and what may go wrong."""
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,9 @@ from support.runs import same, tensors
 import tune as tune_script
 from engine.conversation.answering import answer_turns
 from engine.conversation.template import encode_question
-from engine.generation import Sampling
+from engine.generation import KVCache, Sampling
 from engine.training.metrics import read_metrics
+from engine.tuning import rollout
 from engine.tuning.losses import group_advantages, policy_gradient_losses
 from engine.tuning.questions import Judge, chosen_tasks, draw_questions, question_of
 from engine.tuning.rollout import draw_answers
@@ -59,6 +63,24 @@ def test_log_probabilities_of_the_rollout_are_those_of_the_training_pass(
     drawn = answers.log_probabilities[answers.drawn]
     assert drawn.dtype == dtype and len({len(tokens) for tokens in answers.tokens}) > 5
     assert (found - drawn).abs().max() <= largest
+
+
+def test_the_memory_of_a_rollout_is_given_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref] = []
+    new_cache = rollout.new_cache
+
+    def watched(*given: Any) -> KVCache:
+        cache = new_cache(*given)
+        made.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(rollout, "new_cache", watched)
+    gc.disable()
+    try:
+        draw_answers(random_assistant(), TOKENIZER, some_prompts(3), 4, seed=1)
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow(reason="kills and restarts of real runs")
 
 COMMON = (
     "--device=cpu", "--threads=1", "--batch_size=8", "--learning_rate=1e-3", "--warmup_iters=0",
-    "--prompts=4", "--group=4", "--log_interval=1", "--eval_interval=5", "--eval_prompts=10", "--max_new_tokens=12",
-    "--max_iters=60", "--reference=out/assistant_chat", "--preferences=pairs.jsonl",
+    "--prompts=4", "--group=4", "--log_interval=1", "--eval_interval=5", "--eval_prompts=10",
+    "--max_new_tokens=12", "--max_iters=60", "--reference=out/assistant_chat", "--preferences=pairs.jsonl",
 )  # fmt: skip
 
 
