@@ -49,8 +49,14 @@ from engine.tuning.losses import (
 from engine.tuning.preferences import EncodedPairs, pairs_of_run, pairs_of_step
 from engine.tuning.questions import Judge, ask, chosen_tasks, draw_questions
 from engine.tuning.rollout import Answers
-from engine.tuning.rows import Rows, answer_features, log_probabilities, log_probabilities_of_pairs
-from engine.tuning.scores import answer_scores, scores
+from engine.tuning.rows import (
+    Rows,
+    answer_features,
+    answer_scores,
+    log_probabilities,
+    log_probabilities_of_pairs,
+    scores,
+)
 from engine.tuning.setup import reference_model, reward_model, set_up
 from model import derive_seed
 from tasks import Problem

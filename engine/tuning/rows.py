@@ -4,16 +4,18 @@ B rows of T tokens, padded on the right, hold N tokens of answers. What belongs 
 row after row, so that nothing is computed for questions and padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.text.roles import ChatTokenizer
 from model import GPT
+
+SCORE = "score.weight"  # the scalar head's parameter, which is saved as a part of its own
 
 
 class Rows(NamedTuple):
@@ -61,3 +63,28 @@ def log_probabilities_of_pairs(model: GPT, rows: Rows) -> Tensor:
     """The log-probability of each answer in rows of B chosen ones and then B rejected ones, (2, B)."""
     of_tokens = log_probabilities(model, rows)
     return of_tokens.new_zeros(len(rows.ids)).index_add(0, rows.row_of, of_tokens).view(2, -1)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# a scalar head beside the model's own
+
+
+def add_score_head(model: GPT, tensors: Mapping[str, Tensor] | None = None) -> GPT:
+    """The model with a head (1, C) that is saved beside it; it scores all 0 unless `tensors` hold it."""
+    weight = model.final_norm.weight
+    model.score = nn.Linear(model.config.n_embd, 1, bias=False, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        model.score.weight.copy_(tensors[SCORE] if tensors else torch.zeros(1, model.config.n_embd))
+    return model
+
+
+def scores(model: GPT, features: Tensor) -> Tensor:
+    """Scores (…) of features (…, C)."""
+    weight = model.get_parameter(SCORE)
+    return F.linear(features, weight).squeeze(-1).to(weight.dtype)
+
+
+def answer_scores(model: GPT, rows: Rows) -> Tensor:
+    """The score (B,) of each answer, read where it ends."""
+    features = model.features(rows.ids)
+    return scores(model, features[torch.arange(len(rows.ids), device=features.device), rows.last])

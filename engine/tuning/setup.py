@@ -25,7 +25,7 @@ from engine.training.optimizer import make_optimizer
 from engine.training.run import Run, RunState
 from engine.training.setup import choose_compute, choose_device, choose_settings, probe
 from engine.training.start import check_resumable, describe_resume, find_start, resumed_state
-from engine.tuning.scores import add_score_head
+from engine.tuning.rows import add_score_head
 from engine.weights.checkpoint import Checkpoint, model_from, open_checkpoint
 from engine.weights.pretrained import Pretrained, read_pretrained
 from engine.weights.training_state import restore_optimizer, restore_scaler

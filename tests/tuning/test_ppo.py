@@ -13,8 +13,7 @@ import chat
 import tune as tune_script
 from engine.training.metrics import read_metrics
 from engine.tuning.losses import clipped_losses, ranking_losses, returns_to_go
-from engine.tuning.rows import make_rows
-from engine.tuning.scores import add_score_head, answer_scores
+from engine.tuning.rows import add_score_head, answer_scores, make_rows
 from engine.weights.checkpoint import open_checkpoint
 from tasks.problem import Problem
 
