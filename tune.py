@@ -1,8 +1,10 @@
 """Tune an assistant by what is better.
 
-    python tune.py configs/assistant_preference.py            preferences (DPO), from the run assistant_chat
+    python tune.py configs/assistant_preference.py      preferences (DPO), from the run assistant_chat
+    python tune.py configs/assistant_reward.py          rewards of right answers (GRPO), from the run before
+    python tune.py configs/assistant_reward_model.py    a model that scores answers; assistant_ppo.py: PPO on it
     python tune.py --preferences=pairs.jsonl --init_from=out/my_chat --learning_rate=1e-5 --max_iters=500
-    python tune.py configs/assistant_preference.py --init_from=resume
+    python tune.py configs/assistant_reward.py --init_from=resume
 
 Each method is a class: what it is made of, its update as the algorithm reads, and its figures on what is held
 out. What happens in step s is a function of the seed and s, so a run that is stopped and resumed ends in the

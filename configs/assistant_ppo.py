@@ -10,11 +10,13 @@ prompts = 32  # questions of a step
 group = 8  # answers to each
 beta = 0.05
 
-learning_rate = 3e-4
-max_iters = 30
+max_new_tokens = 40  # a sum of three digits takes 36
+
+learning_rate = 1e-4
+max_iters = 20
 warmup_iters = 5
 min_lr = 0.0
-beta2 = 0.99
+beta2 = 0.95
 weight_decay = 0.0
 
 eval_interval = 10

@@ -6,16 +6,20 @@
 method = "dpo"
 init_from = "run:assistant_chat"
 tasks = "arithmetic counting reversing"
-pairs = 2000
+pairs = 800
+temperature = 1.3  # more of the answers differ than at 1
 flipped = 0.1
-prompts = 64  # pairs of a step
+prompts = 40  # pairs of a step
+batch_size = 80
 beta = 0.1
 
-learning_rate = 3e-4
-max_iters = 60
+max_new_tokens = 40  # a sum of three digits takes 36
+
+learning_rate = 2e-4
+max_iters = 40
 warmup_iters = 5
 min_lr = 0.0
-beta2 = 0.99
+beta2 = 0.95
 weight_decay = 0.0
 
 eval_interval = 20

@@ -231,6 +231,7 @@ class TuneSettings(TrainSettings):
     )
     epochs: int = setting(2, "ppo: updates from the answers of a step", at_least=1)
     pairs: int = setting(2000, "pairs of answers that are sampled where `preferences` names none", at_least=1)
+    temperature: float = setting(1.0, "that these answers are sampled at", at_least=0)
     flipped: float = setting(0.0, "share of the sampled pairs whose labels are wrong", at_least=0, below=1)
     eval_prompts: int = setting(200, "held-out pairs, or questions, of an evaluation", at_least=1)
     max_new_tokens: int = setting(80, "longest answer", at_least=1)

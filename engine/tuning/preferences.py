@@ -135,7 +135,7 @@ def ranked_pairs(run: Run, settings: TuneSettings, count: int, held_out: bool) -
         asked = draw_questions(tasks, seed, QUESTIONS_AT_ONCE, held_out)
         questions += len(asked)
         twice = [problem for problem in asked for _ in range(2)]
-        answers = ask(run, settings, twice, seed)
+        answers = ask(run, settings, twice, seed, settings.temperature)
         # What is right is better, and then what is short.
         quality = list(
             zip(judge.rewards(twice, answers).tolist(), (-len(one) for one in answers.tokens), strict=True)
