@@ -2,7 +2,7 @@
 
     python tune.py configs/assistant_preference.py      preferences (DPO), from the run assistant_chat
     python tune.py configs/assistant_reward.py          rewards of right answers (GRPO), from the run before
-    python tune.py configs/assistant_reward_model.py    a model that scores answers; assistant_ppo.py: PPO on it
+    python tune.py configs/assistant_reward_model.py    scores for answers; assistant_ppo.py: PPO on these
     python tune.py --preferences=pairs.jsonl --init_from=out/my_chat --learning_rate=1e-5 --max_iters=500
     python tune.py configs/assistant_reward.py --init_from=resume
 
@@ -40,14 +40,7 @@ from engine.training.metrics import Console
 from engine.training.report import Clock, PendingReport, Update
 from engine.training.run import Run, RunState
 from engine.training.signals import StopRequests
-from engine.tuning.losses import (
-    clipped_losses,
-    group_advantages,
-    policy_gradient_losses,
-    preference_margins,
-    ranking_losses,
-    returns_to_go,
-)
+from engine.tuning import losses
 from engine.tuning.preferences import EncodedPairs, pairs_of_run, pairs_of_step
 from engine.tuning.questions import Judge, ask, chosen_tasks, draw_questions
 from engine.tuning.rollout import Answers
@@ -109,7 +102,7 @@ class Preferences:
 
         def loss(rows: Rows, numbers: list[int]) -> Tensor:
             found.append(self.margins(rows, self.pairs, numbers))
-            return ranking_losses(found[-1]).sum()
+            return losses.ranking_losses(found[-1]).sum()
 
         batch = Batch(self.pairs.batches(settings.batch_size, numbers), len(numbers))
         return update(self.run, loss, batch, step), {"accuracy": share(torch.cat(found) > 0)}
@@ -120,7 +113,7 @@ class Preferences:
         batches = self.held_out.batches(self.settings.batch_size)
         with self.run.compute.autocast():
             margins = torch.cat([self.margins(rows, self.held_out, numbers) for rows, numbers in batches])
-        return {"val_loss": ranking_losses(margins).mean().item(), "accuracy": share(margins > 0)}
+        return {"val_loss": losses.ranking_losses(margins).mean().item(), "accuracy": share(margins > 0)}
 
 
 class DPO(Preferences):
@@ -142,7 +135,7 @@ class DPO(Preferences):
     def margins(self, rows: Rows, pairs: EncodedPairs, numbers: list[int]) -> Tensor:
         """β times the difference of the log-ratios to the reference."""
         now = log_probabilities_of_pairs(self.run.model, rows)
-        return preference_margins(now, pairs.reference[:, numbers], self.settings.beta)
+        return losses.preference_margins(now, pairs.reference[:, numbers], self.settings.beta)
 
 
 class RewardModel(Preferences):
@@ -193,11 +186,11 @@ class GRPO(Rewards):
         run, settings = self.run, self.settings
         asked, answers = self.rollout(step)
         rewards = self.judge.rewards(asked, answers)
-        advantages = group_advantages(rewards.view(-1, settings.group)).flatten()
+        advantages = losses.group_advantages(rewards.view(-1, settings.group)).flatten()
 
         def loss(rows: Rows, numbers: list[int]) -> Tensor:
             now = log_probabilities(run.model, rows)
-            return policy_gradient_losses(now, advantages[numbers][rows.row_of]).sum()
+            return losses.policy_gradient_losses(now, advantages[numbers][rows.row_of]).sum()
 
         # A group whose answers all earned the same teaches nothing.
         learned = advantages.nonzero()[:, 0].tolist()
@@ -224,7 +217,7 @@ class PPO(Rewards):
         drawn = answers.drawn
 
         earned, reference, expected = self.look_at(answers)
-        returns = returns_to_go(earned, answers.log_probabilities - reference, settings.beta)
+        returns = losses.returns_to_go(earned, answers.log_probabilities - reference, settings.beta)
         advantages = returns - expected
         advantages = (advantages - advantages[drawn].mean()) / (advantages[drawn].std() + 1e-6)
 
@@ -235,7 +228,7 @@ class PPO(Rewards):
                 values[numbers][here] for values in (answers.log_probabilities, advantages, returns)
             )
             off = scores(run.model, features.detach()) - target
-            return (clipped_losses(now, before, advantage, settings.clip) + 0.5 * off.square()).sum()
+            return (losses.clipped_losses(now, before, advantage, settings.clip) + 0.5 * off.square()).sum()
 
         for _ in range(settings.epochs):
             batches = answers.batches(range(len(asked)), settings.batch_size)
@@ -320,12 +313,9 @@ def loop(run: Run, method: Any, state: RunState, requests: StopRequests) -> None
         report = PendingReport(state.step, clock.seconds, updated, stop_asked=False, world=run.world).read()
         guard.check(report)
         due = state.step % settings.log_interval == 0 or state.step == settings.max_iters
-        values = {
-            "loss": report.loss,
-            "lr": report.learning_rate,
-            "grad_norm": report.gradient_norm,
-        } | figures
         if due:
+            norm, rate = report.gradient_norm, report.learning_rate
+            values = {"loss": report.loss, "lr": rate, "grad_norm": norm} | figures
             run.record(state.step, "train", report.seconds, values)
         run.console.progress(state.step, in_words(figures), due or report.loss is None)
 

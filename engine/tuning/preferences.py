@@ -137,9 +137,8 @@ def ranked_pairs(run: Run, settings: TuneSettings, count: int, held_out: bool) -
         twice = [problem for problem in asked for _ in range(2)]
         answers = ask(run, settings, twice, seed, settings.temperature)
         # What is right is better, and then what is short.
-        quality = list(
-            zip(judge.rewards(twice, answers).tolist(), (-len(one) for one in answers.tokens), strict=True)
-        )
+        rewards = judge.rewards(twice, answers).tolist()
+        quality = [(rewards[row], -len(answers.tokens[row])) for row in range(len(twice))]
         for row in range(0, len(twice), 2):
             worse, better = sorted((row, row + 1), key=quality.__getitem__)
             texts = answers.texts[better], answers.texts[worse]
@@ -182,16 +181,14 @@ class EncodedPairs:
         self.rejected.append(rejected)
         return True
 
-    def batches(
-        self, batch_size: int, numbers: Sequence[int] | None = None
-    ) -> Iterator[tuple[Rows, list[int]]]:
-        """Pairs of these numbers, or all, at most `batch_size` rows at a time; and their numbers.
+    def batches(self, most: int, numbers: Sequence[int] | None = None) -> Iterator[tuple[Rows, list[int]]]:
+        """Pairs of these numbers, or all, at most `most` rows at a time; and their numbers.
 
         Of B pairs the first B rows are the chosen answers, the others the rejected ones.
         """
-        numbers, most = list(range(len(self)) if numbers is None else numbers), max(1, batch_size // 2)
-        for first in range(0, len(numbers), most):
-            part = numbers[first : first + most]
+        numbers, size = list(range(len(self)) if numbers is None else numbers), max(1, most // 2)
+        for first in range(0, len(numbers), size):
+            part = numbers[first : first + size]
             prompts = [self.prompts[number] for number in part]
             answers = [column[number] for column in (self.chosen, self.rejected) for number in part]
             yield make_rows(self.tokenizer, 2 * prompts, answers, self.device), part
@@ -219,9 +216,7 @@ def pairs_of_run(run: Run, settings: TuneSettings) -> tuple[EncodedPairs, Encode
         left_out = f"; {fits.count(False)} are longer than the block and left out" if not all(fits) else ""
         say(f"preferences: {len(pairs):,} pairs in {file}{left_out}")
         if not len(pairs):
-            raise UserError(
-                f"{file} holds no pair that fits; a tenth of all prompts is held out, so give more"
-            )
+            raise UserError(f"{file} holds no pair that fits; a tenth of the prompts is held out: give more")
     return encoded
 
 

@@ -17,8 +17,8 @@ TOKENIZER = ChatTokenizer(ByteTokenizer())
 BLOCK = 96
 
 
-def random_assistant(dtype: torch.dtype = torch.float64, **shape: object) -> GPT:
-    """A model that ends an answer with a probability of about a tenth at each token."""
+def random_assistant(dtype: torch.dtype = torch.float64, ends: bool = True, **shape: object) -> GPT:
+    """A model that ends an answer with a probability of about a tenth at each token, or never."""
     config = GPTConfig(
         TOKENIZER.vocab_size,
         **{  # pyright: ignore[reportArgumentType]
@@ -33,13 +33,15 @@ def random_assistant(dtype: torch.dtype = torch.float64, **shape: object) -> GPT
         model.final_norm.weight.fill_(1)
         model.final_norm.bias.copy_(direction)
         model.head.weight.mul_(0.3)
-        model.head.weight[TOKENIZER.end_of_turn] = 0.11 * direction
+        model.head.weight[TOKENIZER.base.vocab_size :] = -direction
+        if ends:
+            model.head.weight[TOKENIZER.end_of_turn] = 0.11 * direction
     return model.to(dtype).eval()
 
 
-def save_assistant(name: str = "assistant_chat", root: Path = Path("out"), **shape: object) -> Path:
+def save_assistant(name: str = "assistant_chat", ends: bool = True) -> Path:
     """A finished run of such a model."""
-    model, folder = random_assistant(torch.float32, **shape), root / name
+    model, folder = random_assistant(torch.float32, ends), Path("out", name)
     meta = {
         "model": dataclasses.asdict(model.config),
         "step": 1,

@@ -98,7 +98,7 @@ def test_an_answer_that_never_ends_is_stopped_at_the_limit_and_earns_nothing(
     assistant: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Problem, "is_solved_by", lambda self, reply: True)
-    monkeypatch.setattr(TOKENIZER.__class__, "is_special", lambda self, index: False)
+    save_assistant(ends=False)
     assert tune_script.main([*GRPO, "--max_iters=1", "--out_dir=r"]) == 0
     (line,) = (line for line in read_metrics(Path("r/metrics.jsonl")) if line["kind"] == "train")
     assert (line["ended"], line["length"], line["reward"]) == (0.0, 12.0, 0.0)
