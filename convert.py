@@ -45,6 +45,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 # Above the slow imports, so that --help and mistakes are answered at once.
 OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
+from engine.text.roles import ChatTokenizer
 from engine.weights.export import write_gguf, write_hugging_face, write_run
 from engine.weights.pretrained import Pretrained, read_pretrained
 
@@ -83,6 +84,11 @@ def report(found: Pretrained, kind: str, place: str) -> None:
             "its logits differ slightly"
         )
     load = f"from transformers import AutoModelForCausalLM as M; print(M.from_pretrained({place!r}))"
+    if isinstance(found.tokenizer, ChatTokenizer):
+        load = (
+            f"from transformers import pipeline; print(pipeline('text-generation', {place!r})"
+            "([{'role': 'user', 'content': 'Hi'}], max_new_tokens=100, do_sample=False))"
+        )
     next_step = {
         "hf": ("to load it", ["python", "-c", load]),
         "gguf": ("to sample from it", ["llama-cli", "-m", place]),

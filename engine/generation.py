@@ -9,7 +9,7 @@ the same probabilities to the draw.
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -231,12 +231,15 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 class TextStream:
     """Decodes tokens one at a time; joined, the pieces equal decoding all at once, up to the end.
 
-    The text ends before the text `stop` or at the token `end`, if given. A character that may be incomplete
-    is held back, and so is what may be the beginning of `stop`.
+    The text ends before the text `stop`, or the first of several, or at the token `end`, if given. A
+    character that may be incomplete is held back, and so is what may be the beginning of `stop`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | None = None, end: int | None = None) -> None:
-        self.tokenizer, self.stop, self.end = tokenizer, stop, end
+    def __init__(
+        self, tokenizer: Tokenizer, stop: str | Sequence[str] | None = None, end: int | None = None
+    ) -> None:
+        self.tokenizer, self.end = tokenizer, end
+        self.stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         self.stopped = False
         self._ids: list[int] = []  # tokens whose text has not been taken over in whole
         self._taken = 0  # characters of their text that have
@@ -270,14 +273,16 @@ class TextStream:
         return rest
 
     def _begun_stop(self) -> int:
-        """The number of characters at the end of the held text that may begin the stop text."""
-        stop = self.stop or ""
-        return next((size for size in range(len(stop) - 1, 0, -1) if self._held.endswith(stop[:size])), 0)
+        """The number of characters at the end of the held text that may begin a stop text."""
+        begun = (
+            size for stop in self.stops for size in range(1, len(stop)) if self._held.endswith(stop[:size])
+        )
+        return max(begun, default=0)
 
     def _release(self, kept: int) -> str:
-        """Release the held text but its last `kept` characters, or up to the stop text if it is there."""
-        found = -1 if self.stop is None else self._held.find(self.stop)
-        self.stopped = found >= 0
-        size = found if self.stopped else len(self._held) - kept
+        """Release the held text but its last `kept` characters, or up to the first stop text in it."""
+        found = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
+        self.stopped = bool(found)
+        size = min(found) if found else len(self._held) - kept
         shown, self._held = self._held[:size], self._held[size:]
         return shown

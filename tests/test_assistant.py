@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from support.assistants import write_preferences
 from support.commands import ROOT, command
+from support.random_assistants import write_preferences
 
 import chat
 import eval as eval_script

@@ -1,73 +1,67 @@
-"""Small assistants of random weights, whose answers end now and then, and preferences for them."""
+"""Assistants of random weights, and models that write what a test says."""
 
-import dataclasses
-import json
-import random
-from pathlib import Path
+import threading
+from collections.abc import Iterator
 
+import pytest
 import torch
 
+from engine.conversation import answering
+from engine.conversation.answering import Assistant
+from engine.generation import Sampling
 from engine.text.characters import ByteTokenizer
 from engine.text.roles import ChatTokenizer
-from engine.weights.saving import save_checkpoint
-from model import GPT, GPTConfig
+from model import GPTConfig
+from support.commands import HANG
 from support.models import random_model
+from tasks.calculator import answer_to
 
 TOKENIZER = ChatTokenizer(ByteTokenizer())
-BLOCK = 96
+# In a script of tokens: wait, then write a full stop; Ctrl-C.
+PAUSE, INTERRUPT = -1, -2
 
 
-def random_assistant(dtype: torch.dtype = torch.float64, ends: bool = True, **shape: object) -> GPT:
-    """A model that ends an answer with a probability of about a tenth at each token, or never."""
-    config = GPTConfig(
-        TOKENIZER.vocab_size,
-        **{  # pyright: ignore[reportArgumentType]
-            "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 32, "bias": True, "position": "rotary",
-            "tied_head": False, "token_shift": True, "separator": TOKENIZER.separator, **shape,
-        },
-    )  # fmt: skip
-    model = random_model(config, torch.float64)
-    with torch.no_grad():
-        direction = torch.ones(config.n_embd, dtype=torch.float64)
-        direction[::2] = -1
-        model.final_norm.weight.fill_(1)
-        model.final_norm.bias.copy_(direction)
-        model.head.weight.mul_(0.3)
-        model.head.weight[TOKENIZER.base.vocab_size :] = -direction
-        if ends:
-            model.head.weight[TOKENIZER.end_of_turn] = 0.11 * direction
-    return model.to(dtype).eval()
+def make_assistant(block_size: int = 128) -> Assistant:
+    """An assistant of random weights whose tokens are bytes."""
+    shape = dict(n_layer=2, n_head=2, n_embd=16, block_size=block_size, position="rotary")
+    config = GPTConfig(TOKENIZER.vocab_size, separator=TOKENIZER.separator, **shape)  # pyright: ignore
+    return Assistant(random_model(config), TOKENIZER, answer_to)
 
 
-def save_assistant(name: str = "assistant_chat", ends: bool = True) -> Path:
-    """A finished run of such a model."""
-    model, folder = random_assistant(torch.float32, ends), Path("out", name)
-    meta = {
-        "model": dataclasses.asdict(model.config),
-        "step": 1,
-        "tokenizer": TOKENIZER.to_dict(),
-        "settings": {"max_iters": 1},
-    }
-    save_checkpoint(folder, meta, {"model": dict(model.named_parameters())})
-    (folder / "config.json").write_text("{}")
-    return folder
+def said(text: str) -> list[int]:
+    """The tokens of a turn that ends."""
+    return [*text.encode(), TOKENIZER.end_of_turn]
 
 
-def write_preferences(number: int, name: str = "pairs.jsonl") -> str:
-    """A file of so many pairs, as texts and as messages."""
-    lines = []
-    for index in range(number):
-        prompt, chosen, rejected = (
-            f"question {index}",
-            "abc"[: random.randint(1, 3)],
-            "xyzxy"[: index % 4 + 2],
-        )
-        if index % 2:
-            turn = {"role": "assistant", "content": chosen}
-            lines.append(
-                {"prompt": [{"role": "user", "content": prompt}], "chosen": [turn], "rejected": rejected}
-            )
-        else:
-            lines.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-    Path(name).write_text("\n".join(map(json.dumps, lines)))
-    return name
+class Script:
+    """What models write, a turn at a call, and then "!" without end; what they were given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.turns: list[list[int]] = []
+        self.prompts: list[str] = []
+        self.samplings: list[Sampling] = []
+        self.go_on = threading.Event()  # set: PAUSE is over
+        self.monkeypatch = monkeypatch
+        monkeypatch.setattr(answering, "stream", self.stream)
+
+    def stream(
+        self, model: object, ids: torch.Tensor, most: int, sampling: Sampling, **_: object
+    ) -> Iterator[torch.Tensor]:
+        self.prompts.append(TOKENIZER.decode(ids[0].tolist()))
+        self.samplings.append(sampling)
+        tokens = self.turns.pop(0)
+        for number in range(most):
+            token = tokens[number] if number < len(tokens) else ord("!")
+            if token == PAUSE:
+                assert self.go_on.wait(HANG)
+                token = ord(".")
+            if token == INTERRUPT:
+                raise KeyboardInterrupt
+            yield torch.tensor([token])
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *turns: list[int]) -> list[str]:
+    """Have models write these tokens; the prompts that they get."""
+    script = Script(monkeypatch)
+    script.turns = list(turns)
+    return script.prompts

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.assistants import BLOCK, TOKENIZER, random_assistant, save_assistant
+from support.random_assistants import BLOCK, TOKENIZER, random_assistant, save_assistant
 from support.runs import same, tensors
 
 import tune as tune_script

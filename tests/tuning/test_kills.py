@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.assistants import save_assistant, write_preferences
 from support.commands import ROOT, command
+from support.random_assistants import save_assistant, write_preferences
 from support.runs import same, tensors
 
 from engine.training.metrics import read_metrics

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.assistants import TOKENIZER, random_assistant, save_assistant, write_preferences
+from support.random_assistants import TOKENIZER, random_assistant, save_assistant, write_preferences
 from support.runs import same, tensors
 
 import chat
