@@ -1,7 +1,7 @@
 """Tune an assistant by what is better.
 
     python tune.py configs/assistant_preference.py      preferences (DPO), from the run assistant_chat
-    python tune.py configs/assistant_reward.py          rewards of right answers (GRPO), from the run before
+    python tune.py configs/assistant_reward.py          rewards of right answers (GRPO), from the same run
     python tune.py configs/assistant_reward_model.py    scores for answers; assistant_ppo.py: PPO on these
     python tune.py --preferences=pairs.jsonl --init_from=out/my_chat --learning_rate=1e-5 --max_iters=500
     python tune.py configs/assistant_reward.py --init_from=resume

@@ -5,7 +5,7 @@
 method = "ppo"
 init_from = "run:assistant_chat"
 reward_model = "run:assistant_reward_model"
-tasks = "arithmetic counting reversing"
+tasks = "arithmetic counting reversing spelling"
 prompts = 32  # questions of a step
 group = 8  # answers to each
 beta = 0.05
@@ -14,10 +14,7 @@ max_new_tokens = 40  # a sum of three digits takes 36
 
 learning_rate = 1e-4
 max_iters = 20
-warmup_iters = 5
 min_lr = 0.0
-beta2 = 0.95
-weight_decay = 0.0
 
 eval_interval = 10
 log_interval = 10

@@ -1,26 +1,20 @@
 # An assistant: the newest run of configs/assistant_chat.py, tuned by preferences (DPO). The pairs are two
 # answers of that model, ranked by a checker and by length; a tenth of the labels is wrong, as people's are.
 #     python tune.py configs/assistant_preference.py
-#     python tune.py configs/assistant_reward.py           goes on from it
 
 method = "dpo"
 init_from = "run:assistant_chat"
-tasks = "arithmetic counting reversing"
+tasks = "arithmetic counting reversing spelling"
 pairs = 800
-temperature = 1.3  # more of the answers differ than at 1
 flipped = 0.1
-prompts = 40  # pairs of a step
-batch_size = 80
+prompts = 50  # pairs of a step
+batch_size = 100
 beta = 0.1
 
 max_new_tokens = 40  # a sum of three digits takes 36
 
-learning_rate = 2e-4
+learning_rate = 3e-4
 max_iters = 40
-warmup_iters = 5
 min_lr = 0.0
-beta2 = 0.95
-weight_decay = 0.0
 
-eval_interval = 20
 log_interval = 10

@@ -204,6 +204,11 @@ class TuneSettings(TrainSettings):
 
     dataset: str = setting("tuned", "the name of a run without a configuration file")
     batch_size: int = setting(64, "sequences that are worked on at a time", at_least=1)
+    learning_rate: float = setting(1e-4, "highest learning rate", above=0)
+    max_iters: int = setting(100, "number of steps of the whole run", at_least=0)
+    weight_decay: float = setting(0.0, "AdamW's decay, of matrices only", at_least=0)
+    warmup_iters: int = setting(5, "steps over which the learning rate rises", at_least=0)
+    eval_interval: int = setting(20, "steps between evaluations; each one saves a checkpoint", at_least=1)
     compile: bool | Literal["auto"] = setting(False, "lengths differ from step to step")
     sample_tokens: int = setting(0, "held-out prompts are answered instead", at_least=0)
     init_from: str = setting(
