@@ -321,12 +321,12 @@ def loop(run: Run, method: Any, state: RunState, requests: StopRequests) -> None
 
 
 def evaluate(run: Run, method: Any, state: RunState) -> None:
-    """Record the figures of what is held out, say them, and note whether they are the best so far."""
+    """Record the figures of an evaluation, say them, and note whether they are the best so far."""
     figures = method.evaluate()
     run.record(state.step, "eval", state.seconds, figures)
     state.count_evaluation(figures["val_loss"])
     best = " (best)" if state.best_step == state.step else ""
-    run.console.say(f"step {state.step}: held out: {in_words(figures)}{best}")
+    run.console.say(f"step {state.step}: evaluation: {in_words(figures)}{best}")
 
 
 if __name__ == "__main__":

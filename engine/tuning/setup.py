@@ -56,7 +56,8 @@ def set_up(
             changes["reward_model"] = read_assistant(str(settings.reward_model)).source
         settings = dataclasses.replace(settings, **changes, **shape_settings(start.config))
         data, state = without_tokens(start.known_tokenizer(), settings), RunState()
-        probe(compute, settings, settings.batch_size, world, console)
+        # Prompts with answers fill a small part of the block.
+        probe(compute, settings, max(1, settings.batch_size // 8), world, console)
         model = start.model(device, compute.weights_dtype())
     else:
         began = checkpoint.meta["settings"]  # where the file gives run:NAME, the newest may be another by now

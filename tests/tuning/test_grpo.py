@@ -41,9 +41,9 @@ def assistant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def short_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers of at most four characters are right."""
-    monkeypatch.setattr(Problem, "is_solved_by", lambda self, reply: len(reply) <= 4)
+def half_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers whose first character has an even code are right."""
+    monkeypatch.setattr(Problem, "is_solved_by", lambda self, reply: ord(reply[:1] or "a") % 2 == 0)
 
 
 def some_prompts(number: int) -> list:
@@ -141,8 +141,10 @@ def test_loss_and_gradient_equal_a_plain_loop_in_float64() -> None:
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.usefixtures("short_is_right")
-def test_what_earns_more_becomes_likelier(assistant: Path) -> None:
+def test_what_earns_more_becomes_likelier(assistant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Problem, "is_solved_by", lambda self, reply: len(reply) > 0 and ord(reply[0]) % 2 == 0
+    )
     more = ("--prompts=12", "--max_iters=30", "--learning_rate=5e-3")
     assert tune_script.main([*GRPO, *more, "--out_dir=r"]) == 0
     rewards = [line["reward"] for line in read_metrics(Path("r/metrics.jsonl")) if line["kind"] == "train"]
@@ -162,7 +164,7 @@ def test_a_step_in_which_all_rewards_are_equal_makes_no_update_and_is_counted(
     assert before.keys() == after.keys()  # the optimizer has no state: it was never called
 
 
-@pytest.mark.usefixtures("short_is_right")
+@pytest.mark.usefixtures("half_are_right")
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_weights(assistant: Path) -> None:
     assert tune_script.main([*GRPO, "--max_iters=6", "--out_dir=whole"]) == 0
     assert tune_script.main([*GRPO, "--lr_decay_iters=6", "--max_iters=4", "--out_dir=parts"]) == 0
@@ -180,12 +182,12 @@ def test_a_checker_that_raises_is_named_and_counted(
     assistant: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def raises(self: Problem, reply: str) -> bool:
-        if len(reply) > 4:
+        if ord(reply[:1] or "a") % 2:
             raise ZeroDivisionError("no such share")
         return True
 
     monkeypatch.setattr(Problem, "is_solved_by", raises)
-    assert tune_script.main([*GRPO, "--max_iters=3", "--out_dir=r"]) == 0
+    assert tune_script.main([*GRPO, "--prompts=8", "--max_iters=3", "--out_dir=r"]) == 0
     output = capsys.readouterr().out
     assert output.count("raised ZeroDivisionError: no such share") == 1
     lines = [line for line in read_metrics(Path("r/metrics.jsonl")) if line["kind"] == "train"]
