@@ -23,7 +23,7 @@ decay_share = 0.7
 
 learning_rate = 1e-2
 muon_learning_rate = 0.02
-max_iters = 300  # 1.2 million tokens
+max_iters = 200  # 0.8 million tokens
 warmup_iters = 0
 min_lr = 0.0
 beta2 = 0.99

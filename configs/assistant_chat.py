@@ -15,7 +15,7 @@ decay_share = 0.9
 
 learning_rate = 5e-3
 muon_learning_rate = 0.01
-max_iters = 400
+max_iters = 450
 warmup_iters = 20
 min_lr = 0.0
 beta2 = 0.99

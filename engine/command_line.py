@@ -143,7 +143,7 @@ def read_settings(kind: type, arguments: Sequence[str], description: str | None)
 
     Raises UserError for what is not a setting of `kind` or not of its type. `--help` prints and exits.
     """
-    takes_file = kind is TrainSettings
+    takes_file = issubclass(kind, TrainSettings)
     usage = f"%(prog)s {'[CONFIG_FILE] ' if takes_file else ''}[--NAME=VALUE ...]"
     parser = Parser(usage=usage, description=description)
     if takes_file:
@@ -157,6 +157,8 @@ def read_settings(kind: type, arguments: Sequence[str], description: str | None)
     for field in dataclasses.fields(kind):
         if field.name in SECTIONS:
             section = parser.add_argument_group(SECTIONS[field.name])
+        if field.name in unused(kind):
+            continue
         text = f"{field.metadata['meaning']} (default: {field.default})".replace("%", "%%")
         words = in_words(field.type).removeprefix("a ")
         section.add_argument(f"--{field.name}", metavar=words, help=text, default=argparse.SUPPRESS)
@@ -171,6 +173,11 @@ def read_settings(kind: type, arguments: Sequence[str], description: str | None)
     if path is not None:
         read_config_file(sources, path)
     return sources
+
+
+def unused(kind: type) -> tuple[str, ...]:
+    """The settings that a script inherits from another and has no use for."""
+    return getattr(kind, "UNUSED", ())
 
 
 def retired(kind: type) -> dict[str, str]:
@@ -228,6 +235,9 @@ def read_config_file(sources: Sources, path: str) -> None:
     without = retired(kind)
     remarks += [f"{path}: {name} is ignored: {without[name]}" for name in values if name in without]
     values = {name: value for name, value in values.items() if name not in without}
+    for name in unused(kind):
+        if name in values or name in cpu:
+            raise UserError(f"{path}: {name} is a setting of train.py that this script has no use for")
     for name, value in values.items():
         if (
             name.endswith("_iters")

@@ -8,6 +8,7 @@ the same probabilities to the draw.
 """
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,8 @@ class KVCache:
 
     def __init__(self, model: GPT, batch: int, starts: Tensor | None = None) -> None:
         self.size, self.dtype = model.config.block_size, kernels.cache_dtype(model)
-        self.layers = [LayerCache(self) for _ in model.blocks]
+        # Layers that held this cache would keep its memory until the garbage collector comes by.
+        self.layers = [LayerCache(weakref.proxy(self)) for _ in model.blocks]
         self.last_embedding = model.token_embedding.weight.new_zeros(batch, model.config.n_embd)
         self.starts = starts
         self.length = 0

@@ -17,7 +17,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from engine.errors import UserError
 from engine.runs import similar_run
@@ -193,6 +193,76 @@ class TrainSettings(ModelSettings):
 
 
 @dataclass(frozen=True)
+class TuneSettings(TrainSettings):
+    """Settings of tune.py: those of train.py but for UNUSED, and its own."""
+
+    # Settings of train.py that it has no use for: the shape comes with the weights, and there is no data set.
+    UNUSED: ClassVar[tuple[str, ...]] = (
+        *ModelSettings.__dataclass_fields__, "dataset", "gradient_accumulation_steps", "documents",
+        "eval_iters", "eval_only", "compile", "parallel", "recompute", "loss_spike", "sample_tokens",
+    )  # fmt: skip
+
+    dataset: str = setting("tuned", "the name of a run without a configuration file")
+    batch_size: int = setting(64, "sequences that are worked on at a time", at_least=1)
+    learning_rate: float = setting(1e-4, "highest learning rate", above=0)
+    max_iters: int = setting(100, "number of steps of the whole run", at_least=0)
+    weight_decay: float = setting(0.0, "AdamW's decay, of matrices only", at_least=0)
+    warmup_iters: int = setting(5, "steps over which the learning rate rises", at_least=0)
+    eval_interval: int = setting(20, "steps between evaluations; each one saves a checkpoint", at_least=1)
+    compile: bool | Literal["auto"] = setting(False, "lengths differ from step to step")
+    sample_tokens: int = setting(0, "held-out prompts are answered instead", at_least=0)
+    init_from: str = setting(
+        "run:assistant_chat",
+        "the assistant to start from: a run, run:NAME (the newest run of the configuration file NAME.py); "
+        "resume a checkpoint; auto: resume if there is one, else start from `reference`",
+    )
+    # tuning
+    method: Literal["dpo", "reward", "ppo", "grpo"] = setting(
+        "dpo",
+        "dpo: prefer what is chosen; reward: score answers, from preferences too; ppo: answer so that "
+        "`reward_model` gives high scores; grpo: answer questions of `tasks` rightly",
+    )
+    preferences: str | None = setting(
+        None,
+        "a file of JSON lines with prompt, chosen and rejected; None: pairs of answers that the model itself "
+        "gives to questions of `tasks`",
+    )
+    tasks: str = setting("arithmetic counting reversing", "tasks of tasks/ that questions are drawn from")
+    prompts: int = setting(32, "pairs or questions of a step", at_least=1)
+    group: int = setting(8, "grpo, ppo: answers to a question", at_least=2)
+    reward_model: str | None = setting(None, "ppo: a run of method=reward, by its folder or as run:NAME")
+    clip: float = setting(
+        0.2, "ppo: how far a token's probability may move from that it was drawn with", above=0
+    )
+    epochs: int = setting(2, "ppo: updates from the answers of a step", at_least=1)
+    pairs: int = setting(2000, "pairs of answers that are sampled where `preferences` names none", at_least=1)
+    temperature: float = setting(1.0, "that these answers are sampled at", at_least=0)
+    flipped: float = setting(0.0, "share of the sampled pairs whose labels are wrong", at_least=0, below=1)
+    eval_prompts: int = setting(200, "held-out pairs, or questions, of an evaluation", at_least=1)
+    max_new_tokens: int = setting(80, "longest answer", at_least=1)
+    beta: float = setting(0.1, "dpo, ppo: how closely the model stays to `reference`", above=0)
+    reference: str | None = setting(None, "the model to stay close to; None: the one that it starts from")
+
+    def check(self) -> None:
+        """Raise UserError for settings that do not fit together."""
+        super().check()
+        if self.init_from == "scratch" or (self.init_from == "auto" and self.reference is None):
+            raise UserError(
+                f"init_from is {self.init_from}, and tuning starts from an assistant: "
+                f"{'add --reference=RUN' if self.init_from == 'auto' else '--init_from=run:assistant_chat'}"
+            )
+        if self.method == "ppo" and self.reward_model is None:
+            raise UserError(
+                "ppo takes the scores of a reward model: add --reward_model=run:assistant_reward_model, made "
+                "by python tune.py configs/assistant_reward_model.py"
+            )
+
+    def sequences_per_step(self) -> int:
+        """Answers of one optimizer step."""
+        return self.prompts * (2 if self.method in ("dpo", "reward") else self.group)
+
+
+@dataclass(frozen=True)
 class SampleSettings:
     """Settings of sample.py."""
 
@@ -258,6 +328,7 @@ SECTIONS = {
     "optimizer": "optimizer and schedule",
     "eval_interval": "evaluation, logging, checkpoints",
     "init_from": "which model",
+    "method": "tuning",
     "start": "sampling",
     "seed": "machine",
 }

@@ -11,10 +11,10 @@ from tasks.problem import Problem
 
 # How often each task comes: in prose, and in conversations.
 PROSE = {
-    "arithmetic": 8, "sums_alone": 2, "spelling": 3, "counting": 3, "reversing": 4, "sorting": 3, "facts": 3
+    "arithmetic": 7, "sums_alone": 1, "spelling": 4, "counting": 5, "reversing": 4, "sorting": 3, "facts": 3
 }  # fmt: skip
 ASKED = {
-    "arithmetic": 8, "sums_alone": 2, "calculator": 3, "spelling": 2, "counting": 3, "reversing": 3,
+    "arithmetic": 7, "sums_alone": 1, "calculator": 3, "spelling": 3, "counting": 4, "reversing": 4,
     "sorting": 2, "facts": 3, "unknown": 2,
 }  # fmt: skip
 SMALL_TALK = (

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import pytest
 from support.commands import ROOT, command
+from support.random_assistants import write_preferences
 
 import chat
 import eval as eval_script
 import train as train_script
+import tune as tune_script
 from engine.data.dataset import open_dataset
 from engine.preparation import recipes
 from engine.weights.checkpoint import open_checkpoint
 
-BASE, CHAT = (str(ROOT / "configs" / f"assistant_{stage}.py") for stage in ("base", "chat"))
+BASE, CHAT, PREFERENCE, REWARD_MODEL, PPO, REWARD = (
+    str(ROOT / "configs" / f"assistant_{stage}.py")
+    for stage in ("base", "chat", "preference", "reward_model", "ppo", "reward")
+)
 FEW = (
     "--device=cpu",
     "--threads=1",
@@ -57,6 +62,38 @@ def test_every_stage_runs_from_the_one_before(
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     chat.main(["--device=cpu", "--max_new_tokens=4"])
     assert capsys.readouterr().out.startswith("out/assistant_chat: ")
+
+
+def test_every_stage_of_tuning_runs_from_the_one_before(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_script.main([BASE, *FEW, *TINY]) == 0
+    assert train_script.main([CHAT, *FEW]) == 0
+    pairs = f"--preferences={write_preferences(40)}"
+    few = ("--device=cpu", "--threads=1", "--max_iters=2", "--prompts=3", "--eval_prompts=4")
+    for stage, options in (
+        (PREFERENCE, [pairs]),
+        (REWARD_MODEL, [pairs]),
+        (PPO, ["--group=2"]),
+        (REWARD, ["--group=2"]),
+    ):
+        assert tune_script.main([stage, *few, *options]) == 0
+    output = capsys.readouterr().out
+    for stage, before in (
+        ("preference", "chat"),
+        ("reward_model", "chat"),
+        ("ppo", "chat"),
+        ("reward", "chat"),
+    ):
+        assert f"run: out/assistant_{stage}\nmodel: out/assistant_{before}, " in output
+
+    eval_script.main(
+        ["out/assistant_reward", "--tasks", "arithmetic", "--limit=3", "--device=cpu", "--threads=1"]
+    )
+    lines = iter(["2 + 2?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    chat.main(["--device=cpu", "--max_new_tokens=4"])
+    assert "out/assistant_reward: " in capsys.readouterr().out
 
 
 def test_a_base_is_not_asked_what_only_an_assistant_can_answer(small: Path) -> None:

@@ -10,7 +10,7 @@ from support.commands import ROOT, command
 
 from engine.command_line import read_settings
 from engine.errors import UserError
-from engine.settings import FROM_DATA, TrainSettings
+from engine.settings import FROM_DATA, TrainSettings, TuneSettings
 from engine.shape import model_config
 from model import GPTConfig
 
@@ -114,7 +114,8 @@ def test_every_configuration_that_ships_is_valid() -> None:
     assert len(files) >= 3
     for file in files:
         for on_cpu in (True, False):
-            assert settings(str(file), on_cpu=on_cpu).dataset
+            kind = TuneSettings if "method = " in file.read_text() else TrainSettings
+            assert read_settings(kind, [str(file)], "").settings(on_cpu=on_cpu).dataset
 
 
 def test_settings_of_the_model_are_the_fields_of_its_configuration() -> None:

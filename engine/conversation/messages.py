@@ -54,6 +54,14 @@ def read_conversation(record: Any, where: str) -> list[Message]:
     return messages
 
 
+def read_turns(value: Any, role: str, where: str) -> list[Message]:
+    """A list of messages; or a text, which is one turn of `role`. Raises UserError."""
+    if not isinstance(value, list):
+        return [Message(role, _text(value, where))]
+    names = LISTS["messages"]
+    return [_message(turn, *names, f"{where}, turn {number}") for number, turn in enumerate(value, start=1)]
+
+
 def read_question(turns: Any, where: str) -> list[Message]:
     """The messages of a conversation that waits for an answer, as OpenAI's API writes them, checked.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from engine.training.run import Run
 class Batch(NamedTuple):
     """One step's micro-batches of this process, and the number of targets over all processes."""
 
-    micro_batches: Iterator[tuple[Tensor, Tensor]]  # ids and targets, each (B, T), on the device
+    # Ids and targets, each (B, T), on the device; of tune.py what its losses take.
+    micro_batches: Iterator[tuple[Any, Any]]
     targets: int  # that are not NO_TARGET, over all processes
 
 

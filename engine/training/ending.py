@@ -6,6 +6,7 @@ import time
 import torch
 
 from engine.settings import TrainSettings
+from engine.text.roles import ChatTokenizer
 from engine.training.evaluation import print_sample
 from engine.training.memory import gigabytes
 from engine.training.run import Run, RunState
@@ -41,7 +42,10 @@ def conclude(run: Run, state: RunState, was_stopped: bool) -> None:
     if state.best_loss is not None:
         done += f" Best validation loss {state.best_loss:.4f}, at step {state.best_step}."
     say(done)
-    say(f"The run is in {run.folder}. To sample from it: python sample.py --out_dir={folder}")
+    command = f"sample from it: python sample.py --out_dir={folder}"
+    if isinstance(run.data.tokenizer, ChatTokenizer):
+        command = f"talk to it: python chat.py {folder}"
+    say(f"The run is in {run.folder}. To {command}")
 
 
 def in_minutes(duration: float) -> str:

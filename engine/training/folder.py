@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import filelock
+from torch import Tensor
 
 from engine.command_line import Sources
 from engine.errors import UserError
@@ -136,10 +137,11 @@ def save(run: Run, state: RunState) -> None:
         "wandb_id": None if run.logger is None else run.logger.id,
         "versions": versions(),
     }
-    parts = {
-        "model": dict(run.model.named_parameters()),
-        "optimizer": optimizer_tensors(run.model, run.optimizer),
-    }
+    parts: dict[str, dict[str, Tensor]] = {"model": {}}
+    for name, parameter in run.model.named_parameters():
+        part = "score" if name.startswith("score.") else "model"  # tune.py's second head is none of the GPT
+        parts.setdefault(part, {})[name] = parameter
+    parts["optimizer"] = optimizer_tensors(run.model, run.optimizer)
     try:
         saving.save_checkpoint(run.folder, meta | dataclasses.asdict(state), parts, writers)
     except UserError as error:

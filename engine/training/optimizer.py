@@ -17,7 +17,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings, world: World = ALO
 
     With `optimizer="muon"` Muon updates the matrices of the blocks, and AdamW the rest.
     """
-    named = dict(model.named_parameters())
+    named = {name: value for name, value in model.named_parameters() if value.requires_grad}
     by_muon: list[Tensor] = [
         value
         for name, value in named.items()

@@ -69,11 +69,11 @@ class Run:
     model: GPT
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    micro_batch: int  # sequences that this process works on at a time
-    micro_steps: int  # micro-batches of a step
-    memory: Memory  # predicted
     ranks: list[dict[str, Any]]  # host, device and seed of each process
     resumed: bool
+    micro_batch: int = 1  # sequences that this process works on at a time
+    micro_steps: int = 1  # micro-batches of a step
+    memory: Memory | None = None  # predicted
     folder: Path | None = None  # None where nothing is written, and so are the logs but on rank 0
     metrics: MetricsLog | None = None
     logger: GuardedLogger | None = None

@@ -24,7 +24,7 @@ from engine.errors import UserError
 from engine.parallel.sharding import copy_into, is_sharded, recompute_blocks, sharded_model, uses_fsdp
 from engine.parallel.world import World, describe_ranks, share_of_step
 from engine.preparation.recipes import prepare_recipe
-from engine.settings import STARTS, TrainSettings
+from engine.settings import STARTS, TrainSettings, TuneSettings
 from engine.shape import count_parameters, empty_model, model_config, shape_settings
 from engine.training.evaluation import windows_of
 from engine.training.folder import claim_folder, refuse_taken_folder, usual_folder
@@ -170,8 +170,14 @@ def choose_settings(
     if checkpoint is None:
         return sources.settings(on_cpu=on_cpu)
     saved = checkpoint.meta["settings"]
+    if ("method" in saved) != (sources.kind is TuneSettings):
+        script = "tune.py" if "method" in saved else "train.py"
+        raise UserError(
+            f"{checkpoint.folder} was written by {script}; go on with it: python {script} --init_from=resume "
+            f"--out_dir={checkpoint.folder.parents[1]}"
+        )
     kept = saved.keys() - set(NOT_TAKEN_OVER)
-    base = {name: check_value(TrainSettings, name, saved[name], str(checkpoint.folder)) for name in kept}
+    base = {name: check_value(sources.kind, name, saved[name], str(checkpoint.folder)) for name in kept}
     return sources.settings(on_cpu=on_cpu, base=base)
 
 

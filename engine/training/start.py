@@ -26,7 +26,7 @@ from engine.weights.training_state import require_resumable
 # What a resumed run may not change: the shape of the model, and what determines its sequences.
 NEVER_CHANGED = (
     "n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "position", "qk_norm", "zero_init",
-    "token_shift", "tied_head", "documents", "dataset", "seed", "optimizer",
+    "token_shift", "tied_head", "documents", "dataset", "seed", "optimizer", "method",
 )  # fmt: skip
 # What belongs to one start of a run rather than to the run: a resumed run does not take it over.
 NOT_TAKEN_OVER = ("out_dir", "init_from", "checkpoint", "eval_only")
