@@ -1,8 +1,10 @@
-"""Talk to an assistant in the terminal.
+"""Talk to an assistant in the terminal or in the browser, or let programs talk to it.
 
     python chat.py                                    the newest assistant in out/
     python chat.py out/assistant_chat --system "You have a calculator." --temperature 0
     python chat.py < questions.txt
+    python chat.py --web                              a page, on this machine only
+    python chat.py --api                              a server for programs that talk OpenAI's API
 
 In the conversation: /system TEXT (a new one with this instruction), /reset (a new one), /retry (another
 answer to the last question), /temperature X, /save FILE (as a line that prepare.py reads), /help, /quit.
@@ -16,9 +18,11 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from http.server import HTTPServer
 from pathlib import Path
+from typing import Any
 
-from engine.command_line import Parser, read_early, run_script
+from engine.command_line import Parser, at_least_one, read_early, run_script
 from engine.errors import UserError
 
 HELP = "/system TEXT, /reset, /retry, /temperature X, /save FILE, /help, /quit; Ctrl-C stops an answer"
@@ -31,17 +35,19 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("model", nargs="?", help="a run of an assistant (default: the newest one in out/)")
     add("--system", help="an instruction that stands before the conversation")
     add("--temperature", type=float, default=0.3, help="0: always the most probable token (default: 0.3)")
-    add("--top_k", type=int, help="draw among the k most probable tokens (default: among all)")
-    add("--max_new_tokens", type=int, default=100, help="of an answer, at most (default: 100)")
+    add("--top_k", type=at_least_one, help="draw among the k most probable tokens (default: among all)")
+    add("--max_new_tokens", type=at_least_one, default=100, help="of an answer, at most (default: 100)")
     add("--seed", type=int, default=1337, help="the same seed gives the same answers (default: 1337)")
     add("--checkpoint", default="best", help="which one of the run: best, last, step-… (default: best)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
-    add("--threads", type=int, help="CPU threads (default: the machine's cores)")
+    add("--threads", type=at_least_one, help="CPU threads (default: the machine's cores)")
+    add("--web", action="store_true", help="serve a page to talk on, and the API")
+    add("--api", action="store_true", help="serve OpenAI's chat API, on this machine only")
+    add("--port", type=int, default=0, help="port of the server (default: any that is free)")
+    add("--no-open", action="store_true", help="print the page's address without opening a browser")
     options = parser.parse_args(arguments)
-    for name in ("top_k", "max_new_tokens", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1")
+    if options.api and not options.web and options.system is not None:
+        raise UserError("--system is for people; a request to --api brings its own system message")
     return options
 
 
@@ -49,16 +55,20 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
 from engine import kernels
-from engine.conversation.answering import MOST_CALLS, Writing, write_turn
+from engine.conversation.answering import AnswerOptions, Assistant, Turn
+from engine.conversation.api import Api
 from engine.conversation.messages import Message
-from engine.conversation.template import encode_question
+from engine.conversation.pages import chat_page
 from engine.device import Compute, choose_threads, find_device
+from engine.explore.explorer import Explorer
+from engine.explore.pages import explorer_page, open_explorer, short_name
 from engine.generation import Sampling
 from engine.json_files import read_json_object
 from engine.runs import RUNS_FOLDER, checkpoint_folders, find_runs
 from engine.text.roles import ChatTokenizer
+from engine.web.server import Answers, make_server, serve
 from engine.weights.pretrained import read_pretrained
-from model import GPT, derive_seed
+from model import derive_seed
 from tasks.calculator import answer_to
 
 
@@ -68,9 +78,20 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def talk(options: Namespace) -> None:
-    """Load the assistant and converse until the end of the input."""
-    source = options.model or newest_assistant()
-    found = read_pretrained(str(source), options.checkpoint)
+    """Load the assistant; converse until the end of the input, or serve it."""
+    source = str(options.model or newest_assistant())
+    assistant = load(source, options)
+    if options.web or options.api:
+        serve_assistant(source, assistant, options)
+    else:
+        print(f"{source}: {HELP}")
+        with history():
+            Chat(assistant, options).run()
+
+
+def load(source: str, options: Namespace) -> Assistant:
+    """The assistant of a run or a folder, ready to answer. Raises UserError where it is none."""
+    found = read_pretrained(source, options.checkpoint)
     tokenizer = found.known_tokenizer()
     if not isinstance(tokenizer, ChatTokenizer):
         raise UserError(
@@ -82,9 +103,37 @@ def talk(options: Namespace) -> None:
     compute.apply()
     model = found.model(device, compute.weights_dtype()).eval()
     kernels.install(model, inference=True)
-    print(f"{source}: {HELP}")
-    with history():
-        Chat(model, tokenizer, options).run()
+    return Assistant(model, tokenizer, answer_to)
+
+
+def serve_assistant(source: str, assistant: Assistant, options: Namespace) -> None:
+    """Answer programs, and the page, until Ctrl-C."""
+    name = short_name(source)
+    defaults = AnswerOptions(sampling(options.temperature, options), options.max_new_tokens, options.seed)
+    api = Api(name, assistant, defaults)
+    if not options.web:
+        server = make_server({}, api.answer, options.port, programs=True)
+        return serve(server, f"the API of {name}", "v1", open_browser=False)
+    explorer = open_explorer(source, options.checkpoint, options.device)
+    serve(page_server(api, explorer, options.system, options.port), name, "", not options.no_open)
+
+
+def page_server(api: Api, explorer: Explorer, system: str | None, port: int) -> HTTPServer:
+    """A server of the page, and of the explorer's, which shows what the model sees. Raises UserError."""
+
+    def answer(path: str, question: Any) -> dict[str, Any] | Answers:
+        return (explorer if path in explorer.answers else api).answer(path, question)
+
+    pages = {"/": chat_page(api, system), "/explore": explorer_page(explorer)}
+    return make_server(pages, answer, port, programs=True)
+
+
+def sampling(temperature: str | float, options: Namespace) -> Sampling:
+    """How tokens are drawn at a temperature. Raises UserError."""
+    try:
+        return Sampling(temperature=float(temperature), top_k=options.top_k)
+    except ValueError as error:
+        raise UserError(f"the temperature {temperature!r} is none: it is a number of 0 or more") from error
 
 
 def newest_assistant() -> Path:
@@ -102,13 +151,11 @@ def newest_assistant() -> Path:
 class Chat:
     """One conversation, and what the user may do with it."""
 
-    def __init__(self, model: GPT, tokenizer: ChatTokenizer, options: Namespace) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.max_new_tokens = min(options.max_new_tokens, model.config.block_size // 2)
-        self.top_k, self.seed = options.top_k, options.seed
-        self.answers = 0  # drawn so far: each has random numbers of its own
+    def __init__(self, assistant: Assistant, options: Namespace) -> None:
+        self.assistant, self.options = assistant, options
+        self.sampling = sampling(options.temperature, options)
+        self.asked = 0  # questions so far: the answer to each has random numbers of its own
         self.messages: list[Message] = []
-        self.set_temperature(str(options.temperature))
         self.begin(options.system)
 
     def begin(self, system: str | None) -> None:
@@ -149,20 +196,13 @@ class Chat:
             case "retry":
                 self.retry()
             case "temperature":
-                self.set_temperature(value)
+                self.sampling = sampling(value, self.options)
             case "save":
                 self.save(value)
             case "help":
                 print(HELP)
             case _:
                 raise UserError(f"/{command} is no command; there are {HELP}")
-
-    def set_temperature(self, value: str) -> None:
-        """Draw answers at a temperature from here on. Raises UserError."""
-        try:
-            self.sampling = Sampling(temperature=float(value), top_k=self.top_k)
-        except ValueError as error:
-            raise UserError(f"the temperature {value!r} is none: it is a number of 0 or more") from error
 
     def save(self, path: str) -> None:
         """Append the conversation to a file, as a line that prepare.py reads. Raises UserError."""
@@ -190,47 +230,31 @@ class Chat:
         """Answer a question, calling the calculator where the assistant does. Raises UserError."""
         before = list(self.messages)
         self.messages.append(Message("user", question))
+        self.asked += 1
+        seed = derive_seed(self.options.seed, "answer", self.asked)
+        options = AnswerOptions(self.sampling, self.options.max_new_tokens, seed)
         try:
-            for _ in range(MOST_CALLS + 1):
-                writing = self.answer()
-                if not writing.text.strip():  # nothing that a conversation could hold
-                    self.messages = before
-                    return
-                self.messages.append(Message("assistant", writing.text))
-                result = answer_to(writing.text) if writing.ended else None
-                if result is None:
-                    return
-                print(f"(calculator: {result})")
-                self.messages.append(Message("tool", result))
+            for turn in self.assistant.turns(self.messages, options):
+                self.show(turn)
         except UserError:
             self.messages = before
             raise
+        if not self.messages[-1].content.strip():  # nothing that a conversation could hold
+            self.messages = before
 
-    def answer(self) -> Writing:
-        """Print the next turn as it is written; Ctrl-C stops it. Raises UserError where nothing fits."""
-        room = self.model.config.block_size - self.max_new_tokens
-        prompt, left_out = encode_question(self.tokenizer, self.messages, room)
-        if len(prompt) > room:
-            raise UserError(
-                f"the question takes {len(prompt)} tokens, and the model's {self.model.config.block_size} "
-                f"leave room for {room} beside an answer; shorten it"
-            )
-        if left_out:
-            first = int(self.messages[0].role == "system")
-            del self.messages[first : first + left_out]
-            print(f"(the block is full: the oldest {left_out} messages are left out)")
-        writing = Writing(self.tokenizer)
-        self.answers += 1
-        seed = derive_seed(self.seed, "answer", self.answers)
-        pieces = write_turn(self.model, writing, prompt, self.max_new_tokens, self.sampling, seed)
+    def show(self, turn: Turn) -> None:
+        """Print a turn as it is written, and what came before it; Ctrl-C stops it."""
+        if self.messages[-1].role == "tool":
+            print(f"(calculator: {self.messages[-1].content})")
+        if turn.left_out:
+            print(f"(the block is full: the oldest {turn.left_out} messages are left out)")
         try:
-            for piece in pieces:
+            for piece in turn:
                 print(shown(piece), end="", flush=True)
-            print("" if writing.ended else f" (stopped after {self.max_new_tokens} tokens)")
+            print("" if turn.ended else f" (stopped after {turn.limit} tokens)")
         except KeyboardInterrupt:
             print(" (stopped)")
-            writing.finish()
-        return writing
+            turn.finish()
 
 
 def shown(text: str) -> str:

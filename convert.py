@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.command_line import Parser, read_early, run_script
+from engine.command_line import Parser, at_least_one, read_early, run_script
 from engine.errors import UserError
 
 TARGETS = ("hf", "gguf", "run")
@@ -33,20 +33,19 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--text", type=Path, help="the text that a nanoGPT model of characters was trained on"
     )
-    parser.add_argument("--block_size", type=int, help="keep so many positions (default: all)")
+    parser.add_argument("--block_size", type=at_least_one, help="keep so many positions (default: all)")
     options = parser.parse_args(arguments)
     if options.to[0] not in TARGETS:
         raise UserError(
             f"--to {options.to[0]}: it can be {', '.join(TARGETS)}, and then the place to write to"
         )
-    if options.block_size is not None and options.block_size < 1:
-        raise UserError(f"--block_size is {options.block_size}; it must be at least 1")
     return options
 
 
 # Above the slow imports, so that --help and mistakes are answered at once.
 OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
+from engine.text.roles import ChatTokenizer
 from engine.weights.export import write_gguf, write_hugging_face, write_run
 from engine.weights.pretrained import Pretrained, read_pretrained
 
@@ -85,6 +84,11 @@ def report(found: Pretrained, kind: str, place: str) -> None:
             "its logits differ slightly"
         )
     load = f"from transformers import AutoModelForCausalLM as M; print(M.from_pretrained({place!r}))"
+    if isinstance(found.tokenizer, ChatTokenizer):
+        load = (
+            f"from transformers import pipeline; print(pipeline('text-generation', {place!r})"
+            "([{'role': 'user', 'content': 'Hi'}], max_new_tokens=100, do_sample=False))"
+        )
     next_step = {
         "hf": ("to load it", ["python", "-c", load]),
         "gguf": ("to sample from it", ["llama-cli", "-m", place]),

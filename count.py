@@ -106,12 +106,12 @@ def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> 
     if what.endswith(".py"):
         from engine.data.dataset import DATA_FOLDER, read_meta
         from engine.shape import model_config
-        from engine.training.suggest import left_out, names_data
+        from engine.training.suggest import names_dataset, settings_for_data
 
         sources = read_settings(TrainSettings, [what], "")
         meta = DATA_FOLDER / sources.get("dataset") / "meta.json"
-        if meta.is_file() and names_data(sources) and sources.nanogpt_mark is None:
-            sources.file |= left_out(sources, cpu)
+        if meta.is_file() and names_dataset(sources) and sources.nanogpt_mark is None:
+            sources.file |= settings_for_data(sources, cpu)
         settings = sources.settings(on_cpu=cpu)
         if vocab_size is None and not meta.is_file():
             raise UserError(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from engine.command_line import Parser, read_early, run_script
+from engine.command_line import Parser, at_least_one, read_early, run_script
 from engine.errors import UserError, similar_file
 
 BENCHMARKS = ("loss", "hellaswag", "lambada")
@@ -43,22 +43,21 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--dataset", help="for loss: a prepared data set (default: the one of the run)")
     add("--split", choices=("train", "val"), default="val", help="its split (default: val)")
     add("--text", type=Path, help="for loss: a text file in UTF-8, in place of a data set")
-    add("--stride", type=int, help="tokens that a window moves on by (default: block_size, no overlap)")
+    add(
+        "--stride",
+        type=at_least_one,
+        help="tokens that a window moves on by (default: block_size)",
+    )
     add("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl (default: downloaded)")
     add("--lambada", type=Path, metavar="FILE", help="lambada_test.jsonl (default: downloaded)")
-    add("--limit", type=int, help="the first so many examples, or tokens of a text (default: all)")
-    add("--batch_size", type=int, default=8, help="sequences at a time (default: 8)")
+    add("--limit", type=at_least_one, help="the first so many examples, or tokens of a text (default: all)")
+    add("--batch_size", type=at_least_one, default=8, help="sequences at a time (default: 8)")
     add("--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
     add("--dtype", choices=DTYPES, default="float32", help="default: float32")
-    add("--threads", type=int, help="CPU threads (default: the machine's cores)")
+    add("--threads", type=at_least_one, help="CPU threads (default: the machine's cores)")
     add("--output", type=Path, metavar="FILE", help="write the figures to a JSON file as well")
-    options = parser.parse_args(arguments)
-    for name in ("stride", "limit", "batch_size", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1")
-    return options
+    return parser.parse_args(arguments)
 
 
 # Above the slow imports, so that --help and mistakes are answered at once.

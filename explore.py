@@ -10,10 +10,8 @@ The page is served on this machine's loopback address only and needs no network.
 typing another prompt does not.
 """
 
-import webbrowser
 from argparse import Namespace
 from collections.abc import Sequence
-from http.server import HTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -52,6 +50,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
 from engine.explore import pages
+from engine.web.server import serve
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -66,7 +65,8 @@ def explore(options: Namespace) -> None:
         write_page(pages.page_with_answers(explorer, options.prompt), options.html)
     else:
         server = pages.explorer_server(explorer, options.port)
-        serve(server, explorer.name, options.prompt, not options.no_open)
+        # The prompt travels behind the #, where no server sees it.
+        serve(server, explorer.name, f"#{quote(options.prompt)}", not options.no_open)
 
 
 def write_page(page: str, path: Path) -> None:
@@ -76,20 +76,6 @@ def write_page(page: str, path: Path) -> None:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     print(f"wrote {path}; open it in a browser: {path.resolve().as_uri()}")
-
-
-def serve(server: HTTPServer, name: str, prompt: str, open_browser: bool) -> None:
-    """Answer until Ctrl-C. The prompt travels in the address, behind the #, where no server sees it."""
-    address = f"http://127.0.0.1:{server.server_port}/#{quote(prompt)}"
-    print(f"{name} is at {address} (Ctrl-C ends)", flush=True)
-    if open_browser:
-        webbrowser.open(address)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print()
-    finally:
-        server.server_close()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.command_line import Parser, run_script
+from engine.command_line import Parser, at_least_one, run_script
 from engine.data.dataset import DATA_FOLDER, is_masked
 from engine.data.describe import describe, verify
 from engine.errors import UserError
@@ -148,12 +148,17 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--dedup", action="store_true", help="leave out documents that came before, letter for letter")
     add(
         "--block_size",
-        type=int,
+        type=at_least_one,
         metavar="N",
         help="tokens of a conversation: a longer one is cut before a question (default: 1024)",
     )
-    add("--shard_tokens", type=int, metavar="N", help="tokens of one file (default: one file for each split)")
-    add("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    add(
+        "--shard_tokens",
+        type=at_least_one,
+        metavar="N",
+        help="tokens of one file (default: one file for each split)",
+    )
+    add("--workers", type=at_least_one, metavar="N", help="processes (default: one for each core)")
     add("--show", metavar="NAME", default=None, help="print what a data set holds")
     add("--verify", metavar="NAME", default=None, help="check the files of a data set against their hashes")
     options = parser.parse_args(arguments)
@@ -169,9 +174,6 @@ def check_options(options: Namespace) -> None:
         raise UserError(
             "name a data set: python prepare.py NAME --input FILE, or python prepare.py yourfile.txt"
         )
-    for name in ("block_size", "shard_tokens", "workers"):
-        if getattr(options, name, 1) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
     if not Path(getattr(options, "tokenizer", ".")).exists() and options.tokenizer not in TOKENIZERS:
         raise UserError(
             f"--tokenizer: invalid choice: {options.tokenizer!r} is no file, and none of "

@@ -4,10 +4,11 @@
 
 dataset = "openwebtext"
 
-# 12 sequences × 1,024 tokens × 40 accumulated = 491,520 tokens a step, on any number of GPUs that divides 480
-batch_size = 12
+# 60 sequences × 1,024 tokens × 8 accumulated = 491,520 tokens a step, on any number of GPUs that divides 480.
+# 60 at a time are predicted to take 24 GB of a GPU; where they do not fit, fewer are taken.
+batch_size = 60
 block_size = 1024
-gradient_accumulation_steps = 40
+gradient_accumulation_steps = 8
 
 n_layer = 12
 n_head = 12
@@ -23,5 +24,5 @@ min_lr = 6e-5
 weight_decay = 0.1
 
 eval_interval = 1000
-eval_iters = 200
+eval_iters = 40
 log_interval = 10

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from engine.console import escape_what_cannot_be_shown, silence
 from engine.errors import UserError, did_you_mean, similar_file
@@ -37,6 +37,7 @@ from engine.settings import (
     SECTIONS,
     TrainSettings,
 )
+from engine.value_types import alternatives, in_words, is_of_type
 
 EXIT_USER_ERROR = 2
 DEBUG = "--debug"
@@ -129,6 +130,14 @@ class Parser(argparse.ArgumentParser):
         return with_underscores + equals + value if known else argument
 
 
+def at_least_one(text: str) -> int:
+    """A whole number of 1 or more, as the `type` of an option."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"it is {number}; it must be at least 1")
+    return number
+
+
 def read_settings(kind: type, arguments: Sequence[str], description: str | None) -> "Sources":
     """Read a command line, and the configuration file that it may name, into checked values.
 
@@ -149,9 +158,8 @@ def read_settings(kind: type, arguments: Sequence[str], description: str | None)
         if field.name in SECTIONS:
             section = parser.add_argument_group(SECTIONS[field.name])
         text = f"{field.metadata['meaning']} (default: {field.default})".replace("%", "%%")
-        section.add_argument(
-            f"--{field.name}", metavar=type_name(field.type), help=text, default=argparse.SUPPRESS
-        )
+        words = in_words(field.type).removeprefix("a ")
+        section.add_argument(f"--{field.name}", metavar=words, help=text, default=argparse.SUPPRESS)
     ignored = retired(kind)
     for name in ignored:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
@@ -285,9 +293,9 @@ def check_value(kind: type, name: str, value: Any, where: str) -> Any:
         meant = did_you_mean(name, fields, ALIASES, otherwise="; --help lists them all")
         raise UserError(f"{where}: {name} is not a setting{meant} (a name of the file's own begins with _)")
     field = fields[name]
-    value = _fit(field.type, value)
-    if value is _MISFIT:
-        raise UserError(f"{where}: {name} must be {_in_words(field.type)}")
+    value = _converted(field.type, value)
+    if not is_of_type(value, field.type):
+        raise UserError(f"{where}: {name} must be {in_words(field.type)}")
     comparisons = {
         "at_least": (lambda limit: value >= limit, "at least"),
         "above": (lambda limit: value > limit, "above"),
@@ -306,68 +314,29 @@ def check_value(kind: type, name: str, value: Any, where: str) -> Any:
 
 def parse_text(kind: type, name: str, text: str) -> Any:
     """The value that a command-line text stands for: `1e-3`, `true`, `none`, or the text itself."""
-    (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
-    choices = _alternatives(field.type)
+    (wanted,) = (field.type for field in dataclasses.fields(kind) if field.name == name)
+    choices = alternatives(wanted)
     candidates: list[Any] = []
     if type(None) in choices and text.lower() == "none":
         return None
     if bool in choices and text.lower() in ("true", "false"):
         candidates.append(text.lower() == "true")
     if int in choices or float in choices:
-        candidates += _as_number(int, text) + _as_number(float, text)
+        for number in (int, float):
+            with contextlib.suppress(ValueError):
+                candidates.append(number(text))
     candidates.append(text)
     for candidate in candidates:
-        if _fit(field.type, candidate) is not _MISFIT:
+        if is_of_type(_converted(wanted, candidate), wanted):
             return check_value(kind, name, candidate, "command line")
-    raise UserError(f"command line: --{name}={text}: {name} must be {_in_words(field.type)}")
+    raise UserError(f"command line: --{name}={text}: {name} must be {in_words(wanted)}")
 
 
-def type_name(annotation: Any) -> str:
-    """An annotation in words: "int", "float or none", "scratch, resume or auto"."""
-    words = []
-    for choice in _alternatives(annotation):
-        words.append(
-            {type(None): "none", bool: "True, False"}.get(choice) or getattr(choice, "__name__", str(choice))
-        )
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _in_words(annotation: Any) -> str:
-    """What a value must be, for an error message."""
-    names = {"int": "a whole number", "float": "a number", "str": "text"}
-    name = type_name(annotation)
-    return " or ".join(names.get(word, word) for word in name.split(" or "))
-
-
-_MISFIT = object()
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    """int | None | Literal["a"] as a flat list: types, and the literal strings themselves."""
-    if typing.get_origin(annotation) is Literal:
-        return list(typing.get_args(annotation))
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return [choice for part in typing.get_args(annotation) for choice in _alternatives(part)]
-    return [annotation]
-
-
-def _fit(annotation: Any, value: Any) -> Any:
-    """The value where it fits the annotation, else _MISFIT. 1 is a float, 1e3 an integer."""
-    for choice in _alternatives(annotation):
-        if isinstance(choice, str):
-            if isinstance(value, str) and value == choice:
-                return value
-        elif type(value) is choice:
-            return value
-        elif choice is float and type(value) is int:
-            return float(value)
-        elif choice is int and type(value) is float and value.is_integer():
-            return int(value)
-    return _MISFIT
-
-
-def _as_number(number: type, text: str) -> list[Any]:
-    try:
-        return [number(text)]
-    except ValueError:
-        return []
+def _converted(kind: Any, value: Any) -> Any:
+    """A number as a setting of this type holds it: 1 as a float, 1e3 as an integer. Others as they are."""
+    choices = alternatives(kind)
+    if type(value) is int and int not in choices and float in choices:
+        return float(value)
+    if type(value) is float and value.is_integer() and float not in choices and int in choices:
+        return int(value)
+    return value

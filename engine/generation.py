@@ -8,7 +8,7 @@ the same probabilities to the draw.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,19 +82,19 @@ class LayerCache:
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
-        self._stored: Tensor | None = None  # (2, B, H, size, D)
+        self._stored: tuple[Tensor, Tensor] | None = None  # each (B, H, size, D)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, H, T, D) of new positions; returns those of all so far, (B, H, S, D)."""
         B, H, T, D = key.shape
         if self._stored is None:
-            self._stored = key.new_zeros((2, B, H, self._cache.size, D), dtype=self._cache.dtype)
-        stored, length = self._stored, self._cache.length
-        new = stored.narrow(3, length, T)
-        new[0].copy_(key)
-        new[1].copy_(value)
-        keys, values = stored.narrow(3, 0, length + T)
-        return keys, values
+            shape, dtype = (B, H, self._cache.size, D), self._cache.dtype
+            self._stored = key.new_zeros(shape, dtype=dtype), key.new_zeros(shape, dtype=dtype)
+        keys, values = self._stored
+        first, last = self._cache.length, self._cache.length + T
+        keys.narrow(2, first, T).copy_(key)
+        values.narrow(2, first, T).copy_(value)
+        return keys.narrow(2, 0, last), values.narrow(2, 0, last)
 
 
 def generate(
@@ -164,7 +164,8 @@ def new_cache(model: GPT, batch: int, starts: Tensor | None, first: int) -> KVCa
 
 def read(model: GPT, ids: Tensor, cache: KVCache) -> Tensor:
     """Run the model on ids (B, T) that follow the cached ones; returns the last position's logits (B, V)."""
-    features = model.features(ids, cache)
+    with kernels.attention_for_decoding(ids.device):
+        features = model.features(ids, cache)
     cache.length += ids.shape[1]
     return model.head(features[:, -1])
 
@@ -228,12 +229,15 @@ def exact_dtype(device: torch.device) -> torch.dtype:
 class TextStream:
     """Decodes tokens one at a time; joined, the pieces equal decoding all at once, up to the end.
 
-    The text ends before the text `stop` or at the token `end`, if given. A character that may be incomplete
-    is held back, and so is what may be the beginning of `stop`.
+    The text ends before the text `stop`, or the first of several, or at the token `end`, if given. A
+    character that may be incomplete is held back, and so is what may be the beginning of `stop`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | None = None, end: int | None = None) -> None:
-        self.tokenizer, self.stop, self.end = tokenizer, stop, end
+    def __init__(
+        self, tokenizer: Tokenizer, stop: str | Sequence[str] | None = None, end: int | None = None
+    ) -> None:
+        self.tokenizer, self.end = tokenizer, end
+        self.stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
         self.stopped = False
         self._ids: list[int] = []  # tokens whose text has not been taken over in whole
         self._taken = 0  # characters of their text that have
@@ -267,14 +271,16 @@ class TextStream:
         return rest
 
     def _begun_stop(self) -> int:
-        """The number of characters at the end of the held text that may begin the stop text."""
-        stop = self.stop or ""
-        return next((size for size in range(len(stop) - 1, 0, -1) if self._held.endswith(stop[:size])), 0)
+        """The number of characters at the end of the held text that may begin a stop text."""
+        begun = (
+            size for stop in self.stops for size in range(1, len(stop)) if self._held.endswith(stop[:size])
+        )
+        return max(begun, default=0)
 
     def _release(self, kept: int) -> str:
-        """Release the held text but its last `kept` characters, or up to the stop text if it is there."""
-        found = -1 if self.stop is None else self._held.find(self.stop)
-        self.stopped = found >= 0
-        size = found if self.stopped else len(self._held) - kept
+        """Release the held text but its last `kept` characters, or up to the first stop text in it."""
+        found = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
+        self.stopped = bool(found)
+        size = min(found) if found else len(self._held) - kept
         shown, self._held = self._held[:size], self._held[size:]
         return shown

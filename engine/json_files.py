@@ -8,17 +8,17 @@ config = dataclass_from(GPTConfig, meta["model"], str(path))
 import dataclasses
 import json
 import reprlib
-import types
 import typing
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from engine.errors import UserError
+from engine.value_types import UNBOUNDED, in_words, is_of_type
 
 AnyDataclass = TypeVar("AnyDataclass")
 
-COUNT = Annotated[int, range(2**63)]  # an int in a range
+COUNT = Annotated[int, range(UNBOUNDED)]
 
 
 def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
@@ -82,42 +82,3 @@ def dataclass_from(
         return kind(**values)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def is_of_type(value: object, kind: Any) -> bool:
-    """Whether a value out of JSON is of a type: a plain one, a Literal, a union, list[…], dict[str, …].
-
-    An integer serves as a float, and True serves as neither. Annotated[int, range(1, 9)] is 1 to 8,
-    and Annotated[str, ("a", "b")] one of the two.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return any(is_of_type(value, argument) for argument in arguments)
-    if origin is Literal:
-        return any(type(value) is type(argument) and value == argument for argument in arguments)
-    if origin is Annotated:
-        return is_of_type(value, arguments[0]) and value in arguments[1]
-    if origin is list:
-        return isinstance(value, list) and all(is_of_type(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(is_of_type(item, arguments[1]) for item in value.values())
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
-def in_words(kind: Any) -> str:
-    """A type as an error message names it: "int", "text or none", "'train' or 'val'", "int of at least 0"."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(in_words(argument) for argument in arguments)
-    if origin is Literal:
-        return " or ".join(repr(argument) for argument in arguments)
-    if origin is Annotated:
-        allowed = arguments[1]
-        if isinstance(allowed, tuple):
-            return " or ".join(map(repr, allowed))
-        largest = "" if allowed.stop == 2**63 else f" and at most {allowed.stop - 1}"
-        return f"{in_words(arguments[0])} of at least {allowed.start}{largest}"
-    if origin is not None:
-        return f"{in_words(origin)} of {in_words(arguments[-1])}"
-    words = {types.NoneType: "none", str: "text", dict: "object"}
-    return words.get(kind) or kind.__name__

@@ -11,7 +11,7 @@ import ctypes
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,8 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
         packed = packed_layer(weight.dtype)
         if inference and packed is not None:
             replace_layers(model, nn.Linear, packed)
+        if inference:
+            leave_out_dropout(model)
     for layer in attention_layers(model):
         layer.attend = attend
     return model
@@ -68,6 +70,20 @@ def replace_layers(model: nn.Module, kind: type[nn.Module], make: Callable[[Any]
         for name, child in parent.named_children():
             if type(child) is kind:
                 setattr(parent, name, make(child).train(child.training))
+
+
+def leave_out_dropout(model: nn.Module) -> None:
+    """Replace dropout by a function that does nothing: calling a module costs more than its work."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Dropout):
+                delattr(parent, name)
+                setattr(parent, name, unchanged)
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """The tensor itself."""
+    return x
 
 
 def keep_freed_memory() -> None:
@@ -114,6 +130,20 @@ def attend_in_float32(
 ) -> Tensor:
     """Attention in the cache's float32 for half-precision queries, which are six times slower as they are."""
     return scaled_dot_product_attention(query.to(key.dtype), key, value, mask, dropout).to(query.dtype)
+
+
+@contextlib.contextmanager
+def attention_for_decoding(device: torch.device) -> Iterator[None]:
+    """Leave cuDNN's attention out, which makes a plan for each number of keys: one more with every token."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 ATTENTION = {"sdpa": scaled_dot_product_attention, "matmul": attend_by_matmul}

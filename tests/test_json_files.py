@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from engine.errors import UserError
-from engine.json_files import COUNT, check_fields, dataclass_from, is_of_type, read_json_object
+from engine.json_files import COUNT, check_fields, dataclass_from, read_json_object
+from engine.value_types import is_of_type
 
 BYTE = Annotated[int, range(256)]
 
@@ -37,14 +38,14 @@ def test_a_value_is_of_a_type_or_not(kind: Any, fitting: list, unfit: list) -> N
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (int, "int"),
-        (float | None, "float or none"),
+        (int, "a whole number"),
+        (float | None, "a number or none"),
         (str, "text"),
-        (Literal["train", "val"], "'train' or 'val'"),
-        (COUNT, "int of at least 0"),
-        (Annotated[int, range(1, 9)], "int of at least 1 and at most 8"),
-        (dict[str, str], "object of text"),
-        (list[dict], "list of object"),
+        (Literal["train", "val"], "train or val"),
+        (COUNT, "a whole number of at least 0"),
+        (Annotated[int, range(1, 9)], "a whole number of at least 1 and at most 8"),
+        (dict[str, str], "an object of text"),
+        (list[dict], "a list of object"),
     ],
 )
 def test_the_error_says_what_a_field_must_be(kind: Any, words: str) -> None:
@@ -82,7 +83,7 @@ def test_a_dataclass_comes_from_its_fields_and_nothing_else() -> None:
     for content, required, said in (
         ({}, (), "x: width is missing"),
         ({"width": 3}, ("depth",), "x: depth is missing"),
-        ({"width": "3"}, (), "x: width must be int, not '3'"),
+        ({"width": "3"}, (), "x: width must be a whole number, not '3'"),
         ({"width": 3, "height": 1}, (), "x: height is unknown; known are width, depth, share"),
         ({"width": 3, "depth": 4}, (), "x: too deep"),
         (None, (), "x is no object with width, depth, share"),

@@ -9,7 +9,14 @@ from support.models import MODERN, SMALL, random_ids, random_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.generation import Sampling, generate
-from engine.kernels import BlockedLinear, TransposedLinear, can_block, drop, install
+from engine.kernels import (
+    BlockedLinear,
+    TransposedLinear,
+    attention_for_decoding,
+    can_block,
+    drop,
+    install,
+)
 from engine.settings import TrainSettings
 from engine.training.optimizer import make_optimizer
 from model import GPTConfig, sum_of_losses
@@ -175,3 +182,28 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(share: float) -> None:
     assert torch.equal(gradient, y)
     neighbours = (kept[:, 1:] & kept[:, :-1]).double().mean().item()
     assert neighbours == pytest.approx((1 - share) ** 2, abs=0.01)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_gpu_decodes_without_plans_and_trains_as_before(before: bool) -> None:
+    switches = torch.backends.cuda
+    usual = switches.cudnn_sdp_enabled()
+    switches.enable_cudnn_sdp(before)
+    try:
+        with attention_for_decoding(torch.device("cuda")):
+            assert not switches.cudnn_sdp_enabled() and switches.flash_sdp_enabled()
+        assert switches.cudnn_sdp_enabled() == before
+        with attention_for_decoding(torch.device("cpu")):
+            assert switches.cudnn_sdp_enabled() == before
+    finally:
+        switches.enable_cudnn_sdp(usual)
+
+
+def test_a_model_that_only_samples_has_no_dropout_to_call() -> None:
+    model = random_model(dataclasses.replace(SMALL, dropout=0.5), torch.float32)
+    ids = random_ids(2, 8, SMALL)
+    with torch.inference_mode():
+        plain = model(ids)
+        install(model, inference=True)
+        assert not any(isinstance(module, torch.nn.Dropout) for module in model.modules())
+        torch.testing.assert_close(model(ids), plain, rtol=1e-5, atol=1e-5 * plain.abs().max().item())

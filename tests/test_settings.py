@@ -71,7 +71,7 @@ def test_nanogpt_settings_without_a_place_here_are_accepted_with_a_remark(tmp_pa
         (["--lr=1"], "did you mean learning_rate"),
         (["--n_layer=two"], "whole number"),
         (["--n_layer=2.5"], "whole number"),
-        (["--bias=maybe"], "True, False"),
+        (["--bias=maybe"], "True or False"),
         (["--learning_rate=nan"], "learning_rate"),
         (["--learning_rate=inf"], "finite"),
         (["--min_lr=1"], "above learning_rate"),

@@ -1,1 +1,1 @@
-"""Conversations: messages with roles, checked, and as tokens of which some are trained on."""
+"""Conversations: messages with roles, as tokens of which some are trained on; answers, a page and an API."""

@@ -1,5 +1,6 @@
 """Answers to conversations: many at once, or one as it comes. A turn that calls a tool gets its result."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,13 +9,15 @@ import torch
 
 from engine.conversation.messages import Message
 from engine.conversation.template import encode_question
+from engine.errors import UserError
 from engine.generation import Sampling, TextStream, stream
 from engine.text.roles import ChatTokenizer
-from model import GPT
+from model import GPT, derive_seed
 
 # What a tool says to an assistant's turn; None: the turn is an answer, and calls none.
 Tool = Callable[[str], str | None]
 MOST_CALLS = 4  # of a tool within one answer
+CALL = "<tool>"  # how a turn begins that calls one
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,26 @@ class Answer:
 
 
 class Writing:
-    """One answer under way: its text as tokens come, until the end of the turn."""
+    """One answer under way: its text as tokens come, until the end of the turn or a stop text."""
 
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.text, self.stopped, self.ended = "", False, False
-        self._stream = TextStream(tokenizer)
+        self.tokens = 0  # that were written, the end of the turn among them
+        self._stream = TextStream(tokenizer, stop)
 
     def push(self, token: int) -> str:
         """The text that can be shown now that this token has come; any special token stops the answer."""
         if self.stopped:
             return ""
+        self.tokens += 1
         if self.tokenizer.is_special(token):
             self.ended = token == self.tokenizer.end_of_turn
             return self.finish()
-        return self._add(self._stream.push(token))
+        piece = self._add(self._stream.push(token))
+        if self._stream.stopped:
+            self.stopped = self.ended = True
+        return piece
 
     def finish(self) -> str:
         """What was held back, now that no more tokens come."""
@@ -132,6 +140,12 @@ def answer_all(
     ]
 
 
+def may_call(text: str) -> bool:
+    """Whether a turn that begins like this may be the call of a tool."""
+    begun = text.lstrip()
+    return begun.startswith(CALL) or CALL.startswith(begun)
+
+
 def write_turn(
     model: GPT, writing: Writing, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, seed: int
 ) -> Iterator[str]:
@@ -143,3 +157,86 @@ def write_turn(
         if writing.stopped:
             return
     yield writing.finish()
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How an answer is drawn."""
+
+    sampling: Sampling
+    max_new_tokens: int  # of each turn; half of the block at most
+    seed: int
+    stop: tuple[str, ...] = ()  # texts before which an answer ends
+
+
+class Turn(Writing):
+    """A turn of the assistant that is about to be written: its pieces come by iterating."""
+
+    def __init__(
+        self, model: GPT, tokenizer: ChatTokenizer, prompt: np.ndarray, left_out: int, options: AnswerOptions
+    ) -> None:
+        super().__init__(tokenizer, options.stop)
+        self.prompt = prompt  # ids (T,) that it follows
+        self.left_out = left_out  # messages for which there was no room
+        self.limit = options.max_new_tokens
+        self._pieces = write_turn(model, self, prompt, self.limit, options.sampling, options.seed)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it has as many tokens as it may have, and has not ended."""
+        return self.tokens == self.limit and not self.ended
+
+
+class TooLong(UserError):
+    """The last exchange of a conversation leaves no room for an answer."""
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A model that answers conversations, its tokenizer, and the tool that it may call."""
+
+    model: GPT
+    tokenizer: ChatTokenizer
+    tool: Tool
+
+    def limit(self, max_new_tokens: int) -> int:
+        """So many tokens of a turn, or half of the block."""
+        return min(max_new_tokens, self.model.config.block_size // 2)
+
+    def prompt(self, messages: list[Message], max_new_tokens: int) -> tuple[np.ndarray, int]:
+        """Ids of a conversation, and the number of messages that do not fit: they are taken off `messages`.
+
+        These are the oldest exchanges. Raises TooLong where the last one alone does not fit.
+        """
+        room = self.model.config.block_size - max_new_tokens
+        ids, left_out = encode_question(self.tokenizer, messages, room)
+        if len(ids) > room:
+            raise TooLong(
+                f"the question takes {len(ids)} tokens, and the model's {self.model.config.block_size} "
+                f"leave room for {room} beside an answer; shorten it"
+            )
+        first = int(messages[0].role == "system")
+        del messages[first : first + left_out]
+        return ids, left_out
+
+    def turns(self, messages: list[Message], options: AnswerOptions) -> Iterator[Turn]:
+        """The turns of an answer, each to be read before the next is asked for; usually one.
+
+        A turn that calls the tool is followed by another. All of them and the tool's results are added to
+        `messages`, whose oldest go where there is no room. Raises TooLong.
+        """
+        limit = self.limit(options.max_new_tokens)
+        for number in range(MOST_CALLS + 1):
+            prompt, left_out = self.prompt(messages, limit)
+            seed = derive_seed(options.seed, "turn", number)
+            drawn = dataclasses.replace(options, max_new_tokens=limit, seed=seed)
+            turn = Turn(self.model, self.tokenizer, prompt, left_out, drawn)
+            yield turn
+            messages.append(Message("assistant", turn.text))
+            result = self.tool(turn.text) if turn.ended else None
+            if result is None:
+                return
+            messages.append(Message("tool", result))

@@ -41,7 +41,7 @@ def read_conversation(record: Any, where: str) -> list[Message]:
     if field is not None:
         messages = [
             _message(turn, *LISTS[field], f"{where}, turn {number}")
-            for number, turn in enumerate(_list(record[field], field, where), start=1)
+            for number, turn in enumerate(_list(record[field], f"{where}: {field}"), start=1)
         ]
     else:
         asked, answered = next(pair for pair in PAIRS if set(pair) <= record.keys())
@@ -54,9 +54,37 @@ def read_conversation(record: Any, where: str) -> list[Message]:
     return messages
 
 
-def _list(value: Any, field: str, where: str) -> list[Any]:
+def read_question(turns: Any, where: str) -> list[Message]:
+    """The messages of a conversation that waits for an answer, as OpenAI's API writes them, checked.
+
+    A content may be a list of texts, and a developer is the system. Raises UserError.
+    """
+    messages = [
+        _message(_plain(turn), "role", "content", f"{where}, turn {number}")
+        for number, turn in enumerate(_list(turns, where), start=1)
+    ]
+    check_order(messages, where)
+    if not messages or messages[-1].role not in ("user", "tool"):
+        raise UserError(f"{where}: the last turn must be the user's, so that there is something to answer")
+    return messages
+
+
+def _plain(turn: Any) -> Any:
+    """A turn of the API with its content as one text, where it is made of texts."""
+    if not isinstance(turn, dict):
+        return turn
+    content = turn.get("content")
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in content
+    ):
+        content = "".join(part["text"] for part in content)
+    return turn | {"content": content} | ({"role": "system"} if turn.get("role") == "developer" else {})
+
+
+def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise UserError(f"{where}: {field} must be a list of turns")
+        raise UserError(f"{what} must be a list of turns")
     return value
 
 
@@ -81,6 +109,13 @@ def _text(value: Any, what: str) -> str:
 
 
 def check_messages(messages: Sequence[Message], where: str) -> None:
+    """Raise UserError where the turns are no conversation to learn from."""
+    check_order(messages, where)
+    if not any(role == "assistant" for role, _ in messages):
+        raise UserError(f"{where} has no assistant turn, so nothing to learn from")
+
+
+def check_order(messages: Sequence[Message], where: str) -> None:
     """Raise UserError where the turns are in no order that a conversation has.
 
     That is: a system message or none; then user and assistant in turn. An assistant's turn that calls a tool
@@ -98,8 +133,6 @@ def check_messages(messages: Sequence[Message], where: str) -> None:
             place = "at the beginning" if before is None else f"after one of the {before}"
             raise UserError(f"{where}, turn {number}: a turn of the {role} {place}")
         before = role
-    if not any(role == "assistant" for role, _ in messages):
-        raise UserError(f"{where} has no assistant turn, so nothing to learn from")
 
 
 def to_json(messages: Sequence[Message]) -> str:

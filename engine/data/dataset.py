@@ -8,6 +8,7 @@ import hashlib
 import json
 import shlex
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -78,28 +79,30 @@ class Split:
         self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
         self.tokens = int(self._ends[-1]) if self._parts else 0
 
-    def read(self, start: int, count: int) -> np.ndarray:
-        """Ids `start` to `start + count` (int64), across files where they meet."""
-        first = int(np.searchsorted(self._ends, start, side="right"))
-        if start + count <= self._ends[first]:
-            begin = start - (int(self._ends[first]) - len(self._parts[first]))
-            return self._parts[first][begin : begin + count].astype(np.int64)
-        inside = int(self._ends[first]) - start
-        return np.concatenate([self.read(start, inside), self.read(start + inside, count - inside)])
-
-    def are_targets(self, start: int, count: int) -> np.ndarray:
-        """Whether the tokens `start` to `start + count` are trained on, (count,) bool."""
-        if not self._masks:
-            return np.ones(count, dtype=bool)
-        found = []
+    def _stretches(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """The files that hold the tokens `start` to `start + count`: number, and where in it from and to."""
         while count:
             number = int(np.searchsorted(self._ends, start, side="right"))
             begin = start - (int(self._ends[number]) - len(self._parts[number]))
             end = min(begin + count, len(self._parts[number]))
-            bits = np.unpackbits(self._masks[number][begin // 8 : (end + 7) // 8], bitorder="little")
-            found.append(bits[begin % 8 :][: end - begin].astype(bool))
+            yield number, begin, end
             start, count = start + end - begin, count - (end - begin)
-        return np.concatenate(found) if found else np.zeros(0, dtype=bool)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Ids `start` to `start + count` (int64), across files where they meet."""
+        found = [self._parts[number][begin:end] for number, begin, end in self._stretches(start, count)]
+        return np.concatenate(found).astype(np.int64) if found else np.zeros(0, dtype=np.int64)
+
+    def are_targets(self, start: int, count: int) -> np.ndarray:
+        """Whether the tokens `start` to `start + count` are trained on, (count,) bool."""
+        targets = np.ones(count, dtype=bool)
+        if self._masks:
+            done = 0
+            for number, begin, end in self._stretches(start, count):
+                bits = np.unpackbits(self._masks[number][begin // 8 : (end + 7) // 8], bitorder="little")
+                targets[done : done + end - begin] = bits[begin % 8 :][: end - begin]
+                done += end - begin
+        return targets
 
     def windows(self, starts: np.ndarray, block_size: int) -> np.ndarray:
         """Rows of ids (B, T + 1) int64: a window's inputs, and its targets one position on.
@@ -267,18 +270,11 @@ def _name_of_path(name: str, root: Path) -> str | None:
 
 def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
     """The files that a meta.json lists."""
-    return [
-        TokenFile(
-            folder / entry["path"],
-            entry["split"],
-            entry["tokens"],
-            entry["header_bytes"],
-            entry["sha256"],
-            folder / entry["mask"] if "mask" in entry else None,
-            entry.get("mask_sha256"),
-        )
-        for entry in meta["files"]
-    ]
+    found = []
+    for entry in meta["files"]:
+        paths = {name: folder / entry[name] for name in ("path", "mask") if name in entry}
+        found.append(TokenFile(**{name: entry[name] for name in FIELDS_OF_A_FILE if name in entry} | paths))
+    return found
 
 
 def read_meta(path: Path) -> dict[str, Any]:

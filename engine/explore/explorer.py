@@ -31,6 +31,11 @@ class Explorer:
         self.name, self.model, self.tokenizer = name, model, tokenizer
         self.n_tokens = min(tokenizer.vocab_size, model.config.vocab_size)
         self.limit = min(model.config.block_size, MAX_TOKENS)
+        self.answers = {
+            "/inspect": self._answer_inspect,
+            "/layers": self._answer_layers,
+            "/neighbours": self._answer_neighbours,
+        }
         self._lock = threading.Lock()
         self._seen = self._inspect([0])
 
@@ -54,18 +59,13 @@ class Explorer:
 
     def answer(self, path: str, question: Any) -> dict[str, Any]:
         """The answer to a question that was sent to a path. Raises Refused."""
-        answers = {
-            "/inspect": self._answer_inspect,
-            "/layers": self._answer_layers,
-            "/neighbours": self._answer_neighbours,
-        }
-        if path not in answers:
+        if path not in self.answers:
             raise Refused(404, f"there is no {path[:50]}")
         if not isinstance(question, dict):
             raise Refused(400, "a question is a JSON object")
         try:
             with self._lock:
-                return answers[path](question)
+                return self.answers[path](question)
         except UserError as error:
             raise Refused(400, str(error)) from error
 

@@ -10,7 +10,7 @@ from engine.device import find_device
 from engine.errors import UserError
 from engine.explore.explorer import Explorer
 from engine.runs import newest_run
-from engine.web.page import build_page
+from engine.web.page import Page, build_page
 from engine.web.server import Refused, make_server
 from engine.weights.pretrained import read_pretrained
 
@@ -42,8 +42,12 @@ def explorer_server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
 
     Raises UserError for a port that cannot be had.
     """
-    page = build_page(FOLDER, SCRIPTS, {"model": explorer.describe()})
-    return make_server(page, explorer.answer, port)
+    return make_server({"/": explorer_page(explorer)}, explorer.answer, port)
+
+
+def explorer_page(explorer: Explorer) -> Page:
+    """The page that asks a server which has `explorer.answer`."""
+    return build_page(FOLDER, SCRIPTS, {"model": explorer.describe()})
 
 
 def page_with_answers(explorer: Explorer, prompt: str) -> str:

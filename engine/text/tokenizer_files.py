@@ -28,9 +28,12 @@ from engine.text.byte_pairs import (
 )
 from engine.text.characters import ByteTokenizer, CharTokenizer, NumberTokenizer
 from engine.text.gpt2_vocabulary import keep_gpt2_vocabulary
+from engine.text.roles import END_OF_TURN, ROLES, BaseTokenizer, ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
 SINGLE_CHARACTER = r"[\s\S]"
+# Our own note in tokenizer_config.json: the added tokens of a chat tokenizer, by which it comes back as one.
+ROLE_TOKENS = "role_tokens"
 
 
 def tokenizer_of_file(path: Path) -> Tokenizer:
@@ -58,9 +61,15 @@ def tokenizer_of_file(path: Path) -> Tokenizer:
 
 
 def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
-    """The same tokenizer with vocabulary and merges spelled out; None if it is no byte-pair encoding."""
+    """The same tokenizer with vocabulary and merges spelled out; None if it is no byte-pair encoding.
+
+    Tokens for roles become special ones, which a text can spell. Raises UserError for names that are taken.
+    """
     if isinstance(tokenizer, MergesTokenizer):
         return tokenizer
+    if isinstance(tokenizer, ChatTokenizer):
+        pairs = byte_pairs_of(tokenizer.base)
+        return None if pairs is None else _with_role_tokens(pairs, tokenizer)
     if isinstance(tokenizer, ByteTokenizer):
         pairs = MergesTokenizer(BYTES, [], [])
         pairs.library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -72,6 +81,22 @@ def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
     vocabulary = {as_characters(token): rank for token, rank in ranks.items()} | special
     merges = [(as_characters(left), as_characters(right)) for left, right in merges_of(ranks)]
     return MergesTokenizer(vocabulary, merges, [AddedToken(name, special=True) for name in special])
+
+
+def _with_role_tokens(pairs: MergesTokenizer, tokenizer: ChatTokenizer) -> MergesTokenizer:
+    """A base that is spelled out, with the added tokens of its chat tokenizer."""
+    if taken := [name for name in tokenizer.added if name in pairs.vocabulary]:
+        raise UserError(f"the vocabulary has two tokens {taken[0]}, so no file can hold it")
+    end = END_OF_TEXT if pairs.end_of_text is None else pairs.end
+    added = [*pairs.added, *role_tokens(tokenizer)]
+    found = MergesTokenizer(pairs.vocabulary | tokenizer.ids, pairs.merges, added, end)
+    found.library.pre_tokenizer = pairs.library.pre_tokenizer
+    return found
+
+
+def role_tokens(tokenizer: ChatTokenizer) -> list[AddedToken]:
+    """The added tokens as Hugging Face describes them: special, and spelled exactly."""
+    return [AddedToken(name, special=True, normalized=False) for name in tokenizer.added]
 
 
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
@@ -124,22 +149,59 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
         "clean_up_tokenization_spaces": False,
     }
     files: dict[str, bytes] = {}
-    if isinstance(tokenizer, CharTokenizer):
-        library = character_library(tokenizer)
+    with_roles = isinstance(tokenizer, ChatTokenizer)
+    base = tokenizer.base if with_roles else tokenizer
+    if isinstance(base, CharTokenizer):
+        library = character_library(base)
+        if with_roles:
+            library.add_tokens(role_tokens(tokenizer))
+            config |= dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
     elif (pairs := byte_pairs_of(tokenizer)) is not None:
         library = pairs.library
         if pairs.end_of_text is not None:
-            config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), pairs.end)
+        if pairs.end_of_text is not None and not with_roles:
+            config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
             openai = openai_files(pairs.vocabulary, pairs.merges)
             files |= {"vocab.json": openai["encoder.json"], "merges.txt": openai["vocab.bpe"]}
     else:
         raise UserError(
             f"a tokenizer of the kind {tokenizer.to_dict().get('kind')} has no form in Hugging Face's files"
         )
-    files["tokenizer.json"] = library.to_str(pretty=True).encode()
+    content = library.to_str(pretty=True)
+    if with_roles:
+        special = [token["content"] for token in json.loads(content)["added_tokens"] if token["special"]]
+        config["chat_template"] = chat_template(special, config["eos_token"])
+        config[ROLE_TOKENS] = tokenizer.added
+    files["tokenizer.json"] = content.encode()
     files["tokenizer_config.json"] = json.dumps(config, ensure_ascii=False, indent=1).encode()
     return files
+
+
+def chat_template(special: Sequence[str], end: str, marks_targets: bool = True) -> str:
+    """A conversation as the text of its tokens, in Jinja, for `apply_chat_template`.
+
+    It is what engine/conversation/template.py makes of the messages. Programs that fill it in read the whole
+    text as tokens, so a message that spells one of the `special` ones is refused: it could end its own turn.
+    `end` is the end-of-text token. `marks_targets` marks the assistant's words for transformers' masks.
+    """
+    begin, finish = ("{% generation %}", "{% endgeneration %}") if marks_targets else ("", "")
+    first, names, roles = (json.dumps(value, ensure_ascii=False) for value in (end, special, ROLES))
+    parts = (
+        f"{{{{ {first} }}}}",
+        "{% for message in messages %}",
+        f"{{% if message.role not in {roles} %}}",
+        "{{ raise_exception('there is no role ' ~ message.role) }}{% endif %}",
+        "{% if message.content is not string %}",
+        "{{ raise_exception('the content of a message is a text') }}{% endif %}",
+        f"{{% for name in {names} %}}{{% if name in message.content %}}",
+        "{{ raise_exception('a message cannot hold the special token ' ~ name) }}{% endif %}{% endfor %}",
+        "<|{{ message.role }}|>",
+        f"{{% if message.role == 'assistant' %}}{begin}{{{{ message.content }}}}{END_OF_TURN}{finish}",
+        f"{{% else %}}{{{{ message.content }}}}{END_OF_TURN}{{% endif %}}{{% endfor %}}",
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    )
+    return "".join(parts)
 
 
 def character_library(tokenizer: CharTokenizer) -> LibraryTokenizer:
@@ -206,12 +268,32 @@ def _read(folder: Path) -> Tokenizer | None:
         for other in (*folder.glob("vocab.txt"), *folder.glob("*.model")):
             raise UnsupportedTokenizer(other, "WordPiece" if other.name == "vocab.txt" else "SentencePiece")
         return None
+    config = _read_object(folder / "tokenizer_config.json")
+    if roles := config.get(ROLE_TOKENS):
+        return ChatTokenizer(_read_base(folder, where, *_without(roles, content, config)), roles)
+    return _read_base(folder, where, content, config)
+
+
+def _without(
+    roles: list[str], content: dict[str, Any], config: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A tokenizer.json and its configuration without the tokens that were added for roles."""
+    vocabulary = {name: index for name, index in content["model"]["vocab"].items() if name not in roles}
+    tokens = [token for token in content["added_tokens"] if token["content"] not in roles]
+    decoder = config.get("added_tokens_decoder") or {}
+    decoder = {index: token for index, token in decoder.items() if token["content"] not in roles}
+    config = {name: value for name, value in config.items() if value != END_OF_TEXT or value not in roles}
+    content = content | {"model": content["model"] | {"vocab": vocabulary}, "added_tokens": tokens}
+    return content, config | {"added_tokens_decoder": decoder}
+
+
+def _read_base(folder: Path, where: Path, content: dict[str, Any], config: dict[str, Any]) -> BaseTokenizer:
+    """The tokenizer of a tokenizer.json. Raises UnsupportedTokenizer for one of another kind."""
     model, cut = content["model"], content.get("pre_tokenizer") or {}
     if model.get("type") == "WordLevel" and cut.get("pattern") == {"Regex": SINGLE_CHARACTER}:
         return CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
     if cut.get("use_regex") is False and model["vocab"] == BYTES and not content.get("added_tokens"):
         return ByteTokenizer()
-    config = _read_object(folder / "tokenizer_config.json")
     if others := _differences_from_gpt2(content, config):
         raise UnsupportedTokenizer(where, ", ".join(others))
     return _from_byte_pairs(folder, config, content)
@@ -236,7 +318,7 @@ def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> l
     return [f"{name} {value}" for name, value in found.items() if value != GPT2_PIPELINE.get(name, False)]
 
 
-def _from_byte_pairs(folder: Path, config: dict[str, Any], content: dict[str, Any]) -> Tokenizer:
+def _from_byte_pairs(folder: Path, config: dict[str, Any], content: dict[str, Any]) -> BaseTokenizer:
     """GPT-2's own tokenizer where the vocabulary is GPT-2's, ranks where they say the same, or merges.
 
     Ranks are faster; so what `prepare.py` has learned comes back as it was.

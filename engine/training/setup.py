@@ -41,7 +41,7 @@ from engine.training.start import (
     read_weights,
     resumed_state,
 )
-from engine.training.suggest import find_contradictions, left_out, names_data
+from engine.training.suggest import find_contradictions, names_dataset, settings_for_data
 from engine.weights import checkpoint as checkpoints
 from engine.weights.checkpoint import Checkpoint
 from engine.weights.pretrained import Pretrained
@@ -60,7 +60,7 @@ def set_up(
         console.say(f"note: {remark}")
     folder, checkpoint = find_start(sources, world, console)
     if checkpoint is None:
-        fill_in(sources, world, console)
+        add_settings_for_data(sources, world, console)
     device = choose_device(sources, checkpoint, world)
     on_cpu = device.type == "cpu" if checkpoint is None else bool(checkpoint.meta["used_cpu_part"])
     settings = choose_settings(sources, checkpoint, on_cpu, console)
@@ -108,15 +108,15 @@ def set_up(
     return run, state
 
 
-def fill_in(sources: Sources, world: World, console: Console) -> None:
+def add_settings_for_data(sources: Sources, world: World, console: Console) -> None:
     """Set what the user leaves out to what suits the size of the data set that he names, and say it.
 
     A file of nanoGPT's keeps nanoGPT's defaults.
     """
-    if not names_data(sources) or sources.get("eval_only"):
+    if not names_dataset(sources) or sources.get("eval_only"):
         return
     ensure_prepared(sources.get("dataset"), world, console)
-    found = left_out(sources, on_cpu=find_device(sources.get("device")).type == "cpu")
+    found = settings_for_data(sources, on_cpu=find_device(sources.get("device")).type == "cpu")
     if not found:
         return
     chosen = ", ".join(f"{setting}={value}" for setting, value in found.items())

@@ -79,12 +79,12 @@ def suggest(
     return {name: value for name, value in chosen.items() if name not in useless}
 
 
-def names_data(sources: Sources) -> bool:
+def names_dataset(sources: Sources) -> bool:
     """Whether the user names a data set; without one the defaults are those of GPT-2 on OpenWebText."""
     return "dataset" in sources.file | sources.command_line
 
 
-def left_out(sources: Sources, on_cpu: bool) -> dict[str, Any]:
+def settings_for_data(sources: Sources, on_cpu: bool) -> dict[str, Any]:
     """Settings that suit the data set that the user names, which is prepared, for what he leaves out."""
     meta = read_meta(DATA_FOLDER / sources.get("dataset") / "meta.json")
     return suggest(meta, on_cpu, sources.given(on_cpu), sources.get("init_from") not in STARTS)

@@ -1,1 +1,1 @@
-"""A page in the browser and the server on this machine that answers it; it knows no page in particular."""
+"""Pages in the browser and the server on this machine that answers them; it knows no page in particular."""

@@ -2,9 +2,10 @@
 
     page = build_page(Path("engine/explore/page"), ("sampling.js", "page.js"), {"model": ...})
 
-The folder holds `page.html`, `page.css` and the scripts. In `page.html` the marks @@POLICY@@, @@STYLE@@,
-@@SCRIPT@@ and @@DATA@@ stand where the parts go, each once; @@DATA@@ within a
-`<script type="application/json">`, from where the page's own script reads it.
+The folder holds `page.html`, `page.css` and the scripts; before them come style and script of `shared/`,
+which are those of all pages. In `page.html` the marks @@POLICY@@, @@STYLE@@, @@SCRIPT@@ and @@DATA@@ stand
+where the parts go, each once; @@DATA@@ within a `<script type="application/json">`, from where the page's own
+script reads it.
 """
 
 import base64
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+SHARED = Path(__file__).resolve().parent / "shared"
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ def build_page(folder: Path, scripts: Sequence[str], data: dict[str, Any]) -> Pa
     Text in `data` cannot end its element and become markup. The policy names our style and our script by
     their hashes: no other may run, and the page can reach no address but the server that it came from.
     """
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    parts = "\n".join((folder / name).read_text(encoding="utf-8") for name in scripts)
+    style = _joined(SHARED / "style.css", folder / "page.css")
+    parts = _joined(SHARED / "shared.js", *(folder / name for name in scripts))
     script = f'(() => {{\n"use strict";\n{parts}\n}})();\n'
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; connect-src 'self'; "
@@ -43,6 +46,10 @@ def build_page(folder: Path, scripts: Sequence[str], data: dict[str, Any]) -> Pa
         before, after = html.split(f"@@{mark}@@")
         html = before + part + after
     return Page(html, policy)
+
+
+def _joined(*paths: Path) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 def _hash(text: str) -> str:

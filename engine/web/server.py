@@ -1,22 +1,23 @@
-"""A web server for one page and its requests, on the loopback address, for that page only.
+"""A web server for pages and programs on this machine, on the loopback address.
 
-    server = make_server(page, answer, port=0)
-    print(f"http://127.0.0.1:{server.server_port}/")
-    server.serve_forever()
+    server = make_server({"/": page}, answer, port=0)
+    serve(server, "the page", "", open_browser=True)
 
-GET returns the page. The JSON body of a POST goes to `answer(path, question)`, which returns a dictionary,
-sent as JSON, or a generator of dictionaries, sent one line of JSON each as they come. It refuses by
-`raise Refused(400, "the prompt is empty")`. Requests are handled in parallel, each in its own thread.
+GET returns a page. Anything else goes to `answer(path, question)`, the JSON body of a POST as the question
+and None for a GET. It returns a dictionary, sent as JSON, or a generator of dictionaries, sent as
+server-sent events as they come. It refuses by `raise Refused(400, "the prompt is empty")`. Requests are
+handled in parallel, each in its own thread.
 
-Host and Origin must be the server's own: this keeps out scripts of other sites and DNS rebinding. A body has
-at most MAX_BODY bytes.
+Host and Origin must be the server's own: this keeps out scripts of other sites and DNS rebinding. Programs,
+which send no Origin, are answered where `programs` says so. A body has at most MAX_BODY bytes.
 """
 
 import contextlib
 import json
-from collections.abc import Callable, Generator
+import webbrowser
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 
 from engine.errors import UserError
@@ -24,6 +25,7 @@ from engine.web.page import Page
 
 MAX_BODY = 100_000  # bytes of a question
 MAX_SKIPPED = 100 * MAX_BODY  # bytes of a longer one that are read after its refusal
+NOTHING = "default-src 'none'"  # the policy of what is no page
 SECONDS_TO_SEND = 30  # that a client may take to send what it announced, or to take what it is sent
 
 Answers = Generator[dict[str, Any], None, None]
@@ -31,31 +33,52 @@ Answer = Callable[[str, Any], dict[str, Any] | Answers]
 
 
 class Refused(Exception):
-    """A refused request: an HTTP status, and a sentence for the person at the page."""
+    """A refused request: an HTTP status, a sentence for the person who asked, and a code for programs."""
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, code: str | None = None) -> None:
         super().__init__(sentence)
-        self.status = status
+        self.status, self.code = status, code
+
+    def content(self) -> dict[str, Any]:
+        """The refusal as OpenAI's servers write theirs."""
+        error = {"message": str(self), "type": "invalid_request_error", "param": None, "code": self.code}
+        return {"error": error}
 
 
-def make_server(page: Page, answer: Answer, port: int) -> ThreadingHTTPServer:
+def make_server(
+    pages: Mapping[str, Page], answer: Answer, port: int, programs: bool = False
+) -> ThreadingHTTPServer:
     """A server at `port` (0: any free one, see its `server_port`), not yet serving.
 
     Raises UserError for a port that cannot be had.
     """
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), partial(PageHandler, page, answer))
+        return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, pages, answer, programs))
     except (OSError, OverflowError) as error:
         raise UserError(f"port {port} cannot be used ({error}); choose another with --port") from error
 
 
-class PageHandler(BaseHTTPRequestHandler):
+def serve(server: HTTPServer, name: str, place: str, open_browser: bool) -> None:
+    """Print where `name` is and answer until Ctrl-C. `place` follows the server's address."""
+    address = f"http://127.0.0.1:{server.server_port}/{place}"
+    print(f"{name} is at {address} (Ctrl-C ends)", flush=True)
+    if open_browser:
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        print()
+    finally:
+        server.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
     """Handles one request, in its constructor, as `socketserver` requires."""
 
     timeout = SECONDS_TO_SEND
 
-    def __init__(self, page: Page, answer: Answer, *connection: Any) -> None:
-        self.page, self.answer = page, answer
+    def __init__(self, pages: Mapping[str, Page], answer: Answer, programs: bool, *connection: Any) -> None:
+        self.pages, self.answer, self.programs = pages, answer, programs
         super().__init__(*connection)
 
     def handle(self) -> None:
@@ -63,14 +86,15 @@ class PageHandler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
+        page = self.pages.get("/" if self.path == "/index.html" else self.path)
         try:
             self._check_host()
-            if self.path not in ("/", "/index.html"):
-                raise Refused(404, f"there is no {self.path[:50]}")
+            if page is not None:
+                self._send(200, "text/html; charset=utf-8", page.html.encode(), page.policy)
+            else:
+                self._send_answer(self.answer(self.path, None))
         except Refused as refused:
-            self._send_json(refused.status, {"error": str(refused)})
-        else:
-            self._send(200, "text/html; charset=utf-8", self.page.html.encode())
+            self._refuse(refused)
 
     def do_POST(self) -> None:
         try:
@@ -78,14 +102,11 @@ class PageHandler(BaseHTTPRequestHandler):
             self._check_origin()
             answer = self.answer(self.path, self._read_question())
         except Refused as refused:
-            self._send_json(refused.status, {"error": str(refused)})
+            self._refuse(refused)
             if refused.status == 413:
                 self._skip_body()
         else:
-            if isinstance(answer, dict):
-                self._send_json(200, answer)
-            else:
-                self._send_lines(answer)
+            self._send_answer(answer)
 
     def _check_host(self) -> None:
         """Raise Refused for a request to another host name (DNS rebinding)."""
@@ -94,8 +115,9 @@ class PageHandler(BaseHTTPRequestHandler):
             raise Refused(403, f"ask for http://127.0.0.1:{port}/")
 
     def _check_origin(self) -> None:
-        """Raise Refused for a POST from another site's page, or without an Origin."""
-        if self.headers.get("Origin") != f"http://{self.headers['Host']}":
+        """Raise Refused for a POST from another site's page, or from a program where none may ask."""
+        origin = self.headers.get("Origin")
+        if origin != f"http://{self.headers['Host']}" and not (self.programs and origin is None):
             raise Refused(403, "only the page itself may ask")
 
     def _read_question(self) -> Any:
@@ -116,37 +138,47 @@ class PageHandler(BaseHTTPRequestHandler):
             if not self.rfile.read(MAX_BODY):
                 return
 
-    def _send_json(self, status: int, answer: dict[str, Any]) -> None:
-        self._send(status, "application/json", _as_json(answer))
+    def _refuse(self, refused: Refused) -> None:
+        self._send(refused.status, "application/json", _as_json(refused.content()))
 
-    def _send(self, status: int, content_type: str, body: bytes) -> None:
-        self._send_head(status, content_type, {"Content-Length": str(len(body))})
+    def _send_answer(self, answer: dict[str, Any] | Answers) -> None:
+        if isinstance(answer, dict):
+            self._send(200, "application/json", _as_json(answer))
+        else:
+            self._send_events(answer)
+
+    def _send(self, status: int, content_type: str, body: bytes, policy: str = NOTHING) -> None:
+        self._send_head(status, content_type, policy, {"Content-Length": str(len(body))})
         self.wfile.write(body)
 
-    def _send_lines(self, answers: Answers) -> None:
-        """Send each answer as a line; closing the connection ends the response (HTTP/1.0).
+    def _send_events(self, answers: Answers) -> None:
+        """Send each answer as an event, and [DONE]; closing the connection ends the response (HTTP/1.0).
 
-        A refusal in mid-stream becomes the last line, {"error": …}. If the page disconnects, the generator is
-        closed.
+        A refusal in mid-stream becomes the last event. If the reader disconnects, the generator is closed.
         """
-        self._send_head(200, "application/x-ndjson")
+        self._send_head(200, "text/event-stream", NOTHING, {})
         with contextlib.closing(answers):
             try:
                 for answer in answers:
-                    self.wfile.write(_as_json(answer) + b"\n")
+                    self._send_event(_as_json(answer))
             except Refused as refused:
-                self.wfile.write(_as_json({"error": str(refused)}) + b"\n")
+                self._send_event(_as_json(refused.content()))
+            else:
+                self._send_event(b"[DONE]")
 
-    def _send_head(self, status: int, content_type: str, more: dict[str, str] | None = None) -> None:
+    def _send_event(self, data: bytes) -> None:
+        self.wfile.write(b"data: " + data + b"\n\n")
+
+    def _send_head(self, status: int, content_type: str, policy: str, more: dict[str, str]) -> None:
         headers = {
             "Content-Type": content_type,
-            "Content-Security-Policy": self.page.policy + "; frame-ancestors 'none'",
+            "Content-Security-Policy": policy + "; frame-ancestors 'none'",
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
             "Cache-Control": "no-store",
         }
         self.send_response(status)
-        for name, value in (headers | (more or {})).items():
+        for name, value in (headers | more).items():
             self.send_header(name, value)
         self.end_headers()
 

@@ -17,7 +17,8 @@ import safetensors.torch
 from engine.errors import UserError
 from engine.shape import shape_settings
 from engine.text.byte_pairs import MergesTokenizer
-from engine.text.tokenizer_files import byte_pairs_of, tokenizer_files
+from engine.text.roles import ChatTokenizer
+from engine.text.tokenizer_files import byte_pairs_of, chat_template, tokenizer_files
 from engine.versions import versions
 from engine.weights.gpt2_layout import TRANSPOSED, gpt2_name, tensors_for_gpt2
 from engine.weights.hugging_face import ACTIVATIONS, EPSILON, OUR_NAMES
@@ -94,13 +95,24 @@ def hugging_face_config(found: Pretrained) -> dict[str, Any]:
     }
 
 
+def generation_config(found: Pretrained, description: dict[str, Any]) -> dict[str, Any]:
+    """generation_config.json: an assistant ends its turn at any special token and writes no unused id."""
+    generation = {name: description[name] for name in ("bos_token_id", "eos_token_id")}
+    tokenizer = found.tokenizer
+    if isinstance(tokenizer, ChatTokenizer):
+        special = {tokenizer.end_of_turn, tokenizer.separator, *tokenizer.ids.values()}
+        generation |= {"eos_token_id": sorted(special), "pad_token_id": tokenizer.separator}
+        generation["suppress_tokens"] = list(range(tokenizer.vocab_size, found.config.vocab_size))
+    return generation
+
+
 def write_hugging_face(found: Pretrained, folder: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into a new folder. Raises UserError."""
     check_is_gpt2(found.config)
     description = hugging_face_config(found)
     files = {} if found.tokenizer is None else tokenizer_files(found.tokenizer, found.config.block_size)
     files["config.json"] = json.dumps(description, indent=1).encode()
-    generation = {name: description[name] for name in ("bos_token_id", "eos_token_id")}
+    generation = generation_config(found, description)
     files["generation_config.json"] = json.dumps(generation, indent=1).encode()
     weights = {}
     for name, tensor in tensors_for_gpt2(found.config, found.tensors).items():
@@ -139,6 +151,10 @@ def write_gguf(found: Pretrained, path: Path) -> None:
         writer.add_layer_norm_eps(EPSILON)
         writer.add_file_type(gguf.LlamaFileType.ALL_F32)
         add_vocabulary(writer, pairs, config.vocab_size)
+        if isinstance(found.tokenizer, ChatTokenizer):
+            special = [token.content for token in pairs.added if token.special]
+            writer.add_chat_template(chat_template(special, pairs.end, marks_targets=False))
+            writer.add_eot_token_id(found.tokenizer.end_of_turn)
         for name, tensor in tensors.items():
             theirs = names.get_name(gpt2_name(name), try_suffixes=(".weight", ".bias"))
             assert theirs is not None, f"llama.cpp has no name for {name}"

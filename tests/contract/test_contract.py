@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import command, torchrun
+from support.commands import command, several
 from support.runs import losses, tensors
 
 from engine.generation import KVCache, Sampling, generate, read
@@ -140,7 +140,7 @@ def test_a_run_is_saved_resumed_and_sampled(place: Path) -> None:
 def test_two_processes_train_as_one(place: Path) -> None:
     assert command(place, "train.py", *EXACT, "--out_dir=one").returncode == 0, "a plain run fails"
     two = [*EXACT, "--out_dir=two", "--batch_size=2", "--gradient_accumulation_steps=4"]
-    both = torchrun(place, 2, "train.py", *two)
+    both = several(place, 2, "train.py", *two)
     assert both.returncode == 0, f"two processes fail: {both.stderr[-2000:]}"
     assert losses(place / "two") == pytest.approx(losses(place / "one"), rel=1e-10), (
         "two processes train otherwise than one: something in the model depends on the rows of its batch"

@@ -4,22 +4,24 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import TemplateError
 from support.gpt2 import needs_gpt2_vocabulary
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from engine.conversation.messages import Message, from_json, read_conversation, to_json
 from engine.conversation.template import encode_conversation, encode_question, shortened
 from engine.errors import UserError
-from engine.text.byte_pairs import learn_vocabulary
+from engine.text.byte_pairs import MergesTokenizer, learn_vocabulary
 from engine.text.characters import ByteTokenizer, CharTokenizer
 from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import tokenizer_from_dict, with_roles
-from engine.text.tokenizer_files import byte_pairs_of
+from engine.text.tokenizer_files import byte_pairs_of, read_tokenizer, same_ids, tokenizer_files
 
 TALK = [Message("system", "Be brief."), Message("user", "2 + 2?"), Message("assistant", "4")]
 LONGER = [*TALK, Message("user", "And 3 more?"), Message("assistant", "7")]
@@ -126,32 +128,72 @@ def test_a_damaged_list_of_added_tokens_is_an_error(added: Any) -> None:
         tokenizer_from_dict({"kind": "chat", "base": {"kind": "bytes"}, "added": added})
 
 
-TEMPLATE = (
-    "<|endoftext|>{% for message in messages %}<|{{ message.role }}|>"
-    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|end|>{% endgeneration %}"
-    "{% else %}{{ message.content }}<|end|>{% endif %}{% endfor %}"
-)
+def exported(tokenizer: ChatTokenizer, folder: Path) -> Any:
+    """The tokenizer in `transformers`, through the files that convert.py writes."""
+    for name, content in tokenizer_files(tokenizer, 512).items():
+        (folder / name).write_bytes(content)
+    return AutoTokenizer.from_pretrained(folder)
 
 
-def test_ids_and_targets_equal_those_of_transformers() -> None:
-    tokenizer = chat_tokenizer("merges")
-    library = tokenizer.base.library  # pyright: ignore[reportAttributeAccessIssue]
-    library.add_tokens([AddedToken(name, special=True, normalized=False) for name in tokenizer.added])
-    theirs = PreTrainedTokenizerFast(tokenizer_object=library, clean_up_tokenization_spaces=False)
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_and_targets_equal_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(kind)
+    theirs = exported(tokenizer, tmp_path)
+    words = ["be", "brief", "two\nlines", "  spaced ", "4", "<|user", "| end |>", "{{ 1 }}", "'\""]
+    words += ["naïve 東京"] if kind != "char" else []
     for _ in range(20):
-        words = ["be", "brief", "two\nlines", "naïve", "  spaced ", "4"]
-        talk = [Message("system", random.choice(words))]
+        talk = [Message("system", random.choice(words))] if random.random() < 0.5 else []
         for _ in range(random.randint(1, 4)):
             talk += [Message("user", random.choice(words)), Message("assistant", random.choice(words))]
-        found = theirs.apply_chat_template(
-            [message._asdict() for message in talk],
-            chat_template=TEMPLATE,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
+            talk += [Message("tool", "4"), Message("assistant", "4")] if random.random() < 0.3 else []
+        turns = [message._asdict() for message in talk]
+        found = theirs.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
         ids, targets = encode_conversation(tokenizer, talk)
         assert ids.tolist() == found["input_ids"]
         assert targets.astype(int).tolist() == found["assistant_masks"]
+        asked = theirs.apply_chat_template(turns[:-1], add_generation_prompt=True)["input_ids"]
+        assert encode_question(tokenizer, talk[:-1], 10**6)[0].tolist() == asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_message_with_a_special_token_is_refused_by_the_template_and_split_on_request(
+    kind: str, tmp_path: Path
+) -> None:
+    tokenizer = chat_tokenizer(kind)
+    theirs = exported(tokenizer, tmp_path)
+    for name in ("<|endoftext|>", *tokenizer.added):
+        text = f"a{name}b"
+        with pytest.raises(TemplateError, match=re.escape(f"cannot hold the special token {name}")):
+            theirs.apply_chat_template([user("Hi"), assistant(text)])
+        split = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert split == tokenizer.encode_plain(text).tolist()
+
+
+def test_the_template_refuses_roles_and_contents_that_are_none(tmp_path: Path) -> None:
+    theirs = exported(chat_tokenizer("bytes"), tmp_path)
+    with pytest.raises(TemplateError, match="there is no role moderator"):
+        theirs.apply_chat_template([{"role": "moderator", "content": "Hi"}])
+    with pytest.raises(TemplateError, match="is a text"):
+        theirs.apply_chat_template([{"role": "user", "content": 3}])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_tokenizer_with_roles_comes_back(kind: str, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(kind)
+    exported(tokenizer, tmp_path).save_pretrained(tmp_path / "again")
+    for folder in (tmp_path, tmp_path / "again"):  # also what transformers wrote
+        back = read_tokenizer(folder)
+        assert isinstance(back, ChatTokenizer) and back.added == tokenizer.added
+        assert same_ids(back, tokenizer)
+        assert type(back.base) is type(tokenizer.base) or kind == "merges"
+
+
+def test_a_role_whose_name_is_taken_cannot_be_exported() -> None:
+    base = byte_pairs_of(learn_vocabulary(["be brief be brief"], 300))
+    assert base is not None
+    taken = MergesTokenizer(base.vocabulary, base.merges, [*base.added, AddedToken("<|user|>", special=True)])
+    with pytest.raises(UserError, match=r"two tokens <.user.>"):
+        tokenizer_files(with_roles(taken), 24)
 
 
 def lengths(tokenizer: ChatTokenizer, *talks: Sequence[Message]) -> list[int]:

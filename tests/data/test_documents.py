@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.commands import TINY, command, torchrun
+from support.commands import TINY, command, several
 from support.models import MODERN, SMALL, both, random_ids, random_model
 from support.runs import losses, same, tensors
 from torch.nn import functional as F
@@ -142,7 +142,7 @@ def test_the_loss_is_the_mean_over_all_targets_on_one_process_and_two(
     monkeypatch.chdir(documents)
     exact = ("tiny.py", "--documents=aligned", "--dtype=float64", "--dropout=0", "--sample_tokens=0")
     assert train_script.main([*exact, "--out_dir=one"]) == 0
-    finished = torchrun(
+    finished = several(
         documents, 2, "train.py", *exact, "--out_dir=two", "--batch_size=2", "--gradient_accumulation_steps=4"
     )
     assert finished.returncode == 0, finished.stderr

@@ -8,9 +8,10 @@ from urllib.parse import quote
 import pytest
 import torch
 from support.browser import Browser, find_chromium, wait_for
-from support.explorers import GatedMLP, NoAttention, make_explorer
+from support.explorers import CHARACTERS, GatedMLP, NoAttention, make_explorer
 from support.serving import serving
 
+from engine import shape
 from engine.explore.explorer import Explorer
 from engine.explore.pages import explorer_server, page_with_answers
 from engine.generation import Sampling
@@ -243,6 +244,7 @@ def test_parameters_add_up_and_unknown_ones_are_called_other(
     window: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.MLP", GatedMLP)
+    shape._count.cache_clear()  # of what the code was before
     explorer = make_explorer(bias=False)
     open_file(window, tmp_path, explorer, PROMPT)
     rows = window.value(
@@ -252,6 +254,16 @@ def test_parameters_add_up_and_unknown_ones_are_called_other(
     assert counts["other"] == 512 and "biases" not in counts and counts["unembedding"] == 0
     assert counts.pop("all") == sum(counts.values())
     assert sum(counts.values()) == sum(parameter.numel() for parameter in explorer.model.parameters())
+    shape._count.cache_clear()
+
+
+def test_a_prompt_that_no_text_can_spell_comes_as_ids(window: Browser, address: str) -> None:
+    window.problems.clear()
+    window.open(address + "#ids:3,0,5")
+    window.wait(READY)
+    assert window.value("document.querySelectorAll('.token').length") == 3
+    assert tokens(window) == "".join(sorted(CHARACTERS)[index] for index in (3, 0, 5))
+    assert window.value("document.getElementById('prompt').value") == "" and window.problems == []
 
 
 def test_errors_are_sentences_on_the_page(browser: Browser) -> None:

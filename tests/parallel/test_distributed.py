@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import HANG, ROOT, command
+from support.commands import HANG, ROOT, command, free_port
 from support.runs import tensors, train, wait_for
 
 from engine.parallel.watchdog import Watchdog, report
@@ -31,13 +31,6 @@ def agent(
     """The command of one torchrun that trains on tiny.py."""
     launcher = [sys.executable, "-m", "torch.distributed.run", *options, f"--nproc_per_node={processes}"]
     return [*launcher, str(ROOT / "train.py"), "tiny.py", *arguments]
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
 
 
 def start_two(place: Path, *arguments: str) -> tuple[subprocess.Popen[str], dict[int, int]]:

@@ -264,7 +264,7 @@ BAD = [
     (["a", "--input", "good.jsonl", "--tokenizer", "nothing"], "invalid choice: 'nothing'"),
     (["a", "--input", "good.jsonl", "--tokenizer", "good.jsonl"], "expected a base64 word"),
     (["a", "--input", "good.jsonl", "--tokenizer", "bpe", "--vocab_size", "10"], "--vocab_size is 10"),
-    (["a", "--input", "good.jsonl", "--workers", "0"], "--workers is 0"),
+    (["a", "--input", "good.jsonl", "--workers", "0"], "--workers: it is 0"),
     (["../a", "--input", "good.jsonl"], "cannot name a data set"),
     (["shakespeare_char", "--tokenizer", "gpt2"], "give your own set a name"),
     (["shakespeare_char", "--val", "0.2"], "give your own set a name"),

@@ -160,6 +160,7 @@ class Browser:
         """Press a key such as Enter or ArrowLeft."""
         codes = {
             "Enter": 13,
+            "Escape": 27,
             "ArrowLeft": 37,
             "ArrowUp": 38,
             "ArrowRight": 39,

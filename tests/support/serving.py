@@ -2,10 +2,16 @@
 
 import http.client
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import HTTPServer
+
+from support.commands import HANG, ROOT
 
 
 @contextmanager
@@ -19,6 +25,26 @@ def serving(server: HTTPServer) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def command_serving(script: str, *arguments: str) -> Iterator[str]:
+    """The first line that a script of the project prints while it serves; Ctrl-C ends it without a word."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments],
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's "&" has it ignored
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline()
+        finally:
+            process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=HANG)[1]
+    assert process.returncode == 0 and errors == ""
 
 
 def send(port: int, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:

@@ -216,7 +216,7 @@ def test_compute_of_older_checkpoints_have_no_batch_size_and_damaged_ones_are_re
         older = {key: value for key, value in recorded.items() if key != name}
         assert getattr(Compute.from_dict(older), name) is None
         for damaged in (0, "3", True):
-            with pytest.raises(UserError, match=f"{name} must be int of at least 1"):
+            with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1"):
                 Compute.from_dict(recorded | {name: damaged})
 
 

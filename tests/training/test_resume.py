@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.commands import command, torchrun
+from support.commands import command, several
 from support.runs import losses, same, tensors, train
 
 import train as train_script
@@ -161,19 +161,17 @@ def test_sequences_are_the_same_for_1_2_and_4_processes_and_runs_change_hands(pl
     assert train_script.main([*exact, "--out_dir=one"]) == 0
     for processes in (2, 4):
         out = f"--out_dir=of{processes}"
-        finished = torchrun(
-            place, processes, "train.py", *exact, out, "--max_iters=10", "--lr_decay_iters=20"
-        )
+        finished = several(place, processes, "train.py", *exact, out, "--max_iters=10", "--lr_decay_iters=20")
         assert finished.returncode == 0, finished.stderr
     resumed = ("--init_from=resume", "--lr_decay_iters=20", "--max_iters=20")
     assert train_script.main([*exact, "--out_dir=of2", *resumed]) == 0
-    finished = torchrun(place, 2, "train.py", *exact, "--out_dir=of4", *resumed)
+    finished = several(place, 2, "train.py", *exact, "--out_dir=of4", *resumed)
     assert finished.returncode == 0, finished.stderr
     one = tensors(place / "one")
     for other in (tensors(place / "of2"), tensors(place / "of4")):
         for name in one:
             torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-12)
-    finished = torchrun(place, 4, "train.py", *exact, "--out_dir=of2", "--init_from=resume", "--max_iters=22")
+    finished = several(place, 4, "train.py", *exact, "--out_dir=of2", "--init_from=resume", "--max_iters=22")
     assert finished.returncode == 0 and "resuming of2/checkpoints/step-00000020" in finished.stdout
 
 

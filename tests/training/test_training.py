@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import HANG, ROOT, command, torchrun
+from support.commands import HANG, ROOT, command, several
 from support.runs import losses, same, tensors, train
 
 from engine.errors import UserError
@@ -103,7 +103,7 @@ def test_auto_starts_and_then_goes_on(place: Path) -> None:
 def test_two_processes_see_the_same_sequences_and_learn_the_same(place: Path) -> None:
     alike = ("--dtype=float64", "--out_dir")
     train(place, *alike, "one")
-    finished = torchrun(place, 2, "train.py", "tiny.py", *alike, "two")
+    finished = several(place, 2, "train.py", "tiny.py", *alike, "two")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("step 20: training loss") == 1
     one, two = tensors(place / "one"), tensors(place / "two")

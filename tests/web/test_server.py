@@ -17,6 +17,7 @@ from engine.errors import UserError
 from engine.web.page import Page, build_page
 from engine.web.server import MAX_BODY, Refused, make_server
 
+PAGES = {"/": Page("<!doctype html><p>hello", "default-src 'none'"), "/two": Page("second", "")}
 ENDED = threading.Event()  # set when a stream's generator ends, however it does
 
 
@@ -27,15 +28,19 @@ def answer(path: str, question: Any) -> Any:
             return {"question": question}
         case "/lines":
             return lines(question)
+        case "/list" if question is None:
+            return {"list": []}
     raise Refused(404, f"there is no {path}")
 
 
 def lines(count: int) -> Iterator[dict[str, Any]]:
-    """Numbers 1 to 5 and then a refusal; numbers without end for 0."""
+    """So many numbers and then a refusal, or the end for less than none; numbers without end for 0."""
     number = 0
     try:
         while True:
             number += 1
+            if number > -count > 0:
+                return
             if number > count > 0:
                 raise Refused(400, "that was all")
             yield {"number": number}
@@ -45,8 +50,14 @@ def lines(count: int) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with serving(make_server(Page("<!doctype html><p>hello", "default-src 'none'"), answer, 0)) as port:
+    with serving(make_server(PAGES, answer, 0)) as port:
         yield port
+
+
+def refusal(sentence: str) -> dict[str, Any]:
+    """How a refusal is sent."""
+    error = {"message": sentence, "type": "invalid_request_error", "param": None, "code": None}
+    return {"error": error}
 
 
 def make_page(folder: Path, data: dict[str, Any]) -> Page:
@@ -67,7 +78,11 @@ def test_the_page_and_answers_are_sent(port: int) -> None:
         200,
         {"question": {"text": "naïve 漢 </script>"}},
     )
-    assert ask(port, "/elsewhere", {}) == (404, {"error": "there is no /elsewhere"})
+    assert send(port, "GET", "/two") == (200, b"second") and send(port, "GET", "/list") == (
+        200,
+        b'{"list": []}',
+    )
+    assert ask(port, "/elsewhere", {}) == (404, refusal("there is no /elsewhere"))
     assert send(port, "GET", "/../model.py")[0] == 404
 
 
@@ -91,7 +106,7 @@ def test_only_the_pages_own_well_formed_requests_are_answered(
     port: int, headers: dict[str, str], status: int
 ) -> None:
     found, content = send(port, "POST", "/echo", b'{"text": "hello"}', **headers)
-    assert found == status and json.loads(content)["error"]
+    assert found == status and json.loads(content)["error"]["message"]
     if "Host" in headers:
         assert send(port, "GET", "/", **headers)[0] == 403
 
@@ -99,7 +114,7 @@ def test_only_the_pages_own_well_formed_requests_are_answered(
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 50_000, b"9" * 5000])
 def test_what_is_not_json_is_refused(port: int, body: bytes) -> None:
     status, content = send(port, "POST", "/echo", body)
-    assert status == 400 and json.loads(content) == {"error": "a question is JSON"}
+    assert status == 400 and json.loads(content) == refusal("a question is JSON")
     assert ask(port, "/echo", "still here")[0] == 200
 
 
@@ -107,17 +122,36 @@ def test_a_question_that_is_too_long_is_told_so(port: int) -> None:
     """Also while it is still being sent, as when a large text is pasted into the page."""
     assert ask(port, "/echo", "x" * (MAX_BODY - 2))[0] == 200
     for size in (MAX_BODY, 30 * MAX_BODY):
-        status, refusal = ask(port, "/echo", "x" * size)
-        assert status == 413 and "at most 100,000 bytes" in refusal["error"]
+        status, refused = ask(port, "/echo", "x" * size)
+        assert status == 413 and "at most 100,000 bytes" in refused["error"]["message"]
 
 
-def test_lines_come_one_by_one_and_a_refusal_is_the_last(port: int) -> None:
+def events(content: bytes) -> list[str]:
+    """The data of server-sent events."""
+    *found, rest = content.decode().split("\n\n")
+    assert not rest and all(event.startswith("data: ") for event in found)
+    return [event.removeprefix("data: ") for event in found]
+
+
+def test_events_come_one_by_one_and_a_refusal_is_the_last(port: int) -> None:
     status, content = send(port, "POST", "/lines", b"5")
     assert status == 200
-    assert [json.loads(line) for line in content.splitlines()] == [
+    assert [json.loads(event) for event in events(content)] == [
         *({"number": number} for number in range(1, 6)),
-        {"error": "that was all"},
+        refusal("that was all"),
     ]
+    assert events(send(port, "POST", "/lines", b"-3")[1]) == [
+        *(json.dumps({"number": number}) for number in range(1, 4)),
+        "[DONE]",
+    ]
+
+
+def test_programs_send_no_origin_and_are_answered_where_that_is_allowed() -> None:
+    with serving(make_server({}, answer, 0, programs=True)) as port:
+        assert send(port, "POST", "/echo", b"1", Origin="")[0] == 200
+        assert send(port, "GET", "/")[0] == 404
+        for headers in ({"Origin": "http://attacker.example"}, {"Origin": "null"}, {"Host": "other.example"}):
+            assert send(port, "POST", "/echo", b"1", **headers)[0] == 403
 
 
 def test_a_stream_ends_when_its_reader_leaves(port: int) -> None:
@@ -159,7 +193,7 @@ def test_noise_on_the_socket_does_not_end_the_server(port: int) -> None:
 def test_a_port_that_is_taken_is_named(port: int) -> None:
     for taken in (port, 99_999):
         with pytest.raises(UserError, match=f"port {taken} cannot be used .* choose another with --port"):
-            make_server(Page("", ""), answer, taken)
+            make_server({}, answer, taken)
 
 
 def test_the_page_holds_its_parts_and_names_its_script_by_hash(tmp_path: Path) -> None:

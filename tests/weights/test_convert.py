@@ -10,19 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from support.commands import command
 from support.gpt2 import needs_gpt2_vocabulary
 from support.random_models import random_gpt2, save_folder, save_nanogpt, save_run
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import convert
 import sample
+from engine.conversation.answering import Writing, write_turn
+from engine.conversation.messages import Message
+from engine.conversation.template import encode_question
 from engine.errors import UserError
 from engine.generation import Sampling, generate
 from engine.text.byte_pairs import GPT2Tokenizer
 from engine.text.characters import ByteTokenizer, CharTokenizer
-from engine.text.tokenizer import Tokenizer
+from engine.text.roles import ChatTokenizer
+from engine.text.tokenizer import Tokenizer, with_roles
 from engine.text.tokenizer_files import read_tokenizer
 from engine.versions import versions
 from engine.weights.checkpoint import open_checkpoint
@@ -132,6 +137,50 @@ def test_gpt2s_own_tokenizer_travels_as_openai_published_it(tmp_path: Path) -> N
     assert theirs.decode(theirs.encode(text)) == text
     assert theirs.eos_token_id == 50256
     assert isinstance(read_pretrained(str(tmp_path / "hf")).tokenizer, GPT2Tokenizer)
+
+
+def chat_tokenizer(kind: str, folder: Path) -> ChatTokenizer:
+    """A tokenizer with roles."""
+    base = {"char": lambda: LETTERS, "bytes": ByteTokenizer, "bpe": lambda: own_bpe(folder)}[kind]()
+    return with_roles(base)
+
+
+@pytest.mark.parametrize("kind", ["char", "bytes", "bpe"])
+def test_transformers_pipeline_answers_as_chat_does(kind: str, tmp_path: Path) -> None:
+    """Greedily, and an answer ends at the same tokens."""
+    tokenizer = chat_tokenizer(kind, tmp_path)
+    config = small(vocab_size=tokenizer.vocab_size + 7, separator=tokenizer.separator, block_size=64)
+    model = save_run(config, tokenizer, tmp_path / "run", 2, torch.float64)
+    write_hugging_face(read_pretrained(str(tmp_path / "run")), tmp_path / "hf")
+    answer = pipeline("text-generation", str(tmp_path / "hf"), dtype=torch.float64)
+    draw, lengths = random.Random(3), []
+    for _ in range(30):
+        talk = [
+            Message(role, "".join(draw.choices("abc 123", k=4)) + ".")
+            for role in ("user", "assistant", "user")
+        ]
+        prompt, _ = encode_question(tokenizer, talk, 44)
+        writing = Writing(tokenizer)
+        pieces = list(write_turn(model, writing, prompt, 20, Sampling(temperature=0), 0))
+        turns = [message._asdict() for message in talk]
+        found = answer(turns, max_new_tokens=20, do_sample=False)[0]["generated_text"]
+        assert found == [*turns, {"role": "assistant", "content": writing.text}]
+        lengths.append(len(pieces))
+    assert min(lengths) < 20 <= max(lengths), "no answer ended, or each did"
+
+
+def test_an_assistant_in_hugging_faces_layout_is_one_here_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = with_roles(LETTERS)
+    config = small(vocab_size=tokenizer.vocab_size, separator=tokenizer.separator)
+    save_run(config, tokenizer, tmp_path / "run", 2)
+    convert.main([str(tmp_path / "run"), "--to", "hf", str(tmp_path / "hf")])
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+    assert words[:2] == ["python", "-c"] and "'role': 'user'" in words[2] and str(tmp_path / "hf") in words[2]
+    ast.parse(words[2])
+    back = read_pretrained(str(tmp_path / "hf"))
+    assert back.known_tokenizer().to_dict() == tokenizer.to_dict()
 
 
 def test_a_model_that_gpt2s_layout_cannot_hold_is_refused_by_setting() -> None:
@@ -302,6 +351,27 @@ def test_gguf_holds_every_tensor_and_token_under_llama_cpps_names(tmp_path: Path
             name = name.replace(ours, theirs)
         assert torch.equal(stored.pop(name), parameter)
     assert stored and all(re.search(r"\.bias$", name) and not tensor.any() for name, tensor in stored.items())
+
+
+def test_gguf_of_an_assistant_holds_its_template_and_the_end_of_its_turns(tmp_path: Path) -> None:
+    gguf = pytest.importorskip(
+        "gguf", reason="the package gguf is not installed: pip install -r requirements-dev.txt"
+    )
+    tokenizer = chat_tokenizer("bpe", tmp_path)
+    config = small(vocab_size=384, activation="gelu_tanh", separator=tokenizer.separator)
+    save_run(config, tokenizer, tmp_path / "run", 7)
+    write_gguf(read_pretrained(str(tmp_path / "run")), tmp_path / "model.gguf")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    value = {name: field.contents() for name, field in fields.items()}
+    end = tokenizer.end_of_turn
+    assert value["tokenizer.ggml.eot_token_id"] == end
+    assert value["tokenizer.ggml.eos_token_id"] == value["tokenizer.ggml.bos_token_id"] == tokenizer.separator
+    for name, index in tokenizer.ids.items():
+        assert value["tokenizer.ggml.tokens"][index] == name
+        assert value["tokenizer.ggml.token_type"][index] == gguf.TokenType.CONTROL
+    template = ImmutableSandboxedEnvironment().from_string(value["tokenizer.chat_template"])
+    text = template.render(messages=[{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert text == "<|endoftext|><|user|>Hi<|end|><|assistant|>"
 
 
 def test_gguf_needs_a_token_that_ends_a_text(tmp_path: Path) -> None:

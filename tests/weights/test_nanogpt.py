@@ -242,9 +242,12 @@ def test_damaged_checkpoints_are_one_line_without_terminal_codes(tmp_path: Path)
         (lambda content: content.update(model_args=[]), "it lacks model_args or model"),
         (lambda content: content["model"].update(name="x"), "more than tensors"),
         (lambda content: content["model_args"].pop("n_head"), "n_head is missing"),
-        (lambda content: content["model_args"].update(n_layer="two"), "n_layer must be int, not 'two'"),
+        (
+            lambda content: content["model_args"].update(n_layer="two"),
+            "n_layer must be a whole number, not 'two'",
+        ),
         (lambda content: content["model_args"].update(n_head=3), "not divisible"),
-        (lambda content: content["model_args"].update(bias="yes"), "bias must be bool"),
+        (lambda content: content["model_args"].update(bias="yes"), "bias must be True or False"),
     ],
 )
 def test_what_is_no_nanogpt_checkpoint_is_said(change, said: str, tmp_path: Path) -> None:

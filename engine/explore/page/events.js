@@ -91,11 +91,14 @@ $("top-k").max = Math.min(201, model.tokens.length); // the last notch stands fo
 $("top-k").value = $("top-k").max;
 showParameters();
 showBars();
-const first = answers ? answers.prompt : decodeURIComponent(location.hash.slice(1));
+// In the address stands a prompt, or #ids:1,2,3 for one that no text can spell.
+const isText = answers || !location.hash.startsWith("#ids:");
+const first = answers ? answers.prompt : isText ? decodeURIComponent(location.hash.slice(1)) : "";
 $("prompt").value = first;
 if (answers) {
   for (const id of ["prompt", "step", "run", "back"]) $(id).disabled = true;
   $("prompt-form").querySelector("button").disabled = true;
 }
 if (first) read({ text: first });
+else if (!isText) read({ ids: location.hash.slice(5).split(",").map(Number) });
 else say("Type a prompt and press Enter.");

@@ -1,21 +1,11 @@
 // The page: one state, one function that draws each part of it. Text of the model only ever goes into textContent.
 
 const BARS = 15, ROWS = 12, LINES = 40, FAINT = 0.02;
-const { model, answers } = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
+const { model, answers } = JSON.parse($("data").textContent);
 const state = {
   ids: [], dropped: [], surprise: [], logits: null, order: null, attention: null,
   layer: 0, head: 0, chosen: 0, running: false, asked: 0,
 };
-
-/** An element with text and attributes. */
-function make(tag, text = "", attributes = {}) {
-  const svg = ["path", "rect", "title"].includes(tag);
-  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  if (text) element.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  return element;
-}
 
 /** A token as one can see it: spaces as dots, line breaks as arrows. */
 function shown(id) {
@@ -36,20 +26,7 @@ async function ask(path, question) {
     return { "/inspect": () => answers.inspect, "/layers": () => answers.layers[question.position],
       "/neighbours": () => answers.neighbours[question.id] ?? { neighbours: [] } }[path]();
   }
-  let response;
-  try {
-    response = await fetch(path, { method: "POST", body: JSON.stringify(question) });
-  } catch {
-    throw new Error("explore.py does not answer; is it still running?");
-  }
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
-  return answer;
-}
-
-function say(sentence, isError = false) {
-  $("status").textContent = sentence;
-  $("status").className = isError ? "error" : "";
+  return (await post(path, question)).json();
 }
 
 /** Have the model read a text or ids, then show everything. An answer that a newer question overtook is left out. */
