@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python lessons/3_gpt/1_bigram.py` finds model.py and engine/
@@ -509,6 +509,46 @@ def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | 
     axes.set_xticks(range(len(columns)), columns.replace(" ", "␣"))
     axes.set_yticks(range(len(rows)), rows.replace(" ", "␣"))
     axes.set(title=title, xlabel="looks at", ylabel="position")
+
+
+def tiled(pictures: Tensor, rows: int) -> Tensor:
+    """Pictures (N, H, W) in so many rows, as one, with a white line around each."""
+    framed = F.pad(pictures, (1, 1, 1, 1), value=math.nan)
+    H, W = framed.shape[1:]
+    return framed.view(rows, -1, H, W).transpose(1, 2).reshape(rows * H, -1)
+
+
+def written_out(axes: Axes, title: str, lines: list[str], fontsize: float = 14) -> None:
+    """Lines of text in the place of a drawing, all characters of the same width; line breaks show as ↵."""
+    shown = "\n".join(line.replace("\n", "↵") for line in lines)
+    axes.text(0, 0.97, shown, family="monospace", va="top", fontsize=fontsize, linespacing=1.7)
+    axes.set_title(title)
+    axes.axis("off")
+
+
+def draw_graph(axes: Axes, order: list[Any], names: dict[Any, str]) -> None:
+    """Values, each before what it was made from, as boxes from right to left, with number and gradient.
+
+    A value has `inputs` (pairs of a value and a slope), `data`, `grad` and `sign`; the given ones have names.
+    """
+    column, row = {order[0]: 0}, {}
+    for each in order:
+        for other, _ in each.inputs:
+            column[other] = max(column.get(other, 0), column[each] + 1)
+    for each in reversed(order):  # those that were given one below the other, the others between their inputs
+        places = [row[other] for other, _ in each.inputs]
+        row[each] = sum(places) / len(places) if places else -sum(not other.inputs for other in row)
+    for each in order:
+        place = (-column[each], row[each])
+        for other, _ in each.inputs:
+            arrow = dict(arrowstyle="-|>", color="#8a8f98", shrinkA=34, shrinkB=34)
+            axes.annotate("", place, (-column[other], row[other]), arrowprops=arrow)
+        color = "#dbe7f5" if each.inputs else "#fbe9cf"
+        text = f"{each.sign or names[each]}\n{each.data:.3f}\ngradient {each.grad:.2f}"
+        box = dict(boxstyle="round", fc=color, ec="#8a8f98")
+        axes.text(*place, text, ha="center", va="center", fontsize=10, bbox=box)
+    axes.set(xlim=(-max(column.values()) - 0.5, 0.5), ylim=(min(row.values()) - 0.5, 0.5))
+    axes.axis("off")
 
 
 def curve(axes: Axes, losses: list[float], label: str, color: str | None = None) -> None:

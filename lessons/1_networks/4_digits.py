@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
-from common import Digits, beside, digits, finish, run, save, size
+from common import Digits, beside, digits, finish, run, save, size, tiled
 from matplotlib import pyplot
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -215,9 +215,7 @@ def draw(curves: dict, by_heart: dict, one_weight: dict, begun: dict[str, Layers
     axes["C"].set_ylabel("relative to the largest")
     for name, (size_at_first, layers) in zip("DE", begun.items(), strict=True):
         weights = pictures_of(layers)
-        framed = F.pad(weights, (1, 1, 1, 1), value=torch.nan)  # a white line between them
-        tiles = framed.view(4, 4, 30, 30).permute(0, 2, 1, 3).reshape(120, 120)
-        axes[name].imshow(tiles, cmap="RdBu", vmin=-3 * weights.std(), vmax=3 * weights.std())
+        axes[name].imshow(tiled(weights, 4), cmap="RdBu", vmin=-3 * weights.std(), vmax=3 * weights.std())
         axes[name].set_title(f"16 neurons, begun {size_at_first}")
     axes["F"].imshow(noise[0].view(28, 28), cmap="gray_r")
     axes["F"].set_title("noise …")

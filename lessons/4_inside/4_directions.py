@@ -33,6 +33,7 @@ from common import (
     shakespeare,
     size,
     stretches,
+    written_out,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -209,14 +210,12 @@ def draw(
         xlabel="how much",
         ylabel="% of the letters written",
     )
-    shown = []
+    lines = []
     for name, texts_by_strength in steered.items():
         for strength, texts in zip(STRENGTHS, texts_by_strength, strict=True):
             if strength in (-1, 0, 0.5, 1):
-                shown.append(f"{strength:+4g} of {name:<10}{texts[0].replace(chr(10), '↵')}")
-    axes["D"].text(0, 0.97, "\n".join(shown), family="monospace", va="top", fontsize=13, linespacing=1.8)
-    axes["D"].set_title("what it writes then")
-    axes["D"].axis("off")
+                lines.append(f"{strength:+4g} of {name:<10}{texts[0]}")
+    written_out(axes["D"], "what it writes then", lines)
     save(figure, __file__)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
 
 import torch
-from common import LETTERS, beside, descend, finish, fit, kernels, names, panels, run, save, size
+from common import LETTERS, beside, descend, finish, fit, kernels, names, panels, run, save, size, written_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -218,17 +218,10 @@ def draw(far: Course, held: Course, figures: dict[str, float], shown: dict[str, 
         middle.plot(distance, smooth(course.liking), color, label=label)
         middle.plot(distance[-1], smooth(course.liking)[-1], "o", color=color, markersize=9)
     finish(middle, title="too far", xlabel="√ divergence from the base", ylabel="the person's liking")
-    lines = [f"{name:<14}{', '.join(some)}" for name, some in shown.items()]
-    right.text(
-        0,
-        0.9,
-        "\n\n".join(line.replace(", ", "\n" + " " * 14) for line in lines),
-        family="monospace",
-        fontsize=14,
-        va="top",
-    )
-    right.set_title("what it calls a name")
-    right.axis("off")
+    lines = []
+    for name, some in shown.items():
+        lines += [f"{name:<14}{some[0]}", *(f"{'':<14}{another}" for another in some[1:]), ""]
+    written_out(right, "what it calls a name", lines)
     save(figure, __file__)
 
 
