@@ -215,12 +215,14 @@ def draw(curves: dict, by_heart: dict, one_weight: dict, begun: dict[str, Layers
     axes["C"].set_ylabel("relative to the largest")
     for name, (size_at_first, layers) in zip("DE", begun.items(), strict=True):
         weights = pictures_of(layers)
-        axes[name].imshow(tiled(weights, 4), cmap="RdBu", vmin=-3 * weights.std(), vmax=3 * weights.std())
+        axes[name].imshow(
+            tiled(weights, 4).numpy(), cmap="RdBu", vmin=-3 * weights.std(), vmax=3 * weights.std()
+        )
         axes[name].set_title(f"16 neurons, begun {size_at_first}")
-    axes["F"].imshow(noise[0].view(28, 28), cmap="gray_r")
+    axes["F"].imshow(noise[0].view(28, 28).numpy(), cmap="gray_r")
     axes["F"].set_title("noise …")
     probabilities = forward(begun["small"], noise[:1], torch.relu).softmax(dim=1)[0].detach()
-    axes["G"].barh(range(10), probabilities)
+    axes["G"].barh(range(10), probabilities.numpy())
     axes["G"].set(title="… read as", yticks=range(10), xlim=(0, 1), xlabel="probability")
     for name in "DEF":
         axes[name].axis("off")

@@ -277,7 +277,7 @@ def draw(data: Digits, layers: list, curves: dict, shifted: dict) -> None:
     maps = layers[0].forward(data.test_images[:1, ..., None].numpy())[0].transpose(2, 0, 1)
     for name, pictures in (("D", layers[0].weights.T.reshape(8, 5, 5)), ("E", maps)):
         limit = abs(pictures).max()
-        axes[name].imshow(tiled(torch.tensor(pictures), 2), cmap="RdBu", vmin=-limit, vmax=limit)
+        axes[name].imshow(tiled(torch.tensor(pictures), 2).numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
     axes["D"].set_title("eight filters that were learned")
     axes["E"].set_title("what they see in a digit")
     for name, label in (("CNN", "CNN, 9,226 parameters"), ("MLP", "MLP, 13,002 parameters")):
