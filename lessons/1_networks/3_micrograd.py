@@ -19,10 +19,11 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import beside, draw_graph, finish, panels, run, save, size
+from common import beside, run, size
+from drawing import draw_graph, finish, panels, save
 from matplotlib.axes import Axes
 
 

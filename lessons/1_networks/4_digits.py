@@ -19,10 +19,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Digits, beside, digits, finish, run, save, size, tiled
+from common import Digits, beside, digits, run, size
+from drawing import finish, save, tiled
 from matplotlib import pyplot
 from safetensors.torch import load_file, save_file
 from torch import Tensor

@@ -15,11 +15,12 @@ import sys
 import timeit
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import numpy as np
 import torch
-from common import Digits, beside, digits, finish, run, save, size, tiled
+from common import Digits, beside, digits, run, size
+from drawing import finish, save, tiled
 from matplotlib import pyplot
 from numpy.lib.stride_tricks import sliding_window_view
 from torch.nn import functional as F

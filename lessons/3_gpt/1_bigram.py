@@ -13,10 +13,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import finish, heat_map, panels, run, save, shakespeare, train, validation_loss, write
+from common import run, shakespeare, train, validation_loss, write
+from drawing import finish, heat_map, panels, save
 from torch import Tensor, nn
 
 

@@ -16,10 +16,11 @@ import timeit
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import finish, panels, run, save
+from common import run
+from drawing import finish, panels, save
 from torch import Tensor
 
 

@@ -13,10 +13,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Embeddings, heat_map, panels, run, save, shakespeare, train, validation_loss
+from common import Embeddings, run, shakespeare, train, validation_loss
+from drawing import heat_map, panels, save
 from torch import Tensor, nn
 
 LENGTH, WIDTH, HEADS = 8, 32, 4

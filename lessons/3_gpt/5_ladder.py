@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Embeddings, finish, panels, run, save, shakespeare, train, validation_loss
+from common import Embeddings, run, shakespeare, train, validation_loss
+from drawing import finish, panels, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -13,10 +13,11 @@ Temperature: Ackley, Hinton and Sejnowski (1985); top-k: Fan et al. (2018); top-
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Counts, run, save, shakespeare
+from common import Counts, run, shakespeare
+from drawing import save
 from matplotlib import pyplot
 from torch import Tensor
 

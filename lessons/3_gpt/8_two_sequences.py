@@ -15,10 +15,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import descend, heat_map, panels, run, save
+from common import descend, run
+from drawing import heat_map, panels, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -15,10 +15,11 @@ import random
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import descend, finish, panels, run, save, stretches
+from common import descend, run, stretches
+from drawing import finish, panels, save
 from torch import Tensor
 from torch.nn import functional as F
 

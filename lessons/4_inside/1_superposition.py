@@ -19,26 +19,24 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
 from common import (
     Text,
     beside,
     changed,
-    finish,
     minimise,
     output_of,
-    pyplot,
     run,
-    save,
     shakespeare,
     size,
     small_gpt,
     stretches,
     validation_loss,
-    written_out,
 )
+from drawing import finish, save, written_out
+from matplotlib import pyplot
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -16,10 +16,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Text, beside, finish, panels, run, save, shakespeare, size, small_gpt, validation_loss
+from common import Text, beside, run, shakespeare, size, small_gpt, validation_loss
+from drawing import finish, panels, save
 
 LENGTH, BATCH = 32, 32
 WIDTHS, NEXT_WIDTH = (8, 12, 16, 24, 32), 64

@@ -16,10 +16,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import changed, finish, fit, output_of, panels, run, save, size
+from common import changed, fit, output_of, run, size
+from drawing import finish, panels, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -17,24 +17,12 @@ import string
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import (
-    beside,
-    changed,
-    finish,
-    fit,
-    kernels,
-    output_of,
-    pyplot,
-    run,
-    save,
-    shakespeare,
-    size,
-    stretches,
-    written_out,
-)
+from common import beside, changed, fit, kernels, output_of, run, shakespeare, size, stretches
+from drawing import finish, save, written_out
+from matplotlib import pyplot
 from torch import Tensor
 from torch.nn import functional as F
 

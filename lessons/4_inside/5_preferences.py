@@ -18,10 +18,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import LETTERS, beside, descend, finish, fit, kernels, names, panels, run, save, size, written_out
+from common import LETTERS, beside, descend, fit, kernels, names, run, size
+from drawing import finish, panels, save, written_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 

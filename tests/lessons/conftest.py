@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(importlib.import_module("common"), "PICTURES", folder)
+        patch.setattr(importlib.import_module("drawing"), "PICTURES", folder)
         yield folder
     torch.set_num_threads(threads)
 
