@@ -20,12 +20,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import beside, changed, fit, kernels, output_of, run, shakespeare, size, stretches
+from common import beside, changed, fit, output_of, run, shakespeare, size, stretches
 from drawing import finish, save, written_out
 from matplotlib import pyplot
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine import kernels
 from model import GPT, GPTConfig
 
 LENGTH = 32

@@ -14,6 +14,7 @@ overoptimization" (2022). The assistant's real stages: docs/assistant.md.
 """
 
 import copy
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import LETTERS, beside, descend, fit, kernels, names, run, size
+from common import LETTERS, beside, descend, fit, names, run, size
 from drawing import finish, panels, save, written_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine import kernels
 from model import GPT, GPTConfig
 
 LENGTH = 14  # of the longest name and its end
@@ -157,10 +159,8 @@ def exercises() -> dict[str, float]:
     """The answers to the exercises of the guide."""
     return {
         "1. how often the better wins, their rewards 2 apart": torch.tensor(2.0).sigmoid().item(),
-        "2. the loss of a reward model that knows nothing": torch.tensor(2.0).log().item(),
-        "3. by what a reward 1 higher multiplies a name's odds, price 0.5": torch.tensor(1 / 0.5)
-        .exp()
-        .item(),
+        "2. the loss of a reward model that knows nothing": math.log(2),
+        "3. by what a reward 1 higher multiplies a name's odds, price 0.5": math.exp(1 / 0.5),
     }
 
 
