@@ -175,7 +175,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     reward = learn_reward(base, *ranked(base, 3000), size(quick, 60, 200))
     one, other = drawn(base, size(quick, 500, 2000)), drawn(base, size(quick, 500, 2000))
     agrees = (reward(one) > reward(other)) == (liking(one) > liking(other))
-    steps = size(quick, 30, 220, 600)
+    steps = size(quick, 30, 220)
     far, held = please(reward, base, 0.0, steps), please(reward, base, PRICE, steps)
 
     likes = smooth(far.liking)

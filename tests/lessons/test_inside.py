@@ -226,7 +226,7 @@ FIGURES = {
     "2_scale": {"parameters: off by": (-0.1, 0.1), "tokens: off by": (-0.1, 0.1)},
     "5_preferences": {
         "pairs ranked as the person would": (0.62, 0.8),
-        "liking at best": (-1.9, -1),
+        "liking at best": (-1.9, -0.8),
         "divergence in the end, with a price": (1, 8),
         "reward in the end": (1.8, 5),
     },
