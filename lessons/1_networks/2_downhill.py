@@ -18,10 +18,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import numpy as np
-from common import beside, finish, panels, run, save, size
+from common import beside, run, size
+from drawing import finish, panels, save
 
 START = np.array([1.0, 1.0])
 

@@ -19,10 +19,11 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import beside, finish, panels, run, save, size
+from common import beside, run, size
+from drawing import draw_graph, finish, panels, save
 from matplotlib.axes import Axes
 
 
@@ -221,36 +222,13 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     print(f"all {number} gradients against PyTorch's: largest difference {apart:.0e}")
 
     figure, axes = panels(3, 17, 5, width_ratios=(2.2, 1.1, 1))
-    draw_graph(axes[0], output, {each: name for name, each in inputs.items()})
+    draw_graph(axes[0], output.made_from(), {each: name for name, each in inputs.items()})
+    axes[0].set_title("the lecture's neuron: numbers forward, gradients back")
     draw_moons(axes[1], same, examples)
     axes[2].plot(losses)
     finish(axes[2], title="loss of each step", xlabel="step")
     save(figure, __file__)
     return figures | {"right": right, "apart": apart, "parameters": number, "twice": first}
-
-
-def draw_graph(axes: Axes, output: Value, names: dict[Value, str]) -> None:
-    """The Values that an output was made from, left to right, each with its number and its gradient."""
-    order = output.made_from()
-    column, row = {output: 0}, {}
-    for each in order:
-        for other, _ in each.inputs:
-            column[other] = max(column.get(other, 0), column[each] + 1)
-    for each in reversed(order):  # those that were given one below the other, the others between their inputs
-        places = [row[other] for other, _ in each.inputs]
-        row[each] = sum(places) / len(places) if places else -sum(not other.inputs for other in row)
-    for each in order:
-        place = (-column[each], row[each])
-        for other, _ in each.inputs:
-            arrow = dict(arrowstyle="-|>", color="#8a8f98", shrinkA=34, shrinkB=34)
-            axes.annotate("", place, (-column[other], row[other]), arrowprops=arrow)
-        color = "#dbe7f5" if each.inputs else "#fbe9cf"
-        text = f"{each.sign or names[each]}\n{each.data:.3f}\ngradient {each.grad:.2f}"
-        box = dict(boxstyle="round", fc=color, ec="#8a8f98")
-        axes.text(*place, text, ha="center", va="center", fontsize=10, bbox=box)
-    axes.set(xlim=(-max(column.values()) - 0.5, 0.5), ylim=(min(row.values()) - 0.5, 0.5))
-    axes.set_title("the lecture's neuron: numbers forward, gradients back")
-    axes.axis("off")
 
 
 def draw_moons(axes: Axes, layers: list, examples: list) -> None:

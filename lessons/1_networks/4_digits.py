@@ -19,10 +19,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Digits, beside, digits, finish, run, save, size
+from common import Digits, beside, digits, run, size
+from drawing import finish, save, tiled
 from matplotlib import pyplot
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -215,14 +216,14 @@ def draw(curves: dict, by_heart: dict, one_weight: dict, begun: dict[str, Layers
     axes["C"].set_ylabel("relative to the largest")
     for name, (size_at_first, layers) in zip("DE", begun.items(), strict=True):
         weights = pictures_of(layers)
-        framed = F.pad(weights, (1, 1, 1, 1), value=torch.nan)  # a white line between them
-        tiles = framed.view(4, 4, 30, 30).permute(0, 2, 1, 3).reshape(120, 120)
-        axes[name].imshow(tiles, cmap="RdBu", vmin=-3 * weights.std(), vmax=3 * weights.std())
+        axes[name].imshow(
+            tiled(weights, 4).numpy(), cmap="RdBu", vmin=-3 * weights.std(), vmax=3 * weights.std()
+        )
         axes[name].set_title(f"16 neurons, begun {size_at_first}")
-    axes["F"].imshow(noise[0].view(28, 28), cmap="gray_r")
+    axes["F"].imshow(noise[0].view(28, 28).numpy(), cmap="gray_r")
     axes["F"].set_title("noise …")
     probabilities = forward(begun["small"], noise[:1], torch.relu).softmax(dim=1)[0].detach()
-    axes["G"].barh(range(10), probabilities)
+    axes["G"].barh(range(10), probabilities.numpy())
     axes["G"].set(title="… read as", yticks=range(10), xlim=(0, 1), xlabel="probability")
     for name in "DEF":
         axes[name].axis("off")

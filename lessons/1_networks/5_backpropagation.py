@@ -15,11 +15,12 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import numpy as np
 import torch
-from common import beside, digits, finish, panels, run, save, size
+from common import beside, digits, run, size
+from drawing import finish, panels, save
 
 Layers = list[tuple[np.ndarray, np.ndarray]]  # weights (inputs, outputs) and biases (outputs,)
 EQUATIONS = {

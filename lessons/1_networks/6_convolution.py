@@ -15,11 +15,12 @@ import sys
 import timeit
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import numpy as np
 import torch
-from common import Digits, beside, digits, finish, run, save, size
+from common import Digits, beside, digits, run, size
+from drawing import finish, save, tiled
 from matplotlib import pyplot
 from numpy.lib.stride_tricks import sliding_window_view
 from torch.nn import functional as F
@@ -259,13 +260,6 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     return figures
 
 
-def tiles(pictures: np.ndarray) -> np.ndarray:
-    """Eight pictures (8, H, W) as two rows of four, with a line of nothing between them."""
-    framed = np.pad(pictures, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-    H, W = framed.shape[1:]
-    return framed.reshape(2, 4, H, W).transpose(0, 2, 1, 3).reshape(2 * H, 4 * W)
-
-
 def draw(data: Digits, layers: list, curves: dict, shifted: dict) -> None:
     """A picture and its patches, accuracies; the filters, what they see in a digit, shifted pictures."""
     figure, axes = pyplot.subplot_mosaic("AABBCC;DDEEFF", figsize=(16, 8.6), layout="constrained")
@@ -284,7 +278,7 @@ def draw(data: Digits, layers: list, curves: dict, shifted: dict) -> None:
     maps = layers[0].forward(data.test_images[:1, ..., None].numpy())[0].transpose(2, 0, 1)
     for name, pictures in (("D", layers[0].weights.T.reshape(8, 5, 5)), ("E", maps)):
         limit = abs(pictures).max()
-        axes[name].imshow(tiles(pictures), cmap="RdBu", vmin=-limit, vmax=limit)
+        axes[name].imshow(tiled(torch.tensor(pictures), 2).numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
     axes["D"].set_title("eight filters that were learned")
     axes["E"].set_title("what they see in a digit")
     for name, label in (("CNN", "CNN, 9,226 parameters"), ("MLP", "MLP, 13,002 parameters")):

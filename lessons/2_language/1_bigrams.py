@@ -13,10 +13,11 @@ After Andrej Karpathy's lecture "The spelled-out intro to language modeling: bui
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import LETTERS, beside, finish, heat_map, names, panels, run, save, size, windows
+from common import LETTERS, beside, names, run, size, windows
+from drawing import finish, heat_map, panels, save
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -14,10 +14,11 @@ makemore part 2: MLP" (2022).
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import LETTERS, beside, finish, fit, invent, mean_loss, names, panels, run, save, size, windows
+from common import LETTERS, beside, fit, invent, mean_loss, names, run, size, windows
+from drawing import finish, panels, save
 from torch import Tensor, nn
 
 V, LENGTH, HIDDEN = len(LETTERS), 3, 200

@@ -15,10 +15,11 @@ gain: He et al. (2015); BatchNorm: Ioffe and Szegedy (2015).
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import LETTERS, beside, curve, finish, fit, mean_loss, names, panels, run, save, size, windows
+from common import LETTERS, beside, fit, mean_loss, names, run, size, windows
+from drawing import curve, finish, panels, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 

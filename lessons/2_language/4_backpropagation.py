@@ -13,10 +13,11 @@ After Andrej Karpathy's lecture "Building makemore part 4: becoming a backprop n
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import LETTERS, beside, curve, finish, names, panels, run, save, size, windows
+from common import LETTERS, beside, names, run, size, windows
+from drawing import curve, finish, panels, save
 from torch import Tensor
 from torch.nn import functional as F
 

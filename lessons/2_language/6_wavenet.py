@@ -13,10 +13,11 @@ After van den Oord et al., "WaveNet" (2016), and Andrej Karpathy's lecture "Buil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import beside, curve, finish, fit, invent, mean_loss, names, panels, run, save, size, windows
+from common import beside, fit, invent, mean_loss, names, run, size, windows
+from drawing import curve, finish, panels, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 

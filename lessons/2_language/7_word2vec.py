@@ -18,10 +18,11 @@ from collections import Counter
 from itertools import permutations
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import beside, descend, finish, panels, run, save, shakespeare, size
+from common import beside, descend, run, shakespeare, size
+from drawing import finish, panels, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 

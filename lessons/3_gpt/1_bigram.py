@@ -13,10 +13,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import finish, heat_map, panels, run, save, shakespeare, train, validation_loss, write
+from common import run, shakespeare, train, validation_loss, write
+from drawing import finish, heat_map, panels, save
 from torch import Tensor, nn
 
 
@@ -31,6 +32,15 @@ class Bigram(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Ids (B, T) to logits (B, T, V): every position looks up its own row and no other."""
         return self.table(ids)
+
+
+def exercises() -> dict[str, float]:
+    """The answers to the exercises of the guide."""
+    return {
+        "1. scores in the table for 65 characters": 65**2,
+        "2. loss where the right character always has probability 1/4": math.log(4),
+        "3. loss on a row whose counts are 6, 3 and 1": -sum(p * math.log(p) for p in (0.6, 0.3, 0.1)),
+    }
 
 
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
@@ -86,4 +96,4 @@ def draw(losses: list[float], counted: Tensor, learned: Tensor, characters: str,
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(main, __doc__, exercises)

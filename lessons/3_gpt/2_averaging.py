@@ -16,10 +16,11 @@ import timeit
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import finish, panels, run, save
+from common import run
+from drawing import finish, panels, save
 from torch import Tensor
 
 
@@ -48,6 +49,17 @@ def by_softmax(x: Tensor, scores: Tensor | None = None) -> Tensor:
     scores = torch.zeros(T, T) if scores is None else scores
     future = torch.triu(torch.ones(T, T), diagonal=1).bool()
     return scores.masked_fill(future, -math.inf).softmax(dim=-1) @ x
+
+
+def exercises() -> dict[str, float]:
+    """The answers to the exercises of the guide."""
+    return {
+        "1. each weight of position 4, counted from 0": 1 / 5,
+        "2. the second of two weights, scores 0 and ln 3": torch.tensor([0, math.log(3)])
+        .softmax(dim=0)[1]
+        .item(),
+        "3. pairs of 8 positions that the mask hides": int(torch.ones(8, 8).triu(1).sum()),
+    }
 
 
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
@@ -98,4 +110,4 @@ def draw(lengths: list[int], milliseconds: dict[str, list[float]]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(main, __doc__, exercises)

@@ -14,10 +14,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import finish, heat_map, panels, run, save, shakespeare, train, validation_loss
+from common import run, shakespeare, train, validation_loss
+from drawing import finish, heat_map, panels, save
 from torch import Tensor, nn
 
 LENGTH, WIDTH = 8, 32  # T and C, the lecture's
@@ -64,6 +65,15 @@ def score_statistics(D: int, divisor: float) -> tuple[float, float]:
     return scores.var().item(), -(log_weights.exp() * log_weights).sum(dim=-1).mean().item()
 
 
+def exercises() -> dict[str, float]:
+    """The answers to the exercises of the guide."""
+    return {
+        "1. parameters of a head, C = 32, D = 16": sum(each.numel() for each in Head(32, 16).parameters()),
+        "2. variance of the undivided scores, D = 64": 64,
+        "3. the larger of two weights, scores 2 and 0": torch.tensor([2.0, 0.0]).softmax(dim=0)[0].item(),
+    }
+
+
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Measure what √D does, then train one head; returns the figures."""
     torch.manual_seed(seed)
@@ -104,4 +114,4 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(main, __doc__, exercises)

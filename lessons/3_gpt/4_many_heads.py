@@ -13,10 +13,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Embeddings, heat_map, panels, run, save, shakespeare, train, validation_loss
+from common import Embeddings, run, shakespeare, train, validation_loss
+from drawing import heat_map, panels, save
 from torch import Tensor, nn
 
 LENGTH, WIDTH, HEADS = 8, 32, 4
@@ -67,6 +68,15 @@ class Batched(nn.Module):
         return joined
 
 
+def exercises() -> dict[str, float]:
+    """The answers to the exercises of the guide."""
+    return {
+        "1. width of a head, C = 768, H = 12": 768 // 12,
+        "2. weights of 4 heads on 8 positions, the zeros too": 4 * 8 * 8,
+        "3. parameters of qkv, C = 768": 3 * 768**2,
+    }
+
+
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Show that the two forms are one, then train; returns the figures."""
     torch.manual_seed(seed)
@@ -96,4 +106,4 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(main, __doc__, exercises)

@@ -12,15 +12,17 @@ LayerNorm: Ba et al. (2016), Xiong et al. (2020); BatchNorm: Ioffe and Szegedy (
 Srivastava et al. (2014).
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Embeddings, finish, panels, run, save, shakespeare, train, validation_loss
+from common import Embeddings, run, shakespeare, train, validation_loss
+from drawing import finish, panels, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -121,6 +123,17 @@ def moved_by_neighbours(kind: str) -> float:
     return (model(batch)[0] - model(other)[0]).abs().max().item()
 
 
+def exercises() -> dict[str, float]:
+    """The answers to the exercises of the guide."""
+    return {
+        "1. parameters of a LayerNorm of width 32": 2 * 32,
+        "2. parameters of a block of the rung + LayerNorm": sum(
+            each.numel() for each in Block(LADDER[5]).parameters()
+        ),
+        "3. blocks until a gradient that each halves is below a millionth": math.ceil(math.log2(1e6)),
+    }
+
+
 def main(quick: bool = False, seed: int = 1, seeds: int = 1) -> dict[str, float]:
     """Climb the ladder with one or more seeds, then look at gradients and norms; returns the figures."""
     print(f"{'':<24}{'lecture':>8}{'ours':>8}   lowest … highest of the seeds")
@@ -162,4 +175,4 @@ def main(quick: bool = False, seed: int = 1, seeds: int = 1) -> dict[str, float]
 
 
 if __name__ == "__main__":
-    run(main, __doc__, seeds=1)
+    run(main, __doc__, exercises, seeds=1)

@@ -14,10 +14,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import finish, panels, run, save
+from common import run
+from drawing import finish, panels, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,6 +90,17 @@ def copy_weights(real: GPT, lesson: LessonGPT) -> None:
                 getattr(linear, name).copy_(some)
 
 
+def exercises() -> dict[str, float]:
+    """The answers to the exercises of the guide."""
+    with torch.device("meta"):  # shapes without numbers
+        gpt2 = sum(parameter.numel() for parameter in GPT(GPTConfig(bias=True)).parameters())
+    return {
+        "1. parameters that the tied head saves here": 65 * 64,
+        "2. parameters of a block's MLP, C = 64": (64 * 256 + 256) + (256 * 64 + 64),
+        "3. parameters of GPT-2": gpt2,
+    }
+
+
 @torch.no_grad()
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Logits of both for the same random weights and ids, in float32 and float64; returns the figures."""
@@ -118,4 +130,4 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(main, __doc__, exercises)

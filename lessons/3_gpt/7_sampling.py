@@ -13,10 +13,11 @@ Temperature: Ackley, Hinton and Sejnowski (1985); top-k: Fan et al. (2018); top-
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Counts, run, save, shakespeare
+from common import Counts, run, shakespeare
+from drawing import save
 from matplotlib import pyplot
 from torch import Tensor
 
@@ -61,6 +62,18 @@ WAYS = {"T = 0": (0,), "T = 0.5": (0.5,), "T = 1": (1,), "T = 2": (2,)}
 WAYS |= {"T = 1, top-k 5": (1, 5), "T = 1, top-p 0.8": (1, None, 0.8)}
 
 
+def exercises() -> dict[str, float]:
+    """The answers to the exercises of the guide."""
+    four = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    return {
+        "1. the first of two, logits ln 4 and 0, T = 0.5": with_temperature(
+            torch.tensor([4.0, 1.0]).log(), 0.5
+        )[0].item(),
+        "2. how many top-p 0.9 keeps of 0.5, 0.3, 0.15, 0.05": int((top_p(four, 0.9) > 0).sum()),
+        "3. the first of these after top-k 2": top_k(four, 2)[0].item(),
+    }
+
+
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Draw in six ways from one model, compare with model.py; returns the figures."""
     torch.manual_seed(seed)
@@ -101,4 +114,4 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(main, __doc__, exercises)

@@ -15,10 +15,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py is
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import descend, heat_map, panels, run, save
+from common import descend, run
+from drawing import heat_map, panels, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,6 +84,15 @@ class EncoderDecoder(nn.Module):
         return self.head(self.final_norm(self.decoder(x, memory)))
 
 
+def exercises() -> dict[str, float]:
+    """The answers to the exercises of the guide."""
+    return {
+        "1. cross-attention's weights, source 10, target 7, one head": 10 * 7,
+        "2. weights that are not masked in the decoder, 10 letters": 10 * 11 // 2,
+        "3. the place that the third letter is copied from, from 0": LENGTH - 3,
+    }
+
+
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Train on random strings, test on fresh ones, read the alignment off the weights; the figures."""
     torch.manual_seed(seed)
@@ -122,4 +132,4 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main, __doc__)
+    run(main, __doc__, exercises)

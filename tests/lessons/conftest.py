@@ -3,6 +3,7 @@
 import importlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,57 +26,62 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(importlib.import_module("common"), "PICTURES", folder)
+        patch.setattr(importlib.import_module("drawing"), "PICTURES", folder)
         yield folder
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the 5,000 digits, out of the package; skips where it cannot be had."""
+@dataclass(frozen=True)
+class Kept:
+    """Where `common` keeps a data set, and what comes of it out of the package."""
+
+    folder: str  # the constant that names the folder
+    stand_in: str  # the file out of the package
+    original: str  # the constant that names the original
+    nowhere: object  # the same, out of reach
+    read: str  # the function that reads the data
+
+
+DIGITS = Kept("DIGITS", "mnist_5k.csv.gz", "MNIST", UNREACHABLE, "digits")
+NAMES = Kept("NAMES", "names_of_2017.txt", "NAMES_TXT", PublicFile("names.txt", NOWHERE, None), "names")
+
+
+def stand_in_folder(kept: Kept, folder: Path) -> Path:
+    """The folder, with the stand-in out of the package in it; skips where that cannot be had."""
     common = importlib.import_module("common")
-    folder = tmp_path_factory.mktemp("digits")
-    at_hand = common.DIGITS / "mnist_5k.csv.gz"
+    at_hand = getattr(common, kept.folder) / kept.stand_in
     if at_hand.is_file():
         shutil.copy(at_hand, folder)
         return folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "DIGITS", folder)
-        patch.setattr(common, "MNIST", UNREACHABLE)
+        patch.setattr(common, kept.folder, folder)
+        patch.setattr(common, kept.original, kept.nowhere)
         try:
-            common.digits()
+            getattr(common, kept.read)()
         except UserError as error:
-            pytest.skip(f"the 5,000 digits cannot be had: {error}")
+            pytest.skip(f"the stand-in for the {kept.read} cannot be had: {error}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the 5,000 digits, out of the package."""
+    return stand_in_folder(DIGITS, tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def names_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the 29,910 names, out of the package, which pyarrow reads."""
+    return stand_in_folder(NAMES, tmp_path_factory.mktemp("names"))
 
 
 @pytest.fixture
 def digits(digits_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lessons read the 5,000 digits, whichever are at hand: figures do not compare across."""
-    monkeypatch.setattr(importlib.import_module("common"), "DIGITS", digits_folder)
-
-
-@pytest.fixture(scope="session")
-def names_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the 29,910 names, out of the package; skips where it cannot be had."""
-    common = importlib.import_module("common")
-    folder = tmp_path_factory.mktemp("names")
-    at_hand = common.NAMES / "names_of_2017.txt"
-    if at_hand.is_file():
-        shutil.copy(at_hand, folder)
-        return folder
-    pytest.importorskip("pyarrow", reason="the optional package pyarrow is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "NAMES", folder)
-        patch.setattr(common, "NAMES_TXT", PublicFile("names.txt", NOWHERE, None))
-        try:
-            common.names()
-        except UserError as error:
-            pytest.skip(f"the 29,910 names cannot be had: {error}")
-    return folder
+    monkeypatch.setattr(importlib.import_module("common"), DIGITS.folder, digits_folder)
 
 
 @pytest.fixture
 def named(names_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lessons read the 29,910 names, whichever are at hand: figures do not compare across."""
-    monkeypatch.setattr(importlib.import_module("common"), "NAMES", names_folder)
+    monkeypatch.setattr(importlib.import_module("common"), NAMES.folder, names_folder)
