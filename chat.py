@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
@@ -137,15 +137,21 @@ def sampling(temperature: str | float, options: Namespace) -> Sampling:
 
 
 def newest_assistant() -> Path:
-    """The run in out/ that was last saved, of those whose tokenizer has roles. UserError where none is."""
+    """The run in out/ that was last saved, of those that answer. Raises UserError where there is none."""
     for run in find_runs():
-        tokenizer = read_json_object(checkpoint_folders(run)[0] / "meta.json").get("tokenizer")
-        if isinstance(tokenizer, dict) and tokenizer.get("kind") == "chat":
+        if answers(read_json_object(checkpoint_folders(run)[0] / "meta.json")):
             return run
     raise UserError(
         f"there is no assistant in {RUNS_FOLDER}/; make one: python train.py configs/assistant_base.py, then "
         f"python train.py configs/assistant_chat.py"
     )
+
+
+def answers(meta: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's model writes answers: it has roles, and does more than score answers."""
+    tokenizer, settings = meta.get("tokenizer"), meta.get("settings")
+    has_roles = isinstance(tokenizer, dict) and tokenizer.get("kind") == "chat"
+    return has_roles and not (isinstance(settings, dict) and settings.get("method") == "reward")
 
 
 class Chat:

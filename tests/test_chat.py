@@ -165,6 +165,13 @@ def test_the_newest_assistant_is_taken_and_a_base_is_none(folder: Path, fails: C
     assert "--max_new_tokens: it is 0; it must be" in fails(chat.main, "--max_new_tokens=0")
 
 
+def test_a_reward_model_is_no_assistant_to_talk_to() -> None:
+    roles = {"tokenizer": {"kind": "chat"}}
+    assert chat.answers(roles) and chat.answers(roles | {"settings": {"method": "grpo"}})
+    assert not chat.answers(roles | {"settings": {"method": "reward"}})
+    assert not chat.answers({"tokenizer": {"kind": "bytes"}})
+
+
 def test_a_real_model_answers_lines_from_a_file(folder: Path) -> None:
     line = [sys.executable, str(ROOT / "chat.py"), "--temperature=1", "--max_new_tokens=5", "--device=cpu"]
     runs = [
