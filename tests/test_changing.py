@@ -41,7 +41,7 @@ def test_the_page_holds_six_changes_of_at_most_15_lines() -> None:
 @pytest.mark.parametrize(("heading", "diff", "line"), CHANGES, ids=[change[0] for change in CHANGES])
 def test_a_change_trains_resumes_and_samples(heading: str, diff: str, line: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    for name in ("engine", "configs"):
+    for name in ("engine", "configs", "tasks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("*.py"):
         shutil.copy(file, copy)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.commands import several
 from support.random_models import save_run
 from support.runs import losses, same, tensors
 from support.talks import made, talks, written
@@ -129,8 +130,8 @@ def test_the_weights_do_not_depend_on_the_number_of_processes(
     talk: Dataset, place: Path, parallel: str
 ) -> None:
     assert train_script.main([*EXACT, "--out_dir=one"]) == 0
-    several = ("--batch_size=2", "--gradient_accumulation_steps=4", f"--parallel={parallel}")
-    finished = several(place, 2, "train.py", *EXACT, *several, "--out_dir=two")
+    shared = ("--batch_size=2", "--gradient_accumulation_steps=4", f"--parallel={parallel}")
+    finished = several(place, 2, "train.py", *EXACT, *shared, "--out_dir=two")
     assert finished.returncode == 0, finished.stderr
     one, two = tensors(place / "one"), tensors(place / "two")
     for name in one:
