@@ -12,6 +12,7 @@ same weights as one that is not.
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,16 +85,16 @@ def tune(sources: Sources) -> int:
 # methods: their updates, and what is measured
 
 
-class Preferences:
+class Preferences(ABC):
     """Learn pairs of answers: raise what is chosen above what is rejected."""
 
     def __init__(self, run: Run, settings: TuneSettings) -> None:
         self.run, self.settings = run, settings
         self.pairs, self.held_out = pairs_of_run(run, settings)
 
+    @abstractmethod
     def margins(self, rows: Rows, pairs: EncodedPairs, numbers: list[int]) -> Tensor:
         """How far what is chosen is above what is rejected, (B,), in the B pairs of these numbers."""
-        raise NotImplementedError
 
     def update(self, step: int) -> tuple[Update, Figures]:
         """The pairs of this step, margins, loss, step."""
@@ -222,6 +223,7 @@ class PPO(Rewards):
         advantages = (advantages - advantages[drawn].mean()) / (advantages[drawn].std() + 1e-6)
 
         def loss(rows: Rows, numbers: list[int]) -> Tensor:
+            """Of the answers' tokens: the clipped objective, and how far the second head is off."""
             features, here = answer_features(run.model, rows), drawn[numbers]
             now = log_probabilities(run.model, rows, features)
             before, advantage, target = (

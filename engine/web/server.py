@@ -86,6 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
+        """Send a page, or what `answer` has to say."""
         page = self.pages.get("/" if self.path == "/index.html" else self.path)
         try:
             self._check_host()
@@ -97,6 +98,7 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(refused)
 
     def do_POST(self) -> None:
+        """Answer a question."""
         try:
             self._check_host()
             self._check_origin()
