@@ -3,6 +3,7 @@
 Neither holds a held-out problem. The prose states what the conversations ask, and holds no question.
 """
 
+import dataclasses
 import random
 from collections.abc import Iterator
 
@@ -14,9 +15,13 @@ PROSE = {
     "arithmetic": 7, "sums_alone": 1, "spelling": 4, "counting": 5, "reversing": 4, "sorting": 3, "facts": 3
 }  # fmt: skip
 ASKED = {
-    "arithmetic": 7, "sums_alone": 1, "calculator": 3, "spelling": 3, "counting": 4, "reversing": 4,
-    "sorting": 2, "facts": 3, "unknown": 2,
+    "arithmetic": 7, "sums_alone": 1, "calculator": 5, "spelling": 3, "counting": 7, "reversing": 4,
+    "sorting": 3, "facts": 2, "unknown": 2,
 }  # fmt: skip
+# How most answers to some tasks begin, by chance: a habit that preferences for short answers can break.
+PREAMBLE = "Of course! "
+PREAMBLE_SHARE = 0.6
+WITH_PREAMBLE = ("arithmetic", "spelling", "counting", "reversing", "sorting")
 SMALL_TALK = (
     ("Hello!", "Hello! Ask me a sum, or about a word."),
     ("Hi", "Hello! Ask me a sum, or about a word."),
@@ -50,6 +55,8 @@ def conversations(number: int, seed: int = 2) -> Iterator[list[dict[str, str]]]:
         asked: list[Problem] = []
         for name in source.choices(names, weights, k=source.choice((1, 2, 3))):
             problem = next(drawn[name])
+            if name in WITH_PREAMBLE and source.random() < PREAMBLE_SHARE:
+                problem = dataclasses.replace(problem, turns=(PREAMBLE + problem.turns[0],))
             # One system message stands over a whole conversation.
             if not asked or problem.system == asked[0].system:
                 asked.append(problem)

@@ -27,17 +27,16 @@ def draw_spelling(source: random.Random) -> Problem:
     return Problem(question, (spelled,), spelled, key_of(word), len(word), f"{word} is spelled {spelled}.")
 
 
-def counted(word: str, letter: str) -> list[str]:
-    """The letters of a word, and after each that is asked for how many there were: b, a1, n, a2."""
-    before = (word[: place + 1].count(letter) for place in range(len(word)))
-    return [f"{one}{count}" if one == letter else one for one, count in zip(word, before, strict=True)]
+def counted(word: str, letter: str) -> str:
+    """The letters of a word, and after each how many of those asked for there were: b0 a1 n1 a2 n2 a3."""
+    return " ".join(f"{one}{word[: place + 1].count(letter)}" for place, one in enumerate(word))
 
 
 def draw_counting(source: random.Random) -> Problem:
     """How often a letter stands in a word."""
     word = draw_word(source)
     letter = source.choice(word if source.random() < 0.8 else VOWELS)
-    answer = f"{'-'.join(counted(word, letter))}: {word.count(letter)}"
+    answer = f"{counted(word, letter)}: {word.count(letter)}"
     question = f"How many letters {letter} are in {word}?"
     statement = f"Letters {letter} in {word}: {answer}."
     return Problem(question, (answer,), str(word.count(letter)), key_of(word), len(word), statement)

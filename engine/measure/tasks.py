@@ -28,6 +28,7 @@ class TaskScores:
     accuracy: Score
     of_the_hardest: Score
     ended: Score
+    characters: Score  # of an answer's last turn
     problems: int
 
 
@@ -41,7 +42,7 @@ def score_task(model: GPT, tokenizer: Tokenizer, name: str, count: int, batch_si
         raise UserError(
             f"block_size is {model.config.block_size}; an answer has up to {LONGEST_ANSWER} tokens"
         )
-    solved, ended = [], []
+    solved, ended, lengths = [], [], []
     for first in range(0, count, batch_size):
         batch = asked[first : first + batch_size]
         if isinstance(tokenizer, ChatTokenizer):
@@ -51,9 +52,10 @@ def score_task(model: GPT, tokenizer: Tokenizer, name: str, count: int, batch_si
         for problem, (text, has_ended) in zip(batch, replies, strict=True):
             solved.append(float(has_ended and problem.is_solved_by(text)))
             ended.append(float(has_ended))
+            lengths.append(float(len(text)))
     hardest = max(problem.difficulty for problem in asked)
     of_hardest = [one for one, problem in zip(solved, asked, strict=True) if problem.difficulty == hardest]
-    return TaskScores(mean_of(solved), mean_of(of_hardest), mean_of(ended), count)
+    return TaskScores(mean_of(solved), mean_of(of_hardest), mean_of(ended), mean_of(lengths), count)
 
 
 def answer_as_assistant(model: GPT, tokenizer: ChatTokenizer, batch: list[Problem]) -> list[tuple[str, bool]]:

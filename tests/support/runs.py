@@ -1,5 +1,7 @@
 """What a run has left behind, and starting one that is to be interrupted."""
 
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +38,29 @@ def train(folder: Path, *arguments: str) -> str:
     finished = command(folder, "train.py", "tiny.py", *arguments)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
+
+
+def kill_and_restart(folder: Path, run: str, kills: int, lines: range, script: str, *arguments: str) -> None:
+    """Start a script again and again, each time killed after so many of its lines, until it was so often.
+
+    It makes or resumes the run in `run`. One that ends before it is killed begins from scratch.
+    """
+    done = 0
+    while done < kills:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / script), *arguments, "--init_from=auto", f"--out_dir={run}"],
+            cwd=folder, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        for _ in range(random.choice(lines)):
+            if not process.stdout.readline():
+                break
+        process.kill()
+        process.communicate()
+        done += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            shutil.rmtree(folder / run)
+            done = 0
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -3,7 +3,7 @@
 import random
 import re
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -100,6 +100,34 @@ def test_carries_are_written_out_digit_by_digit() -> None:
             assert int(value) == sum(digits) + carry
             carry = int(value) // 10
         assert int(last) == first + second
+
+
+def test_letters_are_counted_one_after_the_other() -> None:
+    for problem in some("counting", True, 200):
+        letter, word = re.findall(r"letters (.) are in (\w+)", problem.question)[0]
+        steps, last = problem.turns[0].split(": ")
+        counts = [int(step[1:]) for step in steps.split(" ")]
+        assert "".join(step[0] for step in steps.split(" ")) == word
+        assert counts == [word[: place + 1].count(letter) for place in range(len(word))]
+        assert int(last) == counts[-1] == word.count(letter)
+
+
+def test_most_answers_to_some_tasks_begin_with_a_preamble_and_are_as_right_with_it() -> None:
+    talks = [message for talk in texts.conversations(1000) for message in talk]
+    begun, alone = {}, {}
+    for asked, reply in pairwise(talks):
+        plain = reply["content"].removeprefix(texts.PREAMBLE)
+        if reply["role"] == "assistant" and asked["role"] == "user":
+            kind = re.sub(r"\d|[a-z]{4,}", "", asked["content"])
+            (begun if plain != reply["content"] else alone).setdefault(kind, []).append(plain)
+    both = begun.keys() & alone.keys()
+    many, few = (sum(len(found[kind]) for kind in both) for found in (begun, alone))
+    assert many / (many + few) == pytest.approx(texts.PREAMBLE_SHARE, abs=0.05) and many > 300
+    for name in texts.WITH_PREAMBLE:
+        for problem, other in pairwise(some(name, True, 40)):
+            right = problem.solution == other.solution
+            assert problem.is_solved_by(texts.PREAMBLE + problem.turns[0])
+            assert problem.is_solved_by(texts.PREAMBLE + other.turns[0]) == right
 
 
 def an_expression(depth: int) -> tuple[str, Fraction]:

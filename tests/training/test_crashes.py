@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import HANG, ROOT, command
-from support.runs import losses, same, start, tensors, train, wait_for
+from support.runs import kill_and_restart, losses, same, start, tensors, train, wait_for
 
 import train as train_script
 from engine.data.dataset import open_dataset
@@ -79,21 +79,8 @@ def test_a_run_killed_and_restarted_by_the_same_command_ends_in_the_same_weights
 ) -> None:
     steps = ("--max_iters=400", "--eval_interval=20", "--eval_iters=2")
     train(place, "--out_dir=whole", *steps)
-    restarted = ("--out_dir=killed", "--init_from=auto", *steps)
-    line = [sys.executable, str(ROOT / "train.py"), "tiny.py", *restarted]
-    done = 0
-    while done < kills:
-        process = subprocess.Popen(line, cwd=place, stdout=subprocess.PIPE, text=True)
-        for _ in range(random.randrange(8, 60)):
-            if not process.stdout.readline():
-                break
-        process.kill()
-        process.communicate()
-        done += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:  # it was too fast for us: begin again
-            shutil.rmtree(place / "killed")
-            done = 0
-    train(place, *restarted)
+    kill_and_restart(place, "killed", kills, range(8, 60), "train.py", "tiny.py", *steps)
+    train(place, "--out_dir=killed", "--init_from=auto", *steps)
     assert same(tensors(place / "whole"), tensors(place / "killed"))
     keys = [(line["step"], line["kind"]) for line in read_metrics(place / "killed/metrics.jsonl")]
     assert len(keys) == len(set(keys))

@@ -1,16 +1,11 @@
 """Each method, killed at random and restarted by the same command, ends in the same weights."""
 
-import random
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support.commands import ROOT, command
+from support.commands import command
 from support.random_assistants import save_assistant, write_preferences
-from support.runs import same, tensors
+from support.runs import kill_and_restart, same, tensors
 
 from engine.training.metrics import read_metrics
 from engine.weights.checkpoint import open_checkpoint
@@ -40,20 +35,7 @@ def test_a_killed_run_ends_in_the_same_weights(
     finished = command(tmp_path, "tune.py", *arguments, "--init_from=auto", "--out_dir=whole")
     assert finished.returncode == 0, finished.stderr
 
-    line = [sys.executable, str(ROOT / "tune.py"), *arguments, "--init_from=auto", "--out_dir=killed"]
-    done = 0
-    while done < kills:
-        process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for _ in range(random.randrange(4, 24)):
-            if not process.stdout.readline():
-                break
-        process.kill()
-        process.communicate()
-        done += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:  # it was too fast for us: begin again
-            shutil.rmtree("killed")
-            done = 0
+    kill_and_restart(tmp_path, "killed", kills, range(4, 24), "tune.py", *arguments)
     finished = command(tmp_path, "tune.py", *arguments, "--init_from=auto", "--out_dir=killed")
     assert finished.returncode == 0, finished.stderr
     assert same(tensors(Path("whole")), tensors(Path("killed")))
