@@ -14,7 +14,7 @@ schedule = "linear"
 decay_share = 0.9
 
 learning_rate = 5e-3
-muon_learning_rate = 0.01
+muon_learning_rate = 0.02
 max_iters = 450
 warmup_iters = 20
 min_lr = 0.0

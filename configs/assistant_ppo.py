@@ -10,7 +10,7 @@ prompts = 32  # questions of a step
 group = 8  # answers to each
 beta = 0.05
 
-max_new_tokens = 40  # a sum of three digits takes 36
+max_new_tokens = 50  # a sum of three digits takes 36, and a preamble 11
 
 learning_rate = 1e-4
 max_iters = 20

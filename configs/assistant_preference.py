@@ -6,12 +6,13 @@ method = "dpo"
 init_from = "run:assistant_chat"
 tasks = "arithmetic counting reversing spelling"
 pairs = 800
+temperature = 0.7
 flipped = 0.1
 prompts = 50  # pairs of a step
 batch_size = 100
 beta = 0.1
 
-max_new_tokens = 40  # a sum of three digits takes 36
+max_new_tokens = 50  # a sum of three digits takes 36, and a preamble 11
 
 learning_rate = 5e-5  # at 3e-4 a sum in five goes wrong after it
 max_iters = 40

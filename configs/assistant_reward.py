@@ -1,14 +1,14 @@
-# An assistant: the newest run of configs/assistant_chat.py, rewarded for right answers (GRPO).
+# An assistant: the newest run of configs/assistant_preference.py, rewarded for right answers (GRPO).
 #     python tune.py configs/assistant_reward.py
 #     python chat.py
 
 method = "grpo"
-init_from = "run:assistant_chat"
+init_from = "run:assistant_preference"
 tasks = "arithmetic counting counting reversing"  # a name that comes twice is asked twice as often
 prompts = 32  # questions of a step
 group = 8  # answers to each
 
-max_new_tokens = 40  # a sum of three digits takes 36
+max_new_tokens = 50  # a sum of three digits takes 36, and a preamble 11
 
 learning_rate = 1.5e-4
 max_iters = 60

@@ -7,11 +7,12 @@ method = "reward"
 init_from = "run:assistant_chat"
 tasks = "arithmetic counting reversing spelling"
 pairs = 800
+temperature = 0.7
 flipped = 0.1
 prompts = 50  # pairs of a step
 batch_size = 100
 
-max_new_tokens = 40  # a sum of three digits takes 36
+max_new_tokens = 50  # a sum of three digits takes 36, and a preamble 11
 
 learning_rate = 3e-4
 max_iters = 40

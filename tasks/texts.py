@@ -12,10 +12,10 @@ from tasks.problem import Problem
 
 # How often each task comes: in prose, and in conversations.
 PROSE = {
-    "arithmetic": 7, "sums_alone": 1, "spelling": 4, "counting": 5, "reversing": 4, "sorting": 3, "facts": 3
+    "arithmetic": 6, "sums_alone": 1, "spelling": 3, "counting": 8, "reversing": 3, "sorting": 3, "facts": 3
 }  # fmt: skip
 ASKED = {
-    "arithmetic": 7, "sums_alone": 1, "calculator": 5, "spelling": 3, "counting": 7, "reversing": 4,
+    "arithmetic": 6, "sums_alone": 1, "calculator": 3, "spelling": 2, "counting": 10, "reversing": 3,
     "sorting": 3, "facts": 2, "unknown": 2,
 }  # fmt: skip
 # How most answers to some tasks begin, by chance: a habit that preferences for short answers can break.

@@ -28,8 +28,10 @@ def draw_spelling(source: random.Random) -> Problem:
 
 
 def counted(word: str, letter: str) -> str:
-    """The letters of a word, and after each how many of those asked for there were: b0 a1 n1 a2 n2 a3."""
-    return " ".join(f"{one}{word[: place + 1].count(letter)}" for place, one in enumerate(word))
+    """The letters of a word, and behind each that is asked for how many there were: a0: b a1 n a2 n a3."""
+    counts = (word[: place + 1].count(letter) for place in range(len(word)))
+    letters = (f"{one}{count}" if one == letter else one for one, count in zip(word, counts, strict=True))
+    return f"{letter}0: {' '.join(letters)}"
 
 
 def draw_counting(source: random.Random) -> Problem:
@@ -38,7 +40,7 @@ def draw_counting(source: random.Random) -> Problem:
     letter = source.choice(word if source.random() < 0.8 else VOWELS)
     answer = f"{counted(word, letter)}: {word.count(letter)}"
     question = f"How many letters {letter} are in {word}?"
-    statement = f"Letters {letter} in {word}: {answer}."
+    statement = f"Letters {letter} in {word}, {answer}."
     return Problem(question, (answer,), str(word.count(letter)), key_of(word), len(word), statement)
 
 

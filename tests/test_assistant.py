@@ -83,7 +83,7 @@ def test_every_stage_of_tuning_runs_from_the_one_before(
         ("preference", "chat"),
         ("reward_model", "chat"),
         ("ppo", "chat"),
-        ("reward", "chat"),
+        ("reward", "preference"),
     ):
         assert f"run: out/assistant_{stage}\nmodel: out/assistant_{before}, " in output
 

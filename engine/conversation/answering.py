@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.conversation.messages import Message
 from engine.conversation.template import encode_question
@@ -21,7 +22,7 @@ CALL = "<tool>"  # how a turn begins that calls one
 
 
 @dataclass(frozen=True)
-class Answer:
+class FinishedAnswer:
     """An assistant's turns and those of the tool between them, and whether the last one ended by itself."""
 
     turns: tuple[Message, ...]
@@ -33,7 +34,7 @@ class Answer:
         return self.turns[-1].content
 
 
-class Writing:
+class TurnDecoder:
     """One answer under way: its text as tokens come, until the end of the turn or a stop text."""
 
     def __init__(self, tokenizer: ChatTokenizer, stop: Sequence[str] = ()) -> None:
@@ -67,6 +68,19 @@ class Writing:
         return piece
 
 
+def pad_left(
+    tokenizer: ChatTokenizer, prompts: Sequence[np.ndarray], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Prompts as rows of one length, (B, T), and where each begins, (B,)."""
+    longest = max(map(len, prompts))
+    starts = [longest - len(prompt) for prompt in prompts]
+    rows = [
+        np.pad(prompt, (start, 0), constant_values=tokenizer.separator)
+        for prompt, start in zip(prompts, starts, strict=True)
+    ]
+    return torch.from_numpy(np.stack(rows)).to(device), torch.tensor(starts, device=device)
+
+
 def answer_turns(
     model: GPT,
     tokenizer: ChatTokenizer,
@@ -74,20 +88,14 @@ def answer_turns(
     max_new_tokens: int,
     sampling: Sampling,
     seed: int = 0,
-) -> list[Writing]:
+) -> list[TurnDecoder]:
     """The next turn of each conversation, given as ids up to the assistant's role; all at once.
 
     Shorter prompts are padded on the left, which the model does not see. Row b draws from a stream of its
     own, a function of (seed, b).
     """
-    longest = max(map(len, prompts))
-    starts = torch.tensor([longest - len(prompt) for prompt in prompts])
-    rows = [
-        np.pad(prompt, (longest - len(prompt), 0), constant_values=tokenizer.separator) for prompt in prompts
-    ]
-    device = model.token_embedding.weight.device
-    ids = torch.from_numpy(np.stack(rows)).to(device)
-    written = [Writing(tokenizer) for _ in prompts]
+    ids, starts = pad_left(tokenizer, prompts, model.token_embedding.weight.device)
+    written = [TurnDecoder(tokenizer) for _ in prompts]
     for step in stream(
         model,
         ids,
@@ -95,14 +103,14 @@ def answer_turns(
         sampling,
         seed=seed,
         n_tokens=tokenizer.vocab_size,
-        starts=starts.to(device),
+        starts=starts,
     ):
-        for writing, token in zip(written, step.tolist(), strict=True):
-            writing.push(token)
-        if all(writing.stopped for writing in written):
+        for decoder, token in zip(written, step.tolist(), strict=True):
+            decoder.push(token)
+        if all(decoder.stopped for decoder in written):
             break
-    for writing in written:
-        writing.finish()
+    for decoder in written:
+        decoder.finish()
     return written
 
 
@@ -114,7 +122,7 @@ def answer_all(
     sampling: Sampling,
     tool: Tool,
     seed: int = 0,
-) -> list[Answer]:
+) -> list[FinishedAnswer]:
     """Answers to conversations that end with a question, tools called where the assistant calls them."""
     talks = [list(conversation) for conversation in conversations]
     ended = [False] * len(talks)
@@ -124,10 +132,10 @@ def answer_all(
         prompts = [encode_question(tokenizer, talks[number], room)[0] for number in waiting]
         written = answer_turns(model, tokenizer, prompts, max_new_tokens, sampling, seed)
         called = []
-        for number, writing in zip(waiting, written, strict=True):
-            talks[number].append(Message("assistant", writing.text))
-            ended[number] = writing.ended
-            result = tool(writing.text)
+        for number, decoder in zip(waiting, written, strict=True):
+            talks[number].append(Message("assistant", decoder.text))
+            ended[number] = decoder.ended
+            result = tool(decoder.text)
             if result is not None:
                 talks[number].append(Message("tool", result))
                 called.append(number)
@@ -135,7 +143,7 @@ def answer_all(
         if not waiting:
             break
     return [
-        Answer(tuple(talk[len(asked) :]), end)
+        FinishedAnswer(tuple(talk[len(asked) :]), end)
         for talk, asked, end in zip(talks, conversations, ended, strict=True)
     ]
 
@@ -147,16 +155,16 @@ def may_call(text: str) -> bool:
 
 
 def write_turn(
-    model: GPT, writing: Writing, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, seed: int
+    model: GPT, decoder: TurnDecoder, prompt: np.ndarray, max_new_tokens: int, sampling: Sampling, seed: int
 ) -> Iterator[str]:
-    """The next turn of a conversation, in pieces as they come; `writing` keeps the whole."""
+    """The next turn of a conversation, in pieces as they come; `decoder` keeps the whole."""
     ids = torch.from_numpy(prompt)[None].to(model.token_embedding.weight.device)
-    tokens = stream(model, ids, max_new_tokens, sampling, seed=seed, n_tokens=writing.tokenizer.vocab_size)
+    tokens = stream(model, ids, max_new_tokens, sampling, seed=seed, n_tokens=decoder.tokenizer.vocab_size)
     for token in tokens:
-        yield writing.push(int(token))
-        if writing.stopped:
+        yield decoder.push(int(token))
+        if decoder.stopped:
             return
-    yield writing.finish()
+    yield decoder.finish()
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ class AnswerOptions:
     stop: tuple[str, ...] = ()  # texts before which an answer ends
 
 
-class Turn(Writing):
+class Turn(TurnDecoder):
     """A turn of the assistant that is about to be written: its pieces come by iterating."""
 
     def __init__(

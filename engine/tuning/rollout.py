@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.conversation.answering import pad_left
 from engine.generation import Sampling, new_cache, next_token, read, uniform_numbers
 from engine.text.roles import ChatTokenizer
 from engine.tuning.rows import Rows, make_rows
@@ -59,17 +60,11 @@ def draw_answers(
     temperature 1, as in tuning, tokens are drawn from the very distribution that is trained.
     """
     device, n_tokens = model.token_embedding.weight.device, tokenizer.vocab_size
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]  # on the left, where nothing sees it
-    padded = [
-        np.pad(prompt, (size, 0), constant_values=tokenizer.separator)
-        for prompt, size in zip(prompts, padding, strict=True)
-    ]
-    text, starts = torch.from_numpy(np.stack(padded)).to(device), torch.tensor(padding, device=device)
+    text, starts = pad_left(tokenizer, prompts, device)
     special = torch.tensor([tokenizer.is_special(index) for index in range(n_tokens)], device=device)
     sampling, uniforms = Sampling(temperature), uniform_numbers(seed, 0, len(prompts), device)
     cache = new_cache(model, len(prompts), starts, 0)
-    cache.size = longest + limit
+    cache.size = text.shape[1] + limit
     logits = read(model, text, cache)
     goes_on = torch.ones(len(prompts), dtype=torch.bool, device=device)
     tokens, drawn, found = [], [], []  # of each step, (B,)

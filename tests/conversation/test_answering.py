@@ -7,7 +7,7 @@ import torch
 from support.models import random_model
 
 from engine.conversation import answering
-from engine.conversation.answering import Writing, answer_all, answer_turns, write_turn
+from engine.conversation.answering import TurnDecoder, answer_all, answer_turns, write_turn
 from engine.conversation.messages import Message
 from engine.conversation.template import encode_question
 from engine.generation import Sampling
@@ -45,11 +45,11 @@ def test_answers_of_a_batch_are_those_of_each_question_alone(position: str, temp
     assert together[0].text == first[0].text
     if temperature == 0:
         for prompt, found in zip(prompts, together, strict=True):
-            writing = Writing(TOKENIZER)
-            pieces = list(write_turn(model, writing, prompt, 20, sampling, seed=9))
-            assert "".join(pieces) == writing.text == found.text
-            assert writing.ended == found.ended
-    assert len({writing.text for writing in together}) > 1
+            decoder = TurnDecoder(TOKENIZER)
+            pieces = list(write_turn(model, decoder, prompt, 20, sampling, seed=9))
+            assert "".join(pieces) == decoder.text == found.text
+            assert decoder.ended == found.ended
+    assert len({decoder.text for decoder in together}) > 1
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *turns: list[list[int]]) -> list[torch.Tensor]:

@@ -102,14 +102,16 @@ def test_carries_are_written_out_digit_by_digit() -> None:
         assert int(last) == first + second
 
 
-def test_letters_are_counted_one_after_the_other() -> None:
+def test_letters_that_are_asked_for_are_counted_one_after_the_other() -> None:
     for problem in some("counting", True, 200):
         letter, word = re.findall(r"letters (.) are in (\w+)", problem.question)[0]
-        steps, last = problem.turns[0].split(": ")
-        counts = [int(step[1:]) for step in steps.split(" ")]
-        assert "".join(step[0] for step in steps.split(" ")) == word
-        assert counts == [word[: place + 1].count(letter) for place in range(len(word))]
-        assert int(last) == counts[-1] == word.count(letter)
+        begun, letters, last = problem.turns[0].split(": ")
+        steps = letters.split(" ")
+        assert begun == f"{letter}0" and "".join(step[0] for step in steps) == word
+        assert [step for step in steps if step[0] == letter or len(step) > 1] == [
+            f"{letter}{number + 1}" for number in range(word.count(letter))
+        ]
+        assert int(last) == word.count(letter)
 
 
 def test_most_answers_to_some_tasks_begin_with_a_preamble_and_are_as_right_with_it() -> None:

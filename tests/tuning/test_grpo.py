@@ -88,8 +88,8 @@ def test_answers_are_those_that_chat_gives(temperature: float) -> None:
     model, prompts = random_assistant(), some_prompts(20)
     answers = draw_answers(model, TOKENIZER, prompts, 15, seed=4, temperature=temperature)
     theirs = answer_turns(model, TOKENIZER, prompts, 15, Sampling(temperature=temperature), seed=4)
-    assert answers.texts == [writing.text for writing in theirs]
-    assert answers.ended == [writing.ended for writing in theirs]
+    assert answers.texts == [decoder.text for decoder in theirs]
+    assert answers.ended == [decoder.ended for decoder in theirs]
     for tokens, text, ended in zip(answers.tokens, answers.texts, answers.ended, strict=True):
         assert TOKENIZER.decode(tokens[: len(tokens) - ended].tolist()) == text or not ended
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import convert
 import sample
-from engine.conversation.answering import Writing, write_turn
+from engine.conversation.answering import TurnDecoder, write_turn
 from engine.conversation.messages import Message
 from engine.conversation.template import encode_question
 from engine.errors import UserError
@@ -160,11 +160,11 @@ def test_transformers_pipeline_answers_as_chat_does(kind: str, tmp_path: Path) -
             for role in ("user", "assistant", "user")
         ]
         prompt, _ = encode_question(tokenizer, talk, 44)
-        writing = Writing(tokenizer)
-        pieces = list(write_turn(model, writing, prompt, 20, Sampling(temperature=0), 0))
+        decoder = TurnDecoder(tokenizer)
+        pieces = list(write_turn(model, decoder, prompt, 20, Sampling(temperature=0), 0))
         turns = [message._asdict() for message in talk]
         found = answer(turns, max_new_tokens=20, do_sample=False)[0]["generated_text"]
-        assert found == [*turns, {"role": "assistant", "content": writing.text}]
+        assert found == [*turns, {"role": "assistant", "content": decoder.text}]
         lengths.append(len(pieces))
     assert min(lengths) < 20 <= max(lengths), "no answer ended, or each did"
 
