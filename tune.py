@@ -162,16 +162,14 @@ class Rewards:
         asked = [problem for problem in questions for _ in range(settings.group)]
         return asked, ask(self.run, settings, asked, seed)
 
-    def evaluate(self) -> Figures:
-        """How the most probable answers do on problems that are for training, and no step's own.
+    def examine(self) -> tuple[list[Problem], Answers]:
+        """The most probable answers to problems that are for training, and no step's own.
 
         So the held-out ones choose nothing, not even the best checkpoint.
         """
         seed = derive_seed(self.settings.seed, "examination")
         asked = draw_questions(self.tasks, seed, self.settings.eval_prompts)
-        answers = ask(self.run, self.settings, asked, seed, temperature=0)
-        figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
-        return {"val_loss": 1 - figures["reward"]} | figures
+        return asked, ask(self.run, self.settings, asked, seed, temperature=0)
 
 
 class GRPO(Rewards):
@@ -198,6 +196,12 @@ class GRPO(Rewards):
         batch = Batch(answers.batches(learned, settings.batch_size), int(answers.drawn[learned].sum()))
         figures = self.judge.figures(rewards, answers) | {"learned": len(learned) / len(asked)}
         return update(run, loss, batch, step), figures
+
+    def evaluate(self) -> Figures:
+        """The share of answers that are not right, and the judge's figures."""
+        asked, answers = self.examine()
+        figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
+        return {"val_loss": 1 - figures["reward"]} | figures
 
 
 class PPO(Rewards):
@@ -238,21 +242,31 @@ class PPO(Rewards):
         figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
         return updated, {"score": earned.mean().item()} | figures
 
+    def evaluate(self) -> Figures:
+        """The mean score, negated: the reward model chooses the best checkpoint. And the judge's figures."""
+        asked, answers = self.examine()
+        score = self.scored(answers).mean().item()
+        figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
+        return {"val_loss": -score, "score": score} | figures
+
+    @torch.no_grad()
+    def scored(self, answers: Answers) -> Tensor:
+        """The scores (B,) of answers; one that does not end scores less than any other."""
+        found = answers.log_probabilities.new_zeros(len(answers.tokens))
+        with self.run.compute.autocast():
+            for rows, numbers in answers.batches(range(len(found)), self.settings.batch_size):
+                found[numbers] = answer_scores(self.reward_model, rows)
+        ended = torch.tensor(answers.ended, device=found.device)
+        return torch.where(ended, found, found.min() - 1)
+
     @torch.no_grad()
     def look_at(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
-        """Their scores (B,); by the reference log-probabilities (B, A); what the second head expects (B, A).
-
-        An answer that does not end scores less than any other.
-        """
+        """Scores (B,); log-probabilities by the reference (B, A); what the second head expects (B, A)."""
         model, reference, size = self.run.model, self.reference, self.settings.batch_size
-        scored = answers.log_probabilities.new_zeros(len(answers.tokens))
         with self.run.compute.autocast():
-            for rows, numbers in answers.batches(range(len(scored)), size):
-                scored[numbers] = answer_scores(self.reward_model, rows)
             before = answers.measure(lambda rows: log_probabilities(reference, rows), size)
             expected = answers.measure(lambda rows: scores(model, answer_features(model, rows)), size)
-        ended = torch.tensor(answers.ended, device=scored.device)
-        return torch.where(ended, scored, scored.min() - 1), before, expected
+        return self.scored(answers), before, expected
 
 
 METHODS = {"dpo": DPO, "reward": RewardModel, "ppo": PPO, "grpo": GRPO}

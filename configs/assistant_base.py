@@ -23,13 +23,13 @@ decay_share = 0.7
 
 learning_rate = 1e-2
 muon_learning_rate = 0.02
-max_iters = 200  # 0.8 million tokens
+max_iters = 150  # 0.6 million tokens
 warmup_iters = 0
 min_lr = 0.0
 beta2 = 0.99
 weight_decay = 0.0
 
-eval_interval = 100
+eval_interval = 75
 eval_iters = 4
 log_interval = 50
 sample_tokens = 100

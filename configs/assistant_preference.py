@@ -6,7 +6,7 @@ method = "dpo"
 init_from = "run:assistant_chat"
 tasks = "arithmetic counting reversing spelling"
 pairs = 800
-temperature = 0.7
+temperature = 0.7  # fewer slips, as many preambles
 flipped = 0.1
 prompts = 50  # pairs of a step
 batch_size = 100
@@ -14,7 +14,7 @@ beta = 0.1
 
 max_new_tokens = 50  # a sum of three digits takes 36, and a preamble 11
 
-learning_rate = 5e-5  # at 3e-4 a sum in five goes wrong after it
+learning_rate = 5e-5
 max_iters = 40
 min_lr = 0.0
 

@@ -4,13 +4,13 @@
 
 method = "grpo"
 init_from = "run:assistant_preference"
-tasks = "arithmetic counting counting reversing"  # a name that comes twice is asked twice as often
+tasks = "sorting sorting sorting arithmetic"  # a name that comes more than once is asked as often
 prompts = 32  # questions of a step
 group = 8  # answers to each
 
 max_new_tokens = 50  # a sum of three digits takes 36, and a preamble 11
 
-learning_rate = 1.5e-4
+learning_rate = 3e-4
 max_iters = 60
 min_lr = 0.0
 
