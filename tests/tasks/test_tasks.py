@@ -54,7 +54,8 @@ def test_no_training_text_holds_a_held_out_problem() -> None:
     words = set(re.findall(r"\b[a-z]+\b", text))
     for name in TASKS:
         for problem in some(name, True, 300):
-            assert problem.question not in text
+            asked = re.escape(problem.question)  # 14 + 65 is a part of 814 + 65
+            assert problem.question not in text or not re.search(rf"\b{asked}", text)
     for first, second in sums:
         key = key_of(first, second)
         assert key is None or not Problem("", ("",), "", key, 1).is_held_out(), (first, second)
