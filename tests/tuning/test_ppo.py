@@ -98,6 +98,17 @@ def test_the_first_update_moves_towards_higher_scores(scorer: Path) -> None:
     assert sum(scores[-4:]) > sum(scores[:4])
 
 
+def test_the_best_checkpoint_of_ppo_is_that_of_the_highest_score(scorer: Path) -> None:
+    assert tune_script.main([*PPO, "--max_iters=6", "--out_dir=r"]) == 0
+    scores = {
+        line["step"]: line["score"]
+        for line in read_metrics(Path("r/metrics.jsonl"))
+        if line["kind"] == "eval"
+    }
+    best = open_checkpoint(Path("r"), "best").meta["step"]
+    assert len(scores) == 4 and scores[best] == max(scores.values())
+
+
 def test_ppo_that_is_stopped_and_resumed_ends_in_the_same_weights(scorer: Path) -> None:
     assert tune_script.main([*PPO, "--max_iters=6", "--out_dir=whole"]) == 0
     assert tune_script.main([*PPO, "--lr_decay_iters=6", "--max_iters=4", "--out_dir=parts"]) == 0
