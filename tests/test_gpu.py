@@ -21,7 +21,7 @@ from engine import kernels
 from engine.device import Compute
 from engine.errors import UserError
 from engine.generation import Sampling, generate
-from engine.measure.training_step import TrialRun, plain_compute, trial_run
+from engine.measure.training_step import plain_compute, trial_run
 from engine.settings import TrainSettings
 from engine.training import batches
 from engine.training import forward as forwards
@@ -106,8 +106,8 @@ def test_an_update_never_waits_for_the_gpu() -> None:
     run = trial_run(settings, config, DEVICE, plain_compute(settings, DEVICE))
     rows = torch.randint(64, (4, 33), device=DEVICE)
 
-    def update(step: int, run: TrialRun = run) -> None:
-        train_script.update(run, run.forward, Batch(iter([(rows[:, :-1], rows[:, 1:])] * 2), 256), step)
+    def update(step: int) -> None:
+        train_script.update(run, run.model, Batch(iter([(rows[:, :-1], rows[:, 1:])] * 2), 256), step)
 
     update(0)  # makes the optimizer's state
     torch.cuda.set_sync_debug_mode("error")

@@ -6,21 +6,14 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from engine.command_line import ROOT
 from engine.errors import UserError
-from engine.measure.timing import summary
-from engine.measure.training_step import PLAIN, ROOT
+from engine.measure.timing import ratios, summary
+from engine.measure.training_step import PLAIN
 from engine.training.metrics import read_metrics
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of a run: validation loss in nats over the whole split, and seconds of training."""
-
-    loss: float
-    seconds: float
 
 
 def measure_loss(options: Namespace) -> None:
@@ -28,25 +21,23 @@ def measure_loss(options: Namespace) -> None:
     plain = ["configs/shakespeare_char.py", *(f"--{name}={value}" for name, value in PLAIN.items())]
     names = [options.config or "configs/shakespeare_char_fast.py", options.compare or "the plain setting"]
     lines = [names[0].split(), plain if options.compare is None else options.compare.split()]
-    outcomes = race(lines, options.seeds)
-    for name, found in zip(names, outcomes, strict=True):
-        print(report(name, found))
-    ratios = [mine.seconds / theirs.seconds for mine, theirs in zip(*outcomes, strict=True)]
-    print(f"{names[0]} takes {summary([100 * ratio for ratio in ratios])} % of the other's time")
-
-
-def race(lines: Sequence[Sequence[str]], seeds: Sequence[int]) -> list[list[Outcome]]:
-    """Run each command line of train.py with each seed, in turns; return the outcomes per line."""
-    outcomes: list[list[Outcome]] = [[] for _ in lines]
+    outcomes: list[list[dict[str, Any]]] = [[] for _ in lines]
     with tempfile.TemporaryDirectory() as folder:
-        for seed in seeds:
+        for seed in options.seeds:
             for number, line in enumerate(lines):
-                outcomes[number].append(run(line, seed, Path(folder, f"{number}-{seed}")))
-    return outcomes
+                outcomes[number].append(train_to_the_end(line, seed, Path(folder, f"{number}-{seed}")))
+    seconds = [[outcome["seconds"] for outcome in found] for found in outcomes]
+    for name, found, spent in zip(names, outcomes, seconds, strict=True):
+        losses = [outcome["val_loss"] for outcome in found]
+        spread = f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
+        spent = f"{statistics.median(spent):.1f} s of training"
+        print(f"{name}: validation loss {spread} over {len(losses)} seeds, {spent}")
+    shares = [100 * ratio for ratio in ratios(*seconds)]
+    print(f"{names[0]} takes {summary(shares)} % of the other's time")
 
 
-def run(line: Sequence[str], seed: int, folder: Path) -> Outcome:
-    """Train in a new process, on the data in the current folder, and read the result."""
+def train_to_the_end(line: Sequence[str], seed: int, folder: Path) -> dict[str, Any]:
+    """Train in a new process, on the data in the current folder; the last evaluation, of the whole split."""
     fixed = [f"--seed={seed}", f"--out_dir={folder}", "--eval_iters=None", "--sample_tokens=0"]
     fixed += ["--eval_interval=1000000", "--keep_checkpoints=1"]
     finished = subprocess.run(
@@ -54,13 +45,4 @@ def run(line: Sequence[str], seed: int, folder: Path) -> Outcome:
     )
     if finished.returncode:
         raise UserError(f"train.py {' '.join(line)} ended with status {finished.returncode}")
-    last = [entry for entry in read_metrics(folder / "metrics.jsonl") if entry["kind"] == "eval"][-1]
-    return Outcome(last["val_loss"], last["seconds"])
-
-
-def report(name: str, outcomes: Sequence[Outcome]) -> str:
-    """One line: the mean loss with its range, and the median of the seconds."""
-    losses = [outcome.loss for outcome in outcomes]
-    seconds = statistics.median(outcome.seconds for outcome in outcomes)
-    spread = f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
-    return f"{name}: validation loss {spread} over {len(losses)} seeds, {seconds:.1f} s of training"
+    return [entry for entry in read_metrics(folder / "metrics.jsonl") if entry["kind"] == "eval"][-1]

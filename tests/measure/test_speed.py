@@ -34,8 +34,7 @@ def options(place: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
 
 def test_the_step_that_is_measured_is_that_of_train_py(options: Namespace) -> None:
     settings = trial_settings(options.config, CPU)
-    config = trial_shape(settings, CPU)
-    run = trial_run(settings, config, CPU, best_compute(settings, config, CPU))
+    run = trial_run(settings, trial_shape(settings, CPU), CPU, best_compute(settings, CPU))
     calls = []
 
     def watched(run: Any, forward: Any, batch: Batch, step: int) -> Any:
@@ -44,7 +43,7 @@ def test_the_step_that_is_measured_is_that_of_train_py(options: Namespace) -> No
         return update(run, forward, Batch(iter(micro_batches), batch.targets), step)
 
     before = {name: value.clone() for name, value in run.model.named_parameters()}
-    step = step_function(watched, run, run.forward)
+    step = step_function(watched, run, run.model)
     step(), step()
     assert calls == [(number, 256, [(4, 32), (4, 32)]) for number in (0, 1)]
     assert all(not torch.equal(value, before[name]) for name, value in run.model.named_parameters())
