@@ -88,27 +88,27 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send a page, or what `answer` has to say."""
         page = self.pages.get("/" if self.path == "/index.html" else self.path)
-        try:
-            self._check_host()
-            if page is not None:
-                self._send(200, "text/html; charset=utf-8", page.html.encode(), page.policy)
-            else:
-                self._send_answer(self.answer(self.path, None))
-        except Refused as refused:
-            self._refuse(refused)
+        self._respond(lambda: page or self.answer(self.path, None))
 
     def do_POST(self) -> None:
         """Answer a question."""
+        self._respond(lambda: self.answer(self.path, self._read_question()))
+
+    def _respond(self, find: Callable[[], Page | dict[str, Any] | Answers]) -> None:
         try:
             self._check_host()
-            self._check_origin()
-            answer = self.answer(self.path, self._read_question())
+            found = find()
         except Refused as refused:
-            self._refuse(refused)
+            self._send(refused.status, "application/json", _as_json(refused.content()))
             if refused.status == 413:
                 self._skip_body()
+            return
+        if isinstance(found, Page):
+            self._send(200, "text/html; charset=utf-8", found.html.encode(), found.policy)
+        elif isinstance(found, dict):
+            self._send(200, "application/json", _as_json(found))
         else:
-            self._send_answer(answer)
+            self._send_events(found)
 
     def _check_host(self) -> None:
         """Raise Refused for a request to another host name (DNS rebinding)."""
@@ -116,14 +116,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
             raise Refused(403, f"ask for http://127.0.0.1:{port}/")
 
-    def _check_origin(self) -> None:
-        """Raise Refused for a POST from another site's page, or from a program where none may ask."""
+    def _read_question(self) -> Any:
+        """A POST's body, read as JSON. Raises Refused.
+
+        Pages of other sites may not ask, nor programs where `programs` does not say so.
+        """
         origin = self.headers.get("Origin")
         if origin != f"http://{self.headers['Host']}" and not (self.programs and origin is None):
             raise Refused(403, "only the page itself may ask")
-
-    def _read_question(self) -> Any:
-        """The request's body, read as JSON. Raises Refused."""
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             raise Refused(411, "a question says how long it is")
@@ -140,17 +140,8 @@ class Handler(BaseHTTPRequestHandler):
             if not self.rfile.read(MAX_BODY):
                 return
 
-    def _refuse(self, refused: Refused) -> None:
-        self._send(refused.status, "application/json", _as_json(refused.content()))
-
-    def _send_answer(self, answer: dict[str, Any] | Answers) -> None:
-        if isinstance(answer, dict):
-            self._send(200, "application/json", _as_json(answer))
-        else:
-            self._send_events(answer)
-
     def _send(self, status: int, content_type: str, body: bytes, policy: str = NOTHING) -> None:
-        self._send_head(status, content_type, policy, {"Content-Length": str(len(body))})
+        self._send_head(status, content_type, policy, len(body))
         self.wfile.write(body)
 
     def _send_events(self, answers: Answers) -> None:
@@ -158,20 +149,17 @@ class Handler(BaseHTTPRequestHandler):
 
         A refusal in mid-stream becomes the last event. If the reader disconnects, the generator is closed.
         """
-        self._send_head(200, "text/event-stream", NOTHING, {})
+        self._send_head(200, "text/event-stream", NOTHING)
         with contextlib.closing(answers):
+            end = b"[DONE]"
             try:
                 for answer in answers:
-                    self._send_event(_as_json(answer))
+                    self.wfile.write(b"data: " + _as_json(answer) + b"\n\n")
             except Refused as refused:
-                self._send_event(_as_json(refused.content()))
-            else:
-                self._send_event(b"[DONE]")
+                end = _as_json(refused.content())
+            self.wfile.write(b"data: " + end + b"\n\n")
 
-    def _send_event(self, data: bytes) -> None:
-        self.wfile.write(b"data: " + data + b"\n\n")
-
-    def _send_head(self, status: int, content_type: str, policy: str, more: dict[str, str]) -> None:
+    def _send_head(self, status: int, content_type: str, policy: str, length: int | None = None) -> None:
         headers = {
             "Content-Type": content_type,
             "Content-Security-Policy": policy + "; frame-ancestors 'none'",
@@ -180,7 +168,9 @@ class Handler(BaseHTTPRequestHandler):
             "Cache-Control": "no-store",
         }
         self.send_response(status)
-        for name, value in (headers | more).items():
+        if length is not None:
+            headers["Content-Length"] = str(length)
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
 
