@@ -9,13 +9,15 @@ hooked and nothing costs time.
 L counts the layers that have attention (all of them in GPT-2), H the heads of one layer.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import UserError
@@ -43,25 +45,21 @@ def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
     """
     weights: list[Tensor] = []
 
-    def watched(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def attend_and_keep(
-            query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
-        ) -> Tensor:
-            T = value.shape[-2]
-            identity = torch.eye(T, dtype=value.dtype, device=value.device).expand(*value.shape[:-1], T)
-            weights.append(attend(query, key, identity, mask, 0.0))
-            return attend(query, key, value, mask, dropout)
+    def attend_and_keep(
+        attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *mask_and_dropout: Any
+    ) -> Tensor:
+        T = value.shape[-2]
+        identity = torch.eye(T, dtype=value.dtype, device=value.device).expand(*value.shape[:-1], T)
+        weights.append(attend(query, key, identity, mask_and_dropout[0], 0.0))
+        return attend(query, key, value, *mask_and_dropout)
 
-        return attend_and_keep
-
-    layers = attention_layers(model)
-    plain = [layer.attend for layer in layers]
+    plain = {layer: layer.attend for layer in attention_layers(model)}
     try:
-        for layer in layers:
-            layer.attend = watched(layer.attend)
+        for layer, attend in plain.items():
+            layer.attend = functools.partial(attend_and_keep, attend)
         yield weights
     finally:
-        for layer, attend in zip(layers, plain, strict=True):
+        for layer, attend in plain.items():
             layer.attend = attend
 
 
@@ -69,15 +67,9 @@ def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
 def watch_streams(model: GPT) -> Iterator[list[Tensor]]:
     """Record the residual stream (B, T, C) before the first block and after each block."""
     streams: list[Tensor] = []
-
-    def keep_input(block: nn.Module, given: tuple[Tensor, ...]) -> None:
-        streams.append(given[0])
-
-    def keep_output(block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        streams.append(output)
-
-    hooks = [model.blocks[0].register_forward_pre_hook(keep_input)]
-    hooks += [block.register_forward_hook(keep_output) for block in model.blocks]
+    hooks = [model.blocks[0].register_forward_pre_hook(lambda _, given: streams.append(given[0]))]
+    for block in model.blocks:
+        hooks.append(block.register_forward_hook(lambda *given: streams.append(given[-1])))
     try:
         yield streams
     finally:
