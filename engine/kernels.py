@@ -78,12 +78,7 @@ def leave_out_dropout(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout):
                 delattr(parent, name)
-                setattr(parent, name, unchanged)
-
-
-def unchanged(x: Tensor) -> Tensor:
-    """The tensor itself."""
-    return x
+                setattr(parent, name, lambda x: x)
 
 
 def keep_freed_memory() -> None:
@@ -135,11 +130,8 @@ def attend_in_float32(
 @contextlib.contextmanager
 def attention_for_decoding(device: torch.device) -> Iterator[None]:
     """Leave cuDNN's attention out, which makes a plan for each number of keys: one more with every token."""
-    if device.type != "cuda":
-        yield
-        return
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(before and device.type != "cuda")
     try:
         yield
     finally:
@@ -323,16 +315,17 @@ def _probe_matmul(tokens: int, width: int) -> tuple[str, str]:
     left = torch.randn(min(tokens, 4096), width, generator=stream)
     right = torch.randn(width, 4 * width, generator=stream)
     exact = left.double() @ right.double()
-    errors, runs = {}, {}
-    for precision in ("highest", "medium"):
-        runs[precision] = _with_precision(precision, lambda: left @ right)
-        errors[precision] = ((runs[precision]().double() - exact).norm() / exact.norm()).item()
-    seconds = _race(runs)
-    faster = seconds["medium"] < 0.95 * seconds["highest"]
-    chosen = "medium" if errors["medium"] <= LARGEST_ERROR and faster else "highest"
+
+    def product(precision: str) -> Tensor:
+        torch.set_float32_matmul_precision(precision)
+        return left @ right
+
+    error = ((product("medium").double() - exact).norm() / exact.norm()).item()
+    seconds = _race({"highest": lambda: product("highest"), "medium": lambda: product("medium")})
+    ratio = seconds["medium"] / seconds["highest"]
+    chosen = "medium" if error <= LARGEST_ERROR and ratio < 0.95 else "highest"
     return chosen, (
-        f"matmul {chosen} (oneDNN takes {seconds['medium'] / seconds['highest']:.2f} of the default's time "
-        f"at a relative error of {errors['medium']:.1e})"
+        f"matmul {chosen} (oneDNN takes {ratio:.2f} of the default's time at a relative error of {error:.1e})"
     )
 
 
@@ -347,20 +340,11 @@ def _probe_attention(
     def forward_backward(attend: Callable[..., Tensor]) -> Callable[[], Tensor]:
         return lambda: torch.autograd.grad(attend(*qkv, None, dropout).sum(), qkv)[0]
 
-    seconds = _race(
-        {name: _with_precision(precision, forward_backward(attend)) for name, attend in ATTENTION.items()}
-    )
+    torch.set_float32_matmul_precision(precision)
+    seconds = _race({name: forward_backward(attend) for name, attend in ATTENTION.items()})
     chosen = min(seconds, key=seconds.__getitem__)
     ratio = seconds["matmul"] / seconds["sdpa"]
     return chosen, f"attention {chosen} (written out takes {ratio:.2f} of sdpa's time)"
-
-
-def _with_precision(precision: str, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    def run_with() -> Tensor:
-        torch.set_float32_matmul_precision(precision)
-        return run()
-
-    return run_with
 
 
 def _race(runs: dict[str, Callable[[], Tensor]], rounds: int = 9) -> dict[str, float]:
