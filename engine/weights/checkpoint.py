@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from engine.parallel.sharding import copy_into
 from engine.runs import RUNS_FOLDER, STEP_NAME, checkpoint_folders, similar_run
 from engine.shape import empty_model
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
-from engine.weights.shapes import SIZES, check_fits, parameter_shapes, shapes_of
+from engine.weights.shapes import SIZES, check_fits, parameter_shapes, read_tensors, shapes_of
 from model import GPT, GPTConfig
 
 FORMAT = 1
@@ -47,17 +46,11 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """All tensors of a part ("model" or "optimizer") by name, on the CPU. Raises UserError.
-
-        They are mapped from the files, so a process that copies its slices reads no more than these.
-        """
+        """All tensors of a part ("model" or "optimizer") by name, on the CPU. Raises UserError."""
         tensors: dict[str, Tensor] = {}
         for name in sorted(self.meta["files"]):
             if name.split(".")[0].split("-")[0] == part:
-                try:
-                    tensors |= safetensors.torch.load_file(self.folder / name)
-                except (OSError, safetensors.SafetensorError) as error:
-                    raise UserError(f"{self.folder / name} cannot be read: {error}") from error
+                tensors |= read_tensors(self.folder / name)
         return tensors
 
     def model_config(self) -> GPTConfig:
@@ -66,15 +59,9 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors. Raises UserError where they are not the parameters that the code builds."""
-        tensors = self.tensors("model")
-        check_fits(
-            parameter_shapes(self.model_config(), tensors, str(self.folder)), tensors, str(self.folder)
-        )
+        tensors, where = self.tensors("model"), str(self.folder)
+        check_fits(parameter_shapes(self.model_config(), tensors, where), tensors, where)
         return tensors
-
-
-# ------------------------------------------------------------------------------------------------------------
-# finding checkpoints
 
 
 def named_checkpoint(run: Path, name: str) -> str | None:
@@ -92,17 +79,16 @@ def newest_finished(name: str, root: Path = RUNS_FOLDER) -> Path:
     An older one is never taken in the place of one that is under way.
     """
     pattern = re.compile(re.escape(name) + r"(-\d+)?")
-    runs = [path for path in root.glob("*/config.json") if pattern.fullmatch(path.parent.name)]
+    runs = [path.parent for path in root.glob("*/config.json") if pattern.fullmatch(path.parent.name)]
     if not runs:
         raise UserError(
             f"there is no run {root / name} to start from; train it: python train.py configs/{name}.py"
         )
 
-    def last_change(config: Path) -> float:
-        saved = checkpoint_folders(config.parent)
-        return max(config.stat().st_mtime, saved[0].stat().st_mtime if saved else 0.0)
+    def last_change(run: Path) -> float:
+        return max(path.stat().st_mtime for path in (run / "config.json", *checkpoint_folders(run)[:1]))
 
-    run = max(runs, key=last_change).parent
+    run = max(runs, key=last_change)
     if not checkpoint_folders(run) or not is_finished(open_newest(run)[0].meta):
         raise UserError(
             f"{run} is the newest run of {name}, and it is not finished; let it end (--init_from=resume "
@@ -144,10 +130,6 @@ def open_newest(run: Path) -> tuple[Checkpoint, list[str]]:
         except UserError as error:
             remarks.append(f"{error}; going back to the checkpoint before it")
     raise UserError(f"{run} holds no intact checkpoint: {'; '.join(remarks) or 'there is none'}")
-
-
-# ------------------------------------------------------------------------------------------------------------
-# reading one
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

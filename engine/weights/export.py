@@ -68,15 +68,10 @@ def check_is_gpt2(config: GPTConfig) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Hugging Face
-
-
 def hugging_face_config(found: Pretrained) -> dict[str, Any]:
     """config.json of `GPT2LMHeadModel`. `bias` is our own note: models without biases come back as such."""
     config = found.config
     end_of_text = None if found.tokenizer is None else found.tokenizer.end_of_text
-    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
     dtype = found.tensors["token_embedding.weight"].dtype
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -84,7 +79,7 @@ def hugging_face_config(found: Pretrained) -> dict[str, Any]:
         **{theirs: getattr(config, ours) for theirs, ours in OUR_NAMES.items()},
         "n_ctx": config.block_size,
         "n_inner": None,
-        "activation_function": activation,
+        "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.activation],
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "layer_norm_epsilon": EPSILON,
@@ -95,10 +90,11 @@ def hugging_face_config(found: Pretrained) -> dict[str, Any]:
     }
 
 
-def generation_config(found: Pretrained, description: dict[str, Any]) -> dict[str, Any]:
+def generation_config(found: Pretrained) -> dict[str, Any]:
     """generation_config.json: an assistant ends its turn at any special token and writes no unused id."""
-    generation = {name: description[name] for name in ("bos_token_id", "eos_token_id")}
     tokenizer = found.tokenizer
+    end_of_text = None if tokenizer is None else tokenizer.end_of_text
+    generation: dict[str, Any] = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     if isinstance(tokenizer, ChatTokenizer):
         special = {tokenizer.end_of_turn, tokenizer.separator, *tokenizer.ids.values()}
         generation |= {"eos_token_id": sorted(special), "pad_token_id": tokenizer.separator}
@@ -109,24 +105,17 @@ def generation_config(found: Pretrained, description: dict[str, Any]) -> dict[st
 def write_hugging_face(found: Pretrained, folder: Path) -> None:
     """Write config.json, model.safetensors and the tokenizer's files into a new folder. Raises UserError."""
     check_is_gpt2(found.config)
-    description = hugging_face_config(found)
     files = {} if found.tokenizer is None else tokenizer_files(found.tokenizer, found.config.block_size)
-    files["config.json"] = json.dumps(description, indent=1).encode()
-    generation = generation_config(found, description)
-    files["generation_config.json"] = json.dumps(generation, indent=1).encode()
+    files["config.json"] = json.dumps(hugging_face_config(found), indent=1).encode()
+    files["generation_config.json"] = json.dumps(generation_config(found), indent=1).encode()
     weights = {}
     for name, tensor in tensors_for_gpt2(found.config, found.tensors).items():
         weights[gpt2_name(name)] = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
-
     with written_whole(folder) as beside:
         beside.mkdir()
         for name, content in files.items():
             (beside / name).write_bytes(content)
         safetensors.torch.save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
-
-
-# ------------------------------------------------------------------------------------------------------------
-# GGUF
 
 
 def write_gguf(found: Pretrained, path: Path) -> None:
@@ -198,10 +187,6 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
     writer.add_add_bos_token(False)
     writer.add_bos_token_id(pairs.end_of_text)
     writer.add_eos_token_id(pairs.end_of_text)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# a run folder of ours
 
 
 def write_run(found: Pretrained, folder: Path) -> None:

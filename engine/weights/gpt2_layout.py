@@ -52,9 +52,7 @@ def gpt2_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     modules = {f"blocks.{layer}.{name}": block[name] for layer in range(config.n_layer) for name in block}
     for name, shape in (modules | {"final_norm": (width,)}).items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    if not config.tied_head:
-        shapes["head.weight"] = (config.vocab_size, width)
-    return shapes
+    return shapes if config.tied_head else shapes | {"head.weight": (config.vocab_size, width)}
 
 
 def gpt2_name(name: str) -> str:
@@ -119,8 +117,7 @@ def tensors_from_gpt2(
     shapes = parameter_shapes(config, left, where)
     swapped = {name for name in shapes if transposed and name.endswith(TRANSPOSED)}
     expected = {gpt2_name(name): shape[::-1] if name in swapped else shape for name, shape in shapes.items()}
-    reason = "they do not belong together"
-    check_fits(expected, left, where, holder="the weights", wanted_by="the configuration", reason=reason)
+    check_fits(expected, left, where, "the weights", "the configuration", "they do not belong together")
     tensors = {}
     for name in shapes:
         tensor = left[gpt2_name(name)]
@@ -140,13 +137,6 @@ def tensors_for_gpt2(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[s
     shapes = gpt2_shapes(config)
     like = next(iter(tensors.values()))
     zeros = {name: like.new_zeros(shape) for name, shape in shapes.items() if name.endswith(".bias")}
-    complete = zeros | dict(tensors)
-    check_fits(
-        shapes,
-        complete,
-        "this model cannot be converted",
-        holder="the model",
-        wanted_by="GPT-2's layout",
-        reason="it is no GPT-2",
-    )
+    complete, where = zeros | dict(tensors), "this model cannot be converted"
+    check_fits(shapes, complete, where, "the model", "GPT-2's layout", "it is no GPT-2")
     return {name: complete[name] for name in shapes}

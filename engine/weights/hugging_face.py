@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from engine.errors import UserError
 from engine.json_files import check_fields, dataclass_from, read_json_object
 from engine.weights.gpt2_layout import gpt2_name, head_is_tied, tensors_from_gpt2, unwrap
+from engine.weights.shapes import read_tensors
 from model import GPTConfig
 
 ACTIVATIONS = {
@@ -74,9 +74,8 @@ def read_model(folder: Path, source: str) -> tuple[GPTConfig, dict[str, Tensor]]
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{source} holds no model in Hugging Face's layout: there is no {path}")
-    content = read_json_object(path)
-    check_model_type(content, str(path))
-    description = with_our_names(content, str(path))
+    description = with_our_names(read_json_object(path), str(path))
+    check_model_type(description, str(path))
     config = config_from(description, str(path))
     weights = unwrap(read_safetensors(folder), source)
     # Where both matrices are stored and differ, transformers too believes the weights, not the setting.
@@ -123,8 +122,6 @@ def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
 
 def check_model_type(description: Mapping[str, Any], where: str) -> None:
     """Raise UserError where config.json describes another model; the oldest ones do not say what they are."""
-    kinds = {name: FIELDS[name] for name in ("model_type", "architectures")}
-    check_fields(description, kinds, where, optional=kinds)
     kind = description.get("model_type", ", ".join(description.get("architectures") or []))
     is_gpt2 = kind == "gpt2" or ("model_type" not in description and kind.startswith("GPT2"))
     has_no_name = kind == "" and {"n_layer", "n_head", "n_embd"} <= description.keys()
@@ -195,10 +192,8 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     names = ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / names[0]).is_file():
-        listed = check_fields(read_json_object(index), {"weight_map": dict[str, str]}, str(index))[
-            "weight_map"
-        ]
-        names = sorted(set(listed.values()))
+        listed = check_fields(read_json_object(index), {"weight_map": dict[str, str]}, str(index))
+        names = sorted(set(listed["weight_map"].values()))
         if not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
             raise UserError(f"{index}: weight_map must name safetensors files beside it")
     tensors: dict[str, Tensor] = {}
@@ -206,10 +201,7 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
         path = folder / name
         if not path.is_file():
             raise UserError(missing_weights(folder, path))
-        try:
-            tensors |= safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} is damaged or cut short ({error}); download or copy it again") from error
+        tensors |= read_tensors(path)
     return tensors
 
 

@@ -185,17 +185,14 @@ def download(repository: str, revision: str) -> Path:
 
     Raises UserError where they cannot be had; `reach_hub` finds out within seconds.
     """
-    import huggingface_hub
+    import huggingface_hub as hub
 
     advice = (
         f"; where there is no network, put {', '.join(HUB_FILES)} from https://huggingface.co/{repository} "
         "into a folder and name it: --init_from=FOLDER"
     )
     with hub_errors(f"the weights of {repository} cannot be had", advice):
-        cached = (
-            huggingface_hub.try_to_load_from_cache(repository, name, revision=revision) for name in HUB_FILES
-        )
-        if not all(cached):
+        if not all(hub.try_to_load_from_cache(repository, name, revision=revision) for name in HUB_FILES):
             reach_hub(repository, "model")
-        paths = [huggingface_hub.hf_hub_download(repository, name, revision=revision) for name in HUB_FILES]
+        paths = [hub.hf_hub_download(repository, name, revision=revision) for name in HUB_FILES]
     return Path(paths[0]).parent
