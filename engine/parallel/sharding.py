@@ -10,6 +10,7 @@ import takes half a second, is imported only where it is needed.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -91,32 +92,22 @@ def recompute_blocks(model: GPT) -> None:
     Results do not change: dropout is drawn again from the same generator state (Chen et al., 2016).
     """
     for block in model.blocks:
-        block.forward = _recomputed_in_training(block, block.forward)
-
-
-def _recomputed_in_training(block: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def recomputed(*inputs: Any) -> Tensor:
-        if block.training:
-            return checkpoint(forward, *inputs, use_reentrant=False)
-        return forward(*inputs)
-
-    return recomputed
+        recomputed = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = _in_training(block, recomputed, block.forward)
 
 
 def compile_blocks(model: GPT) -> GPT:
     """Compile each block on its own, for training, since FSDP gathers between blocks. Returns the model."""
     for block in model.blocks:
-        block.forward = _compiled_in_training(block, block.forward)
+        block.forward = _in_training(block, torch.compile(block.forward, dynamic=False), block.forward)
     return model
 
 
-def _compiled_in_training(block: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    compiled = torch.compile(forward, dynamic=False)
+def _in_training(block: nn.Module, special: Callable, plain: Callable) -> Callable[..., Tensor]:
+    def forward(*inputs: Any) -> Tensor:
+        return special(*inputs) if block.training else plain(*inputs)
 
-    def compiled_in_training(*inputs: Any) -> Tensor:
-        return compiled(*inputs) if block.training else forward(*inputs)
-
-    return compiled_in_training
+    return forward
 
 
 @contextlib.contextmanager

@@ -11,30 +11,23 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
+from typing import Any
 
 from engine.parallel.world import World
+from engine.versions import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LISTED = 8  # processes that a report names
 PATIENCE_AFTER_ERROR = 5.0  # seconds for the thread to end after an error, which may be the store's
-
-
-class HasStep(Protocol):
-    """An object that counts completed steps."""
-
-    step: int
 
 
 class Watchdog:
     """Reports, from a thread, when this process has made no progress for `seconds`.
 
     The thread writes the step and the current function into the store several times in `seconds`; the
-    training loop needs no call for it.
+    training loop needs no call for it. `state.step` counts completed steps.
     """
 
-    def __init__(self, world: World, state: HasStep, seconds: float) -> None:
+    def __init__(self, world: World, state: Any, seconds: float) -> None:
         self.world, self.state, self.seconds = world, state, seconds
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -47,13 +40,11 @@ class Watchdog:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """End the thread. The process would abort if the thread were in the store's C++ code at exit."""
         self._ended.set()
         if self._thread is not None:
-            self._thread.join(None if kind is None else PATIENCE_AFTER_ERROR)
+            self._thread.join(None if exception[0] is None else PATIENCE_AFTER_ERROR)
 
     def _watch(self) -> None:
         # A connection of its own: the training thread may block the other.
