@@ -39,21 +39,12 @@ LEGIBLE = 24  # tokens that can be written along an axis; longer texts get numbe
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "runs", nargs="*", type=Path, help="folders of runs or sweeps (default: the newest run in out/)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="the PNG to write (default: loss.png or attention.png in the first run's folder)",
-    )
-    parser.add_argument(
-        "--x", choices=tuple(AXES), default="step", help="the horizontal axis (default: step)"
-    )
-    parser.add_argument(
-        "--attention", metavar="TEXT", help="draw where each head looks while the model reads TEXT"
-    )
+    add = parser.add_argument
+    add("runs", nargs="*", type=Path, help="folders of runs or sweeps (default: the newest run in out/)")
+    written = "the PNG to write (default: loss.png or attention.png in the first run's folder)"
+    add("--output", type=Path, metavar="FILE", help=written)
+    add("--x", choices=tuple(AXES), default="step", help="the horizontal axis (default: step)")
+    add("--attention", metavar="TEXT", help="draw where each head looks while the model reads TEXT")
     options = parser.parse_args(arguments)
     if options.attention is not None and len(options.runs) > 1:
         raise UserError("--attention draws one model; name one run")
@@ -144,10 +135,6 @@ def read_run(run: Path) -> Lines:
     return lines
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Losses
-
-
 def draw_losses(curves: dict[str, list[Lines]], x: str) -> Figure:
     """The losses of runs over `x`, a key of AXES; a curve has a name, and one run or several seeds of it."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
@@ -196,23 +183,14 @@ def points(runs: list[Lines], kind: str, x: str, y: str) -> tuple[list[float], l
 
     In seconds runs differ, and their mean is taken.
     """
-    found: dict[int, list[tuple[float, float]]] = {}
-    for lines in runs:
-        for line in lines:
-            first, second = line.get(x), line.get(y)
-            if (
-                line.get("kind") == kind
-                and isinstance(first, int | float)
-                and isinstance(second, int | float)
-            ):
-                found.setdefault(line["step"], []).append((first, second))
+    found: dict[int, list[tuple[Any, Any]]] = {}
+    for line in (line for lines in runs for line in lines if line.get("kind") == kind):
+        pair = line.get(x), line.get(y)
+        if all(isinstance(number, int | float) for number in pair):
+            found.setdefault(line["step"], []).append(pair)
     shared = [pairs for _, pairs in sorted(found.items()) if len(pairs) == len(runs)]
     at = [fmean(first for first, _ in pairs) for pairs in shared]
     return at, [[second for _, second in pairs] for pairs in shared]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Attention
 
 
 def read_attention(source: Path, text: str) -> tuple[list[str], Any]:
@@ -263,10 +241,9 @@ def save(figure: Figure, output: Path) -> None:
     """Write the picture. Raises UserError where it cannot be written."""
     try:
         figure.savefig(output, dpi=150)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}") from error
-    except ValueError as error:  # an ending that matplotlib does not know
-        raise UserError(f"{output} cannot be written: {error}") from error
+    except (OSError, ValueError) as error:  # matplotlib does not know every ending
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{output} cannot be written: {reason}") from error
 
 
 if __name__ == "__main__":
