@@ -85,10 +85,7 @@ def plot(options: Namespace) -> None:
 
 
 def read_curves(folders: Sequence[Path]) -> dict[str, list[Lines]]:
-    """The metrics of runs by the names of their curves: one run, or all that differ in their seed alone.
-
-    Raises UserError for a folder that holds no run.
-    """
+    """The metrics of runs by the names of their curves: runs that differ in their seed alone. UserError."""
     groups: dict[str, dict[Any, Path]] = {}
     names: dict[Path, str] = {}
     for folder in folders:

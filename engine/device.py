@@ -1,7 +1,6 @@
 """What to compute with: device, precision, compiler, threads and kernels, chosen once at the start.
 
-Every choice can be overridden by a setting, is kept in config.json and the checkpoint, and reused by a
-resumed run.
+Every choice can be overridden by a setting, and is kept in the checkpoint for a run that goes on.
 """
 
 import importlib.util
@@ -89,8 +88,7 @@ class Compute:
     def gathered_dtype(self) -> torch.dtype | None:
         """The dtype in which GPUs gather the blocks of a sharded model; None: that of the weights.
 
-        Autocast rounds the weights of matrix products in any case, so rounding them before gathering
-        halves the traffic; only the scales of the layer norms are rounded in addition.
+        Autocast rounds the weights of matrix products in any case; rounded first they halve the traffic.
         """
         return None if self.device == "cpu" else self._half()
 

@@ -3,7 +3,7 @@
     kernels.install(model)                     attention, dropout and the loss in faster forms
     kernels.install(model, inference=True)     packed weights, too: for generating on a CPU
 
-Nothing here is needed to read model.py. What each trick gains is in docs/speed.md.
+What each trick gains is in docs/speed.md.
 """
 
 import contextlib
@@ -84,8 +84,7 @@ def leave_out_dropout(model: nn.Module) -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory that tensors give back, instead of returning it to the system.
 
-    Without this, glibc maps each tensor above 128 KiB anew, and touching it costs a page fault for every
-    4 KiB: 7,000 faults and a third of the time of a small model's step. Without glibc nothing changes.
+    glibc maps each tensor above 128 KiB anew: 7,000 page faults and a third of the time of a small step.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
         libc = ctypes.CDLL(None)
@@ -223,9 +222,8 @@ class ChunkedLoss(torch.autograd.Function):
 def packed_layer(dtype: torch.dtype) -> type[nn.Module] | None:
     """The linear layer that is fastest for one row on this CPU; None if there is none for this dtype.
 
-    Decoding multiplies every matrix by one vector, so its time is that of reading the weights, and the
-    default product reads them at a third of the memory's bandwidth. Two layouts do better: in fp32 the
-    transposed matrix; in bf16 oneDNN's blocked layout, which oneDNN otherwise makes anew for every token.
+    Decoding takes the time of reading the weights, and the default product reads them at a third of the
+    memory's bandwidth. Better: in fp32 the transposed matrix, in bf16 oneDNN's blocked layout.
     """
     if dtype == torch.bfloat16 and can_block():
         return BlockedLinear
@@ -296,9 +294,8 @@ class Probed:
 def probe(dtype: str, batch: int, length: int, heads: int, width: int, dropout: float) -> Probed:
     """Time alternative kernels on a CPU and choose the fastest that are accurate.
 
-    `torch.set_float32_matmul_precision("medium")` lets oneDNN compute products: on some processors up to
-    twice as fast at fp32's accuracy, on others rounded to bf16, so the measured error decides. The fused
-    attention kernel wins for long texts, two plain products for short ones.
+    Matmul precision "medium" lets oneDNN compute products: on some processors up to twice as fast at fp32's
+    accuracy, on others rounded to bf16, so the measured error decides.
     """
     if dtype == "float64":
         return Probed("sdpa")

@@ -103,7 +103,7 @@ def test_nothing_is_compiled_after_the_first_pass(place: Path, monkeypatch: pyte
 def test_an_update_never_waits_for_the_gpu() -> None:
     settings = TrainSettings(gradient_accumulation_steps=2, batch_size=4, block_size=32)
     config = GPTConfig(vocab_size=64, block_size=32, n_layer=2, n_head=2, n_embd=32)
-    run = trial_run(settings, config, DEVICE, plain_compute(settings, DEVICE))
+    run = trial_run(settings, DEVICE, plain_compute(settings, DEVICE), config)
     rows = torch.randint(64, (4, 33), device=DEVICE)
 
     def update(step: int) -> None:

@@ -1,7 +1,4 @@
-"""Answers, in JSON, to the page's questions about a model: what it sees and predicts in a text.
-
-A question that cannot be answered is refused with a sentence that the page shows.
-"""
+"""Answers, in JSON, to the page's questions about a model: what it sees and predicts in a text."""
 
 import base64
 import threading

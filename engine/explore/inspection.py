@@ -1,7 +1,6 @@
 """Look inside a GPT while it reads a text: attention weights, surprise, each layer's prediction.
 
-One plain forward pass of model.py runs, and hooks record what it computes. Without an inspection nothing is
-hooked and nothing costs time.
+One plain forward pass of model.py runs, and hooks record what it computes.
 
     seen = inspect(model, ids)          # ids (T,)
     seen.attention                      # (L, H, T, T); rows sum to 1, nothing above the diagonal
@@ -40,8 +39,7 @@ class Inspection:
 def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
     """Record the attention weights (B, H, T, T) of each layer, in the order of the forward pass.
 
-    Attention is linear in the values, so with the identity matrix as values it returns its weights. This
-    works for any attention, whatever it does to queries, keys and mask.
+    Any attention is linear in the values, so with the identity matrix as values it returns its weights.
     """
     weights: list[Tensor] = []
 

@@ -19,10 +19,7 @@ SCRIPTS = ("sampling.js", "attention.js", "page.js", "events.js")
 
 
 def open_explorer(source: str | None, checkpoint: str, device: str) -> Explorer:
-    """The explorer of a run's model, or of weights as train.py's init_from names them; None: the newest run.
-
-    Raises UserError.
-    """
+    """The explorer of weights as init_from names them, or of the newest run. Raises UserError."""
     found = source or newest_run("to look into")
     weights = read_pretrained(str(found), checkpoint)
     model = weights.model(find_device(device), torch.float32).eval()
@@ -38,10 +35,7 @@ def short_name(source: str) -> str:
 
 
 def explorer_server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
-    """A server of the page at `port` (0: any free one), not yet serving.
-
-    Raises UserError for a port that cannot be had.
-    """
+    """A server of the page at `port` (0: any free one), not yet serving. Raises UserError."""
     return make_server({"/": explorer_page(explorer)}, explorer.answer, port)
 
 

@@ -1,7 +1,6 @@
 """What a GPU shows in a few minutes: one JSON file, and a line for each finding.
 
-Every part is a function that returns its figures. A part that fails is reported with its error, and the
-others go on. On a CPU the same parts run on a model of its size.
+A part that fails is reported with its error, and the others go on. On a CPU a smaller model is measured.
 """
 
 import json
@@ -89,7 +88,7 @@ def identity(device: torch.device) -> Figures:
 def training(update: UpdateFunction, settings: TrainSettings, device: torch.device, rounds: int) -> Figures:
     """Our step and a plain compiled loop's, in turns; compile time, utilisation, and the slowest kernels."""
     config, compute = trial_shape(settings, device), best_compute(settings, device)
-    runs = [trial_run(settings, config, device, compute, plain=plain) for plain in (False, True)]
+    runs = [trial_run(settings, device, compute, plain=plain) for plain in (False, True)]
     step, plain_step = (step_function(update, run, compiled(run)) for run in runs)
     first_step = seconds_of(step)
 
@@ -170,7 +169,7 @@ def repeats(update: UpdateFunction, settings: TrainSettings, device: torch.devic
     found = []
     for _ in range(2):
         torch.manual_seed(0)
-        run = trial_run(settings, trial_shape(settings, device), device, plain_compute(settings, device))
+        run = trial_run(settings, device, plain_compute(settings, device))
         step = step_function(update, run, run.model)
         for _ in range(3):
             step()

@@ -1,7 +1,6 @@
 """Compare predicted with measured memory of training. Each case is trained in a new process.
 
-On a CPU the growth of the process is measured: its largest resident size while training, less what it was
-before the model; on a GPU the peak of PyTorch's allocator.
+Measured is how far the process grows on a CPU, and the peak of PyTorch's allocator on a GPU.
 """
 
 import re
@@ -72,7 +71,7 @@ def train_and_measure(
     compute.apply()
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True).step()  # loads what the first does
     before = resident("VmRSS") if compute.device == "cpu" else 0
-    run = trial_run(settings, config, torch.device(compute.device), compute)
+    run = trial_run(settings, torch.device(compute.device), compute, config)
     step = step_function(update, run, run.model)
     for _ in range(STEPS):
         step()

@@ -22,15 +22,11 @@ from engine.command_line import ROOT
 from engine.device import find_device
 from engine.errors import UserError
 from engine.measure.timing import ratios, seconds_of, summary, synchronize, take_turns
-from engine.measure.training_step import best_compute, step_function, trial_run, trial_settings, trial_shape
+from engine.measure.training_step import step_function, trial_run, trial_settings
 from engine.parallel.world import World, join
 from engine.system import available_cores
 from engine.training.diagnose import UpdateFunction
 from engine.training.forward import compiled, in_parallel
-from engine.training.run import Run
-
-# ------------------------------------------------------------------------------------------------------------
-# processes
 
 
 def is_one_of_several() -> bool:
@@ -88,22 +84,11 @@ def median_seconds(world: World, device: torch.device, rounds: int, *runs: Calla
     return [statistics.median(found) for found in take_turns(measures, rounds, warm_up=3).values()]
 
 
-def shared_run(options: Namespace, world: World, device: torch.device) -> Run:
-    """This process's share of a run."""
-    settings = trial_settings(options.config, device)
-    compute = best_compute(settings, device, world)
-    return trial_run(settings, trial_shape(settings, device), device, compute, world)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# measurements
-
-
 def measure_scaling(update: UpdateFunction, options: Namespace) -> None:
     """Print tokens per second of 1, 2, 4, … processes on the same sequences, measured in turns."""
     if is_one_of_several():
         with joined(options) as (world, device):
-            run = shared_run(options, world, device)
+            run = trial_run(trial_settings(options.config, device), device, world=world)
             step = step_function(update, run, in_parallel(run, compiled(run)))
             (seconds,) = median_seconds(world, device, 20, step)
             if world.is_main:
@@ -167,7 +152,7 @@ def measure_profile(update: UpdateFunction, options: Namespace) -> None:
         print("\n".join(torchrun(options, options.processes, "profile", f"--trace={path}")))
         return
     with joined(options) as (world, device):
-        run = shared_run(options, world, device)
+        run = trial_run(trial_settings(options.config, device), device, world=world)
         forward = compiled(run)
         step = step_function(update, run, in_parallel(run, forward))
         silent = step_function(update, run, forward)

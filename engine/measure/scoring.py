@@ -51,10 +51,6 @@ def perplexity_of(loss: Score) -> Score:
     return Score(perplexity, perplexity * loss.error)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# text
-
-
 def sliding_windows(tokens: int, block_size: int, stride: int) -> list[tuple[int, int, int]]:
     """Windows (begin, end, first): inputs are begin … end - 1, counted targets are first … end.
 
@@ -102,8 +98,8 @@ def score_text(
 def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield for each row the logits (count, V) that predict its last `count` tokens, and these.
 
-    Logits come in float64 where the device has it, so that the loss is not rounded. Shorter rows are
-    padded on the right, which does not change the logits of a causal model.
+    Logits are float64 where the device has it. Shorter rows are padded on the right, which a causal model
+    does not see.
     """
     device = model.token_embedding.weight.device
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)  # (B, T)
@@ -112,10 +108,6 @@ def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> It
         end = len(row)
         scored = logits[index, end - 1 - count : end - 1]
         yield scored.to(exact_dtype(device)), padded[index, end - count : end]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# continuations
 
 
 class Continuation(NamedTuple):

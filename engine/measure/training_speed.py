@@ -9,7 +9,6 @@ from multiprocessing import get_context
 from engine.device import find_device
 from engine.measure.timing import machine_limits, ratios, seconds_of, summary, take_turns
 from engine.measure.training_step import (
-    best_compute,
     plain_compute,
     step_function,
     trial_run,
@@ -62,8 +61,7 @@ def start_worker(update: UpdateFunction, kind: str, options: Namespace) -> None:
     device = find_device(options.device)
     settings = trial_settings(options.config, device)
     plain = kind == "baseline"
-    compute = plain_compute(settings, device) if plain else best_compute(settings, device)
-    run = trial_run(settings, trial_shape(settings, device), device, compute, plain=plain)
+    run = trial_run(settings, device, plain_compute(settings, device) if plain else None, plain=plain)
     _step = step_function(update, run, compiled(run))
 
 

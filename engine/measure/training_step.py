@@ -58,14 +58,15 @@ def best_compute(settings: TrainSettings, device: torch.device, world: World = A
 
 def trial_run(
     settings: TrainSettings,
-    config: GPTConfig,
     device: torch.device,
-    compute: Compute,
+    compute: Compute | None = None,
+    config: GPTConfig | None = None,
     world: World = ALONE,
     plain: bool = False,
 ) -> Run:
     """A run with initial weights and no data. `plain`: model.py without kernels, and AdamW unfused."""
-    model = empty_model(config, device, compute.weights_dtype())
+    compute = compute or best_compute(settings, device, world)
+    model = empty_model(config or trial_shape(settings, device), device, compute.weights_dtype())
     model.init_weights(settings.seed)
     if not plain:
         kernels.install(model, compute.attention_kernel)

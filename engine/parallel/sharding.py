@@ -3,9 +3,8 @@
     torchrun --standalone --nproc_per_node=8 train.py configs/gpt2.py --parallel=fsdp
 
 Under FSDP (Zhao et al., 2023; the idea is ZeRO's, Rajbhandari et al., 2020) parameters, gradients and
-optimizer state are DTensors, cut along their first dimension: rank r holds the r-th of N chunks of rows. A
-block's parameters are gathered just before they are used and freed after, its gradients summed into shards.
-Every function here accepts plain tensors as well, so callers need not know which they have. DTensor, whose
+optimizer state are DTensors: rank r holds the r-th of N chunks of rows. A block's parameters are gathered
+just before they are used and freed after. Every function here accepts plain tensors as well. DTensor, whose
 import takes half a second, is imported only where it is needed.
 """
 

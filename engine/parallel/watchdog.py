@@ -1,7 +1,6 @@
 """Report which process of a run hangs, and where.
 
-A process that is stopped, swapped out or in an endless loop leaves the others waiting in a collective
-operation until it times out, and that error names a waiting process, not the one at fault. So every process
+A collective operation that times out names a process that waits, not the one at fault. So every process
 writes its position into the group's store now and then, and a stalled process reports the positions of all.
 """
 
@@ -23,8 +22,7 @@ PATIENCE_AFTER_ERROR = 5.0  # seconds for the thread to end after an error, whic
 class Watchdog:
     """Reports, from a thread, when this process has made no progress for `seconds`.
 
-    The thread writes the step and the current function into the store several times in `seconds`; the
-    training loop needs no call for it. `state.step` counts completed steps.
+    `state.step` counts completed steps; the training loop needs no call for it.
     """
 
     def __init__(self, world: World, state: Any, seconds: float) -> None:

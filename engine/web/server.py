@@ -3,10 +3,9 @@
     server = make_server({"/": page}, answer, port=0)
     serve(server, "the page", "", open_browser=True)
 
-GET returns a page. Anything else goes to `answer(path, question)`, the JSON body of a POST as the question
-and None for a GET. It returns a dictionary, sent as JSON, or a generator of dictionaries, sent as
-server-sent events as they come. It refuses by `raise Refused(400, "the prompt is empty")`. Requests are
-handled in parallel, each in its own thread.
+GET returns a page. Anything else goes to `answer(path, question)`, from a thread for each request: the JSON
+body of a POST as the question, None for a GET. It returns a dictionary, sent as JSON, or a generator of them,
+sent as server-sent events as they come. It refuses by `raise Refused(400, "the prompt is empty")`.
 
 Host and Origin must be the server's own: this keeps out scripts of other sites and DNS rebinding. Programs,
 which send no Origin, are answered where `programs` says so. A body has at most MAX_BODY bytes.
@@ -48,10 +47,7 @@ class Refused(Exception):
 def make_server(
     pages: Mapping[str, Page], answer: Answer, port: int, programs: bool = False
 ) -> ThreadingHTTPServer:
-    """A server at `port` (0: any free one, see its `server_port`), not yet serving.
-
-    Raises UserError for a port that cannot be had.
-    """
+    """A server at `port` (0: any free one, see its `server_port`), not yet serving. Raises UserError."""
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, pages, answer, programs))
     except (OSError, OverflowError) as error:
@@ -147,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
     def _send_events(self, answers: Answers) -> None:
         """Send each answer as an event, and [DONE]; closing the connection ends the response (HTTP/1.0).
 
-        A refusal in mid-stream becomes the last event. If the reader disconnects, the generator is closed.
+        A refusal becomes the last event. If the reader disconnects, the generator is closed.
         """
         self._send_head(200, "text/event-stream", NOTHING)
         with contextlib.closing(answers):

@@ -173,10 +173,7 @@ def model_from(
     dropout: float | None = None,
     empty: Callable[..., GPT] = empty_model,
 ) -> GPT:
-    """The checkpoint's model on a device; precision and dropout are its own unless given; `empty` builds it.
-
-    Raises UserError for weights that are not those of the module that the code builds.
-    """
+    """The checkpoint's model on a device; precision and dropout are its own unless given. UserError."""
     config = checkpoint.model_config()
     if dropout is not None:
         config = dataclasses.replace(config, dropout=dropout)

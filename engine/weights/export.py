@@ -20,7 +20,7 @@ from engine.text.byte_pairs import MergesTokenizer
 from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer_files import byte_pairs_of, chat_template, tokenizer_files
 from engine.versions import versions
-from engine.weights.gpt2_layout import TRANSPOSED, gpt2_name, tensors_for_gpt2
+from engine.weights.gpt2_layout import tensors_for_gpt2
 from engine.weights.hugging_face import ACTIVATIONS, EPSILON, OUR_NAMES
 from engine.weights.pretrained import Pretrained
 from engine.weights.saving import save_checkpoint
@@ -34,10 +34,7 @@ HELD = (*SIZES, "dropout", "bias", "activation", "tied_head", "separator")
 
 @contextlib.contextmanager
 def written_whole(place: Path) -> Iterator[Path]:
-    """A path beside `place`, to write a file or a folder to, which takes the place when all went well.
-
-    Raises UserError where something is there already, or the disk does not take it.
-    """
+    """A path beside `place` to write to, which takes the place when all went well. Raises UserError."""
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise UserError(f"{place} exists already and is not empty; name a new one")
     try:
@@ -108,9 +105,7 @@ def write_hugging_face(found: Pretrained, folder: Path) -> None:
     files = {} if found.tokenizer is None else tokenizer_files(found.tokenizer, found.config.block_size)
     files["config.json"] = json.dumps(hugging_face_config(found), indent=1).encode()
     files["generation_config.json"] = json.dumps(generation_config(found), indent=1).encode()
-    weights = {}
-    for name, tensor in tensors_for_gpt2(found.config, found.tensors).items():
-        weights[gpt2_name(name)] = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
+    weights = tensors_for_gpt2(found.config, found.tensors, transposed=True)
     with written_whole(folder) as beside:
         beside.mkdir()
         for name, content in files.items():
@@ -126,7 +121,7 @@ def write_gguf(found: Pretrained, path: Path) -> None:
         raise UserError("writing GGUF takes the package gguf: pip install gguf") from error
     config = found.config
     check_is_gpt2(config)
-    tensors = tensors_for_gpt2(config, found.tensors)
+    tensors = tensors_for_gpt2(config, found.tensors, transposed=False)
     pairs = gguf_byte_pairs(found)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
     with written_whole(path) as beside:
@@ -145,7 +140,7 @@ def write_gguf(found: Pretrained, path: Path) -> None:
             writer.add_chat_template(chat_template(special, pairs.end, marks_targets=False))
             writer.add_eot_token_id(found.tokenizer.end_of_turn)
         for name, tensor in tensors.items():
-            theirs = names.get_name(gpt2_name(name), try_suffixes=(".weight", ".bias"))
+            theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
             assert theirs is not None, f"llama.cpp has no name for {name}"
             writer.add_tensor(theirs, tensor.float().numpy())
         writer.write_header_to_file()

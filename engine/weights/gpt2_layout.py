@@ -56,10 +56,7 @@ def gpt2_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def gpt2_name(name: str) -> str:
-    """GPT-2's name of our parameter: blocks.3.mlp.up.weight is transformer.h.3.mlp.c_fc.weight.
-
-    Raises UserError for a parameter that GPT-2 does not have.
-    """
+    """GPT-2's name of our parameter, as above. Raises UserError for one that GPT-2 does not have."""
     if name == "head.weight":
         return "lm_head.weight"
     place, _, kind = name.rpartition(".")
@@ -81,7 +78,7 @@ def unwrapped(name: str) -> str:
 
 
 def unwrap(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Foreign weights by their own names; attention masks that older files carry are left out.
+    """Foreign weights by their own names, without the attention masks of older files.
 
     Raises UserError where two of them have the same name.
     """
@@ -129,8 +126,10 @@ def tensors_from_gpt2(
     return tensors
 
 
-def tensors_for_gpt2(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tensors, by our names, with zeros for each bias of GPT-2's layout that the model lacks.
+def tensors_for_gpt2(
+    config: GPTConfig, tensors: Mapping[str, Tensor], *, transposed: bool
+) -> dict[str, Tensor]:
+    """A model's tensors by GPT-2's names, with zeros for each bias that the model lacks.
 
     Raises UserError for what has no place in the layout, and for what is missing in it.
     """
@@ -139,4 +138,6 @@ def tensors_for_gpt2(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[s
     zeros = {name: like.new_zeros(shape) for name, shape in shapes.items() if name.endswith(".bias")}
     complete, where = zeros | dict(tensors), "this model cannot be converted"
     check_fits(shapes, complete, where, "the model", "GPT-2's layout", "it is no GPT-2")
-    return {name: complete[name] for name in shapes}
+    swapped = {name for name in shapes if transposed and name.endswith(TRANSPOSED)}
+    ordered = {name: complete[name].mT if name in swapped else complete[name] for name in shapes}
+    return {gpt2_name(name): tensor.contiguous() for name, tensor in ordered.items()}

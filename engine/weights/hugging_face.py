@@ -1,8 +1,7 @@
 """A folder in Hugging Face's GPT-2 layout, read: config.json and model.safetensors, or its shards.
 
-Settings of config.json that change what is computed, and that our model does not have, are folded into the
-weights where that gives the same function: other scales of the attention scores, another epsilon of the
-layer norms. Where it does not, the setting is named and refused.
+Settings of config.json that our model does not have are folded into the weights where that gives the same
+function (other scales of the attention scores, another epsilon of the layer norms), else named and refused.
 """
 
 import dataclasses

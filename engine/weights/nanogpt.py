@@ -62,10 +62,7 @@ def load_without_code(path: Path) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """Why torch.load refused a file, in a line.
-
-    Its own message is a page with terminal codes, and advises to load the file with all that is in it.
-    """
+    """Why torch.load refused a file: its message, a page long, advises to load all that is in the file."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     refused = re.search(r"GLOBAL ([\w.]+)", message)
     if refused:

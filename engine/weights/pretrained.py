@@ -3,8 +3,7 @@
     python sample.py --init_from=gpt2
     python train.py configs/finetune_shakespeare.py --init_from=FOLDER
 
-Read are JSON and safetensors, and of nanoGPT's ckpt.pt the tensors and numbers alone, so that nothing in a
-download can run code.
+Nothing in a download can run code: of nanoGPT's ckpt.pt the tensors and numbers alone are read.
 """
 
 import dataclasses
@@ -128,20 +127,17 @@ class Pretrained:
 def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = None) -> Pretrained:
     """What `source` names: gpt2 … gpt2-xl, OWNER/NAME@COMMIT on the hub, a folder, a nanoGPT ckpt.pt, a run.
 
-    run:NAME is the newest run of that name, which must be finished.
-    `checkpoint` says which one of a run; `text` is the text that a nanoGPT model of characters was trained
-    on. Raises UserError for anything that cannot be read, or is no GPT-2.
+    run:NAME is the newest run of that name, which must be finished; `checkpoint` says which one of a run, and
+    `text` is what a nanoGPT model of characters was trained on. UserError for what is none of these.
     """
     if source.startswith(NEWEST):
         return read_run(checkpoints.newest_finished(source.removeprefix(NEWEST)), checkpoint)
     path = Path(source)
-    if source in GPT2_REVISIONS and not path.exists():
-        return read_folder(download(f"openai-community/{source}", GPT2_REVISIONS[source]), source)
-    if (match := HUB_NAME.fullmatch(source)) and not path.exists():
-        return read_folder(download(match[1], match[2]), source)
-    if path.is_file():
-        return Pretrained(*read_nanogpt(path, text), source)
-    if not path.is_dir():
+    if not path.exists():
+        if source in GPT2_REVISIONS:
+            return read_folder(download(f"openai-community/{source}", GPT2_REVISIONS[source]), source)
+        if match := HUB_NAME.fullmatch(source):
+            return read_folder(download(match[1], match[2]), source)
         raise UserError(
             f"{source} holds no checkpoint and names none; it can be {', '.join(GPT2_REVISIONS)}, "
             "OWNER/NAME@COMMIT on the hub, a run such as out/NAME, a folder with config.json and "
@@ -150,7 +146,9 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
     if checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         return read_run(path, checkpoint)
     if (path / NANOGPT_FILE).is_file() and not (path / "config.json").is_file():
-        return Pretrained(*read_nanogpt(path / NANOGPT_FILE, text), str(path / NANOGPT_FILE))
+        path = path / NANOGPT_FILE
+    if path.is_file():
+        return Pretrained(*read_nanogpt(path, text), str(path))
     return read_folder(path, source)
 
 
@@ -181,10 +179,7 @@ def read_folder(folder: Path, source: str) -> Pretrained:
 
 
 def download(repository: str, revision: str) -> Path:
-    """The folder in which huggingface_hub keeps these files of a revision; it downloads the ones missing.
-
-    Raises UserError where they cannot be had; `reach_hub` finds out within seconds.
-    """
+    """The folder in which huggingface_hub keeps HUB_FILES of a revision, downloaded or not. UserError."""
     import huggingface_hub as hub
 
     advice = (

@@ -66,9 +66,10 @@ def restore_optimizer(
         kind, _, name = key.partition("/")
         if name not in order:
             raise UserError(f"the optimizer's state holds {key}, and the model has no such parameter")
-        if value.dim() > 0 and value.shape != parameters[name].shape:
+        like = parameters[name] if value.dim() > 0 else value
+        if value.shape != like.shape:
             raise UserError(f"the optimizer's state holds {key} in another shape than the parameter's")
-        restored = torch.empty_like(parameters[name]) if value.dim() > 0 else torch.empty_like(value)
+        restored = torch.empty_like(like)
         copy_into(restored, value)
         state.setdefault(order.index(name), {})[kind] = restored
     if state and len(state) != len(order):
