@@ -13,9 +13,8 @@
     python bench.py profile   a trace of training steps of several processes, and what communication costs
 
 Every figure is a median over rounds with its spread (10th to 90th percentile); ours and the baseline take
-turns in processes of their own, so a machine that slows down slows both. The baseline is what one writes
-first: products by the default library, scaled_dot_product_attention, AdamW unfused, nothing compiled, memory
-as the C library handles it; for sampling, no cache.
+turns, so a machine that slows down slows both. The baseline is what one writes first: PyTorch's defaults,
+AdamW unfused, nothing compiled; for sampling, no cache.
 """
 
 from argparse import Namespace

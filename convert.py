@@ -5,8 +5,8 @@
     python convert.py gpt2 --to run out/gpt2                         a run folder of ours, foreign weights
     python convert.py out-shakespeare-char/ckpt.pt --text input.txt --to run out/from-nanogpt
 
-The source can be a run, gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a
-folder in its GPT-2 layout, or a nanoGPT checkpoint, and any of them can go to any target.
+The source can be a run, gpt2 to gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its GPT-2
+layout, or a nanoGPT checkpoint.
 """
 
 import shlex

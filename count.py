@@ -6,9 +6,8 @@
     python count.py configs/shakespeare_char.py
     python count.py out/shakespeare_char
 
-A preset (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3), a configuration file or a run, without one the newest
-in out/. Matrices are counted apart from positions, norms and biases. gpt3 has the shape of GPT-3 175B (Brown
-et al., 2020, table 2.1), with a head of its own.
+Presets are gpt2, gpt2-medium, gpt2-large, gpt2-xl, and gpt3: the shape of GPT-3 175B (Brown et al., 2020,
+table 2.1), with a head of its own. Matrices are counted apart from positions, norms and biases.
 
 Memory to train is that of weights, gradients and AdamW's two moments, all in float32 (bfloat16 adds a copy of
 the weights for the products), and for each sequence what the backward pass needs, with a GPU's attention.
@@ -138,10 +137,7 @@ def costs(config: GPTConfig, parameters: int, tokens: float, flops: float) -> li
 
 
 def activation_bytes(config: GPTConfig, dtype: str) -> tuple[int, int]:
-    """What autograd saves on a GPU: bytes of copies of the weights, and of a sequence.
-
-    Counted for one layer and for two, since every further one adds the same.
-    """
+    """Bytes that autograd saves on a GPU, for copies of the weights and for a sequence."""
 
     def saved(sequences: int) -> int:
         shapes = (dataclasses.replace(config, n_layer=layers) for layers in (1, 2))

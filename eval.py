@@ -8,9 +8,8 @@
     python eval.py gpt2-medium --tasks hellaswag lambada                 public benchmarks, zero-shot
     python eval.py exported/ --tasks hellaswag --hellaswag val.jsonl --limit 1000
 
-The model is a run, gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a
-folder in its GPT-2 layout, or a nanoGPT ckpt.pt. Every figure comes with its standard error;
-docs/evaluation.md says more.
+The model is a run, gpt2 to gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its GPT-2 layout,
+or a nanoGPT ckpt.pt. Every figure comes with its standard error; docs/evaluation.md says more.
 """
 
 import dataclasses
@@ -139,7 +138,7 @@ def read_text(path: Path, found: Pretrained) -> tuple[np.ndarray, float]:
 
 
 def read_data(options: Namespace, found: Pretrained) -> tuple[np.ndarray, float | None]:
-    """The token ids of a data set's split, and the bytes of text for each, where known. Raises UserError."""
+    """The same of a data set's split; None where the bytes are unknown. Raises UserError."""
     name = options.dataset or found.dataset
     if name is None:
         raise UserError(

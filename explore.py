@@ -5,9 +5,8 @@
     python explore.py gpt2                                      weights as in train.py's init_from
     python explore.py out/shakespeare_char --html romeo.html --prompt "ROMEO:"      one file, no server
 
-The page is served on this machine's loopback address only and needs no network. Ctrl-C ends it. With
---html it is written to a file that shows one prompt and can be sent to anyone; its sliders work,
-typing another prompt does not.
+The page is served on this machine alone and needs no network; Ctrl-C ends it. With --html it is a file to
+send to anyone: it shows one prompt, and its sliders work.
 """
 
 from argparse import Namespace

@@ -47,7 +47,7 @@ Positive = Annotated[int, range(1, 2**63)]
 
 @dataclass
 class Compute:
-    """The choices of a run. `device` is a kind (cuda, cpu, …), without the index of a process's device."""
+    """The choices of a run. `device` is a kind (cuda, cpu, …), without an index."""
 
     device: str
     dtype: Annotated[str, ("float32", "bfloat16", "float16", "float64")]
@@ -93,12 +93,12 @@ class Compute:
         return None if self.device == "cpu" else self._half()
 
     def weights_dtype(self) -> torch.dtype:
-        """The type of the weights: float32, whatever the products run in, unless float64 is asked for."""
+        """The type of the weights: float32, unless float64 is asked for."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
 
 def find_device(wanted: str) -> torch.device:
-    """The device that a setting names, for "auto" the best there is. Raises UserError where it is absent."""
+    """The device that a setting names, for "auto" the best. Raises UserError where it is absent."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -128,7 +128,7 @@ def attend_in_float32(
 
 @contextlib.contextmanager
 def attention_for_decoding(device: torch.device) -> Iterator[None]:
-    """Leave cuDNN's attention out, which makes a plan for each number of keys: one more with every token."""
+    """Leave out cuDNN's attention, which makes a plan for each number of keys, so each token."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(before and device.type != "cuda")
     try:
@@ -141,7 +141,7 @@ ATTENTION = {"sdpa": scaled_dot_product_attention, "matmul": attend_by_matmul}
 
 
 def cache_dtype(model: GPT) -> torch.dtype:
-    """The dtype of cached keys and values: that of the weights, or float32 if attention computes in it."""
+    """The dtype of cached keys and values: the weights', or float32 if attention is."""
     in_float32 = any(layer.attend is attend_in_float32 for layer in attention_layers(model))
     return torch.float32 if in_float32 else model.token_embedding.weight.dtype
 
@@ -345,7 +345,7 @@ def _probe_attention(
 
 
 def _race(runs: dict[str, Callable[[], Tensor]], rounds: int = 9) -> dict[str, float]:
-    """Shortest seconds of each, taken in turns after a warm-up round: other work disturbs a minimum least."""
+    """Shortest seconds of each, in turns after a warm-up: other work disturbs a minimum least."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():

@@ -35,7 +35,7 @@ class Explorer:
         self._seen = self._inspect([0])
 
     def describe(self) -> dict[str, Any]:
-        """What the page gets when it opens; `layers` and `heads` are those that have attention to show."""
+        """What the page gets when it opens; `layers` and `heads` have attention to show."""
         layers, heads = self._seen.attention.shape[:2]
         return {
             "name": self.name,
@@ -104,14 +104,14 @@ class Explorer:
         return self.tokenizer.encode(text).tolist()
 
     def _ids_of(self, question: dict[str, Any]) -> list[int]:
-        """The token ids in a question, checked for type, range and length. Raises Refused and UserError."""
+        """The token ids in a question, checked. Raises Refused and UserError."""
         ids = checked(question, "ids", list[Annotated[int, range(self.n_tokens)]])
         if not 0 < len(ids) <= 4 * MAX_TOKENS:
             raise Refused(400, f"ids must be a list of 1 to {4 * MAX_TOKENS} token numbers")
         return ids
 
     def _look(self, ids: list[int]) -> Inspection:
-        """Inspect ids; the last result is kept, since the page asks several questions about one text."""
+        """Inspect ids; the last result is kept: several questions are about one text."""
         if self._seen.ids.tolist() != ids:
             self._seen = self._inspect(ids)
         return self._seen

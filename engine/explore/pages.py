@@ -35,7 +35,7 @@ def short_name(source: str) -> str:
 
 
 def explorer_server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
-    """A server of the page at `port` (0: any free one), not yet serving. Raises UserError."""
+    """A server of the page at `port` (0: any free one). Raises UserError."""
     return make_server({"/": explorer_page(explorer)}, explorer.answer, port)
 
 

@@ -67,7 +67,7 @@ def score_lambada(model: GPT, tokenizer: Tokenizer, examples: Examples, batch_si
 def read_examples(
     file: PublicFile, path: Path | None, fields: dict[str, Any], limit: int | None
 ) -> list[dict[str, Any]]:
-    """The first `limit` examples of a file: from `path`, or data/, where it is downloaded to. UserError."""
+    """The first `limit` examples, from `path` or data/, perhaps downloaded. Raises UserError."""
     name = file.name.split("_")[0]
     if path is None:
         path = DATA_FOLDER / name / file.name

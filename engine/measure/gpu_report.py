@@ -86,7 +86,7 @@ def identity(device: torch.device) -> Figures:
 
 
 def training(update: UpdateFunction, settings: TrainSettings, device: torch.device, rounds: int) -> Figures:
-    """Our step and a plain compiled loop's, in turns; compile time, utilisation, and the slowest kernels."""
+    """Our step against a plain compiled loop's; compile time, utilisation, slowest kernels."""
     config, compute = trial_shape(settings, device), best_compute(settings, device)
     runs = [trial_run(settings, device, compute, plain=plain) for plain in (False, True)]
     step, plain_step = (step_function(update, run, compiled(run)) for run in runs)
@@ -144,7 +144,7 @@ def decoding(settings: TrainSettings, device: torch.device) -> Figures:
 
 
 def muon(settings: TrainSettings, device: torch.device) -> Figures:
-    """Seconds and distance from the exact answer of the ways to orthogonalise a block's widest matrices."""
+    """Seconds and error of the ways to orthogonalise a block's widest matrices."""
     width = settings.n_embd
     matrices = torch.randn(settings.n_layer, width, 4 * width, device=device)
     matrices /= matrices.norm(dim=(-2, -1), keepdim=True)
@@ -165,7 +165,7 @@ def muon(settings: TrainSettings, device: torch.device) -> Figures:
 
 
 def repeats(update: UpdateFunction, settings: TrainSettings, device: torch.device) -> Figures:
-    """The largest difference of weights between two runs of three equal steps, without --deterministic."""
+    """How far weights drift apart in three equal steps, without --deterministic."""
     found = []
     for _ in range(2):
         torch.manual_seed(0)

@@ -37,7 +37,7 @@ def measure_loss(options: Namespace) -> None:
 
 
 def train_to_the_end(line: Sequence[str], seed: int, folder: Path) -> dict[str, Any]:
-    """Train in a new process, on the data in the current folder; the last evaluation, of the whole split."""
+    """Train in a new process; the last evaluation, of the whole split. Raises UserError."""
     fixed = [f"--seed={seed}", f"--out_dir={folder}", "--eval_iters=None", "--sample_tokens=0"]
     fixed += ["--eval_interval=1000000", "--keep_checkpoints=1"]
     finished = subprocess.run(

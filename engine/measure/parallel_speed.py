@@ -55,7 +55,7 @@ def torchrun(options: Namespace, processes: int | None, *arguments: str) -> list
 
 @contextlib.contextmanager
 def joined(options: Namespace) -> Iterator[tuple[World, torch.device]]:
-    """Join the process group for the time of a measurement; yields the world and this process's device."""
+    """Join the process group for a measurement; yields the world and this process's device."""
     world = join(device=options.device)
     try:
         device = find_device(options.device)
@@ -70,7 +70,7 @@ def joined(options: Namespace) -> Iterator[tuple[World, torch.device]]:
 
 
 def median_seconds(world: World, device: torch.device, rounds: int, *runs: Callable[[], Any]) -> list[float]:
-    """Median seconds of each function, called in turns by all processes, after three warm-up rounds."""
+    """Median seconds of each function, called in turns by all processes."""
 
     def finish() -> None:
         synchronize(device)
@@ -146,7 +146,7 @@ def measure_network(options: Namespace) -> None:
 
 
 def measure_profile(update: UpdateFunction, options: Namespace) -> None:
-    """Write a trace for ui.perfetto.dev, and print how much of the communication computation hides."""
+    """Write a trace for ui.perfetto.dev, and print how much communication is hidden."""
     path = Path(options.trace).resolve()
     if not is_one_of_several():
         print("\n".join(torchrun(options, options.processes, "profile", f"--trace={path}")))

@@ -41,7 +41,7 @@ def ratio_of(sums: Sequence[float], counts: Sequence[int]) -> Score:
 
 
 def mean_of(values: Sequence[float]) -> Score:
-    """The mean of independent values, and its standard error: their standard deviation (n - 1) over √n."""
+    """The mean of independent values, and its standard error."""
     return ratio_of(values, [1] * len(values))
 
 
@@ -111,7 +111,7 @@ def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> It
 
 
 class Continuation(NamedTuple):
-    """A continuation's log-probability, its number of tokens, and whether greedy decoding would give it."""
+    """A continuation's log-probability and length, and whether greedy decoding would give it."""
 
     log_probability: float
     tokens: int

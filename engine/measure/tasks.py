@@ -1,4 +1,4 @@
-"""How many held-out problems of tasks/ a model solves, as an assistant, or as a base that completes prose."""
+"""How many held-out problems of tasks/ an assistant solves, or a base that completes prose."""
 
 from itertools import islice
 
@@ -23,7 +23,6 @@ GREEDY = Sampling(temperature=0)
 def score_task(model: GPT, tokenizer: Tokenizer, name: str, count: int, batch_size: int) -> Figures:
     """Ask `count` held-out problems of a task, each answered with its most probable tokens.
 
-    The figures are the shares solved, of the most difficult ones too, and of answers that end by themselves.
     Raises UserError for a base model and a task that has no prose, or a model too small for an answer.
     """
     asked = list(islice(problems(TASKS[name], held_out=True, seed=SEED), count))

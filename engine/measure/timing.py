@@ -22,7 +22,7 @@ def summary(values: Sequence[float]) -> str:
 def take_turns(
     measures: Mapping[Name, Callable[[], float]], rounds: int, warm_up: int = 1
 ) -> dict[Name, list[float]]:
-    """The figures of several measurements, taken in turns; those of the rounds that warm up do not count."""
+    """The figures of several measurements, taken in turns, but for the rounds that warm up."""
     figures: dict[Name, list[float]] = {name: [] for name in measures}
     for _ in range(warm_up + rounds):
         for name, measure in measures.items():

@@ -96,7 +96,7 @@ def recompute_blocks(model: GPT) -> None:
 
 
 def compile_blocks(model: GPT) -> GPT:
-    """Compile each block on its own, for training, since FSDP gathers between blocks. Returns the model."""
+    """Compile each block on its own, since FSDP gathers between blocks. Returns the model."""
     for block in model.blocks:
         block.forward = _in_training(block, torch.compile(block.forward, dynamic=False), block.forward)
     return model

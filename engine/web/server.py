@@ -32,7 +32,7 @@ Answer = Callable[[str, Any], dict[str, Any] | Answers]
 
 
 class Refused(Exception):
-    """A refused request: an HTTP status, a sentence for the person who asked, and a code for programs."""
+    """A refused request: an HTTP status, a sentence for people, and a code for programs."""
 
     def __init__(self, status: int, sentence: str, code: str | None = None) -> None:
         super().__init__(sentence)
@@ -47,7 +47,7 @@ class Refused(Exception):
 def make_server(
     pages: Mapping[str, Page], answer: Answer, port: int, programs: bool = False
 ) -> ThreadingHTTPServer:
-    """A server at `port` (0: any free one, see its `server_port`), not yet serving. Raises UserError."""
+    """A server at `port` (0: any free one), not yet serving. Raises UserError."""
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, pages, answer, programs))
     except (OSError, OverflowError) as error:

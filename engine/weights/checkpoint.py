@@ -4,8 +4,7 @@
     out/NAME/checkpoints/step-00000250/        model.safetensors, optimizer.safetensors, meta.json
     out/NAME/last, out/NAME/best               text files that name a checkpoint
 
-meta.json holds the SHA-256 of the other files and of itself, so damage is noticed. Nothing in a checkpoint
-can run code: safetensors and JSON only. saving.py writes them.
+meta.json holds the SHA-256 of the other files and of itself. Nothing in a checkpoint can run code.
 
     from engine.weights.checkpoint import load
     model, tokenizer = load("out/shakespeare_char")
@@ -58,14 +57,14 @@ class Checkpoint:
         return GPTConfig(**self.meta["model"])
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors. Raises UserError where they are not the parameters that the code builds."""
+        """The model's tensors. Raises UserError where the code builds others."""
         tensors, where = self.tensors("model"), str(self.folder)
         check_fits(parameter_shapes(self.model_config(), tensors, where), tensors, where)
         return tensors
 
 
 def named_checkpoint(run: Path, name: str) -> str | None:
-    """The checkpoint that the text file `last` or `best` of a run names; None where it names none."""
+    """The checkpoint that a run's file `last` or `best` names, if any."""
     try:
         text = (run / name).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -98,7 +97,7 @@ def newest_finished(name: str, root: Path = RUNS_FOLDER) -> Path:
 
 
 def is_finished(meta: Mapping[str, Any]) -> bool:
-    """Whether a run has made all its steps, or lost its patience, by a checkpoint's meta.json."""
+    """Whether a run has made all its steps, or lost its patience."""
     settings = meta.get("settings", {})
     patience = settings.get("patience")
     impatient = patience is not None and meta.get("evaluations_without_gain", 0) >= patience
@@ -122,7 +121,7 @@ def open_checkpoint(run: Path, which: str) -> Checkpoint:
 
 
 def open_newest(run: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest intact checkpoint of a run, and a remark on each damaged one passed. Raises UserError."""
+    """The newest intact checkpoint, and a remark on each damaged one passed. Raises UserError."""
     remarks: list[str] = []
     for folder in checkpoint_folders(run):
         try:
@@ -133,7 +132,7 @@ def open_newest(run: Path) -> tuple[Checkpoint, list[str]]:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint's meta.json and check all hashes. Raises UserError that names what is damaged."""
+    """Read meta.json and check all hashes. Raises UserError that names what is damaged."""
     path = folder / "meta.json"
     meta = read_json_object(path, "the checkpoint is damaged")
     if meta.get("format") not in (FORMAT, None):
@@ -173,7 +172,7 @@ def model_from(
     dropout: float | None = None,
     empty: Callable[..., GPT] = empty_model,
 ) -> GPT:
-    """The checkpoint's model on a device; precision and dropout are its own unless given. UserError."""
+    """The model; precision and dropout are its own unless given. Raises UserError."""
     config = checkpoint.model_config()
     if dropout is not None:
         config = dataclasses.replace(config, dropout=dropout)
@@ -185,7 +184,7 @@ def model_from(
 
 @torch.no_grad()
 def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy tensors into a model, or this process's slices of them. Raises UserError where they do not fit."""
+    """Copy tensors, or this process's slices of them. Raises UserError where they do not fit."""
     check_fits(shapes_of(model), tensors, where)
     for name, parameter in model.named_parameters():
         copy_into(parameter, tensors[name])

@@ -34,7 +34,7 @@ HELD = (*SIZES, "dropout", "bias", "activation", "tied_head", "separator")
 
 @contextlib.contextmanager
 def written_whole(place: Path) -> Iterator[Path]:
-    """A path beside `place` to write to, which takes the place when all went well. Raises UserError."""
+    """A path beside `place`, which takes its place when all went well. Raises UserError."""
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise UserError(f"{place} exists already and is not empty; name a new one")
     try:
@@ -50,7 +50,7 @@ def written_whole(place: Path) -> Iterator[Path]:
 
 
 def check_is_gpt2(config: GPTConfig) -> None:
-    """Raise UserError where the model is more than GPT-2's layout can hold, naming the settings to blame."""
+    """Raise UserError where GPT-2's layout cannot hold the model, naming the settings to blame."""
     in_the_way = [
         f"{field.name}={getattr(config, field.name)}"
         for field in dataclasses.fields(config)
@@ -66,7 +66,7 @@ def check_is_gpt2(config: GPTConfig) -> None:
 
 
 def hugging_face_config(found: Pretrained) -> dict[str, Any]:
-    """config.json of `GPT2LMHeadModel`. `bias` is our own note: models without biases come back as such."""
+    """config.json of `GPT2LMHeadModel`; `bias` is a note of ours."""
     config = found.config
     end_of_text = None if found.tokenizer is None else found.tokenizer.end_of_text
     dtype = found.tensors["token_embedding.weight"].dtype
@@ -100,7 +100,7 @@ def generation_config(found: Pretrained) -> dict[str, Any]:
 
 
 def write_hugging_face(found: Pretrained, folder: Path) -> None:
-    """Write config.json, model.safetensors and the tokenizer's files into a new folder. Raises UserError."""
+    """Write a new folder that `transformers` loads. Raises UserError."""
     check_is_gpt2(found.config)
     files = {} if found.tokenizer is None else tokenizer_files(found.tokenizer, found.config.block_size)
     files["config.json"] = json.dumps(hugging_face_config(found), indent=1).encode()
@@ -164,7 +164,7 @@ def gguf_byte_pairs(found: Pretrained) -> MergesTokenizer:
 
 
 def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None:
-    """Tokens in the order of their ids, the padding of the model's vocabulary as unused ones."""
+    """Write tokens in the order of their ids, and padding as unused ones."""
     import gguf
 
     tokens = [f"[unused{index}]" for index in range(vocab_size)]
@@ -185,7 +185,7 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
 
 
 def write_run(found: Pretrained, folder: Path) -> None:
-    """Write a run folder with one checkpoint, step 0, no optimizer: to sample, evaluate or finetune from."""
+    """Write a run folder with one checkpoint, step 0, and no optimizer."""
     meta = {
         "model": dataclasses.asdict(found.config),
         "settings": shape_settings(found.config),

@@ -35,7 +35,7 @@ OUTER_WRAPPERS = ("module", "model")
 
 
 def gpt2_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """What GPT-2's layout has a place for, biases included: names of ours, and shapes as (out, in)."""
+    """What GPT-2's layout has a place for: our names, and shapes as (out, in)."""
     width = config.n_embd
     block = {
         "attention_norm": (width,),
@@ -93,7 +93,7 @@ def unwrap(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
 
 
 def head_is_tied(weights: Mapping[str, Tensor]) -> bool:
-    """Whether unwrapped weights leave the head and the token embedding one: not where two differ."""
+    """Whether the head can be the token embedding: not where both are there and differ."""
     head, embedding = weights.get("lm_head.weight"), weights.get("transformer.wte.weight")
     return head is None or embedding is None or torch.equal(head, embedding)
 

@@ -69,7 +69,7 @@ EPSILON = 1e-5  # of our layer norms
 
 
 def read_model(folder: Path, source: str) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """The configuration and the tensors, by our names, of a folder. Raises UserError for other models."""
+    """Configuration and tensors, by our names. Raises UserError for other models."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{source} holds no model in Hugging Face's layout: there is no {path}")
@@ -88,7 +88,7 @@ def read_model(folder: Path, source: str) -> tuple[GPTConfig, dict[str, Tensor]]
 
 
 def with_our_names(description: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A config.json with its fields checked by type, those with two names under the first of them."""
+    """A config.json, checked by type, fields with two names under the first of them."""
     fields = dict(description)
     for name, other in OTHER_NAMES.items():
         if fields.get("model_type") == "gpt2" and name not in fields and other in fields:
@@ -99,7 +99,7 @@ def with_our_names(description: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
-    """Our configuration of a GPT-2 config.json, GPT-2's where silent. Raises UserError for other models."""
+    """Our configuration, GPT-2's where config.json is silent. Raises UserError for other models."""
     width = description.get("n_embd", 768)
     if description.get("n_inner") not in (None, 4 * width):
         raise UserError(
@@ -120,7 +120,7 @@ def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
 
 
 def check_model_type(description: Mapping[str, Any], where: str) -> None:
-    """Raise UserError where config.json describes another model; the oldest ones do not say what they are."""
+    """Raise UserError where config.json describes another model; the oldest do not say."""
     kind = description.get("model_type", ", ".join(description.get("architectures") or []))
     is_gpt2 = kind == "gpt2" or ("model_type" not in description and kind.startswith("GPT2"))
     has_no_name = kind == "" and {"n_layer", "n_head", "n_embd"} <= description.keys()
@@ -187,7 +187,7 @@ def without_biases(
 
 
 def read_safetensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, from model.safetensors or the shards in its index. Raises UserError."""
+    """All tensors of a folder, perhaps in shards. Raises UserError."""
     names = ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / names[0]).is_file():
@@ -205,7 +205,7 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
 
 
 def missing_weights(folder: Path, path: Path) -> str:
-    """The sentence for a folder without safetensors; pickled weights are named, and how to convert them."""
+    """What to say of a folder without safetensors, and how to convert pickled weights."""
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if not pickled:
         return f"there are no weights in {folder}: {path} is missing"

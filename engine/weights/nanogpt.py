@@ -47,8 +47,7 @@ def read_nanogpt(path: Path, text: Path | None) -> tuple[GPTConfig, dict[str, Te
 def load_without_code(path: Path) -> Any:
     """The content of a ckpt.pt: tensors, numbers, texts, lists and dictionaries. Raises UserError.
 
-    A number may be a NumPy scalar, as `best_val_loss` is in many; what NumPy's pickles name is answered by
-    PlainDtype and plain_number, so that none of NumPy's own functions is called.
+    Some numbers are NumPy's: PlainDtype and plain_number read them, so that no function of NumPy is called.
     """
     scalars = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     stand_ins = [(PlainDtype, "numpy.dtype"), *((plain_number, name) for name in scalars)]
@@ -62,7 +61,7 @@ def load_without_code(path: Path) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """Why torch.load refused a file: its message, a page long, advises to load all that is in the file."""
+    """Why torch.load refused a file; its page-long message advises to load all of it."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     refused = re.search(r"GLOBAL ([\w.]+)", message)
     if refused:
@@ -92,8 +91,7 @@ def plain_number(dtype: PlainDtype, content: bytes) -> float:
 def find_tokenizer(path: Path, config: GPTConfig, settings: Any, text: Path | None) -> Tokenizer | None:
     """GPT-2's BPE for its vocabulary; else the characters of `text`, or of nanoGPT's data/NAME/input.txt.
 
-    nanoGPT's table of characters is a pickle, which is never opened. None where there is no text to be found.
-    Raises UserError for a text that has another number of characters.
+    nanoGPT's table of characters is a pickle, which is never opened. Raises UserError for another text.
     """
     if text is None:
         if config.vocab_size in GPT2_VOCABULARY_SIZES:

@@ -44,7 +44,7 @@ HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model at rest: its shape, its tensors by our parameter names, and its tokenizer where known."""
+    """A model at rest: its shape, tensors by our names, and tokenizer where known."""
 
     config: GPTConfig
     tensors: dict[str, Tensor]
@@ -59,13 +59,13 @@ class Pretrained:
         dtype: torch.dtype | None = None,
         empty: Callable[..., GPT] = empty_model,
     ) -> GPT:
-        """The model on a device, in the tensors' own precision unless one is given; `empty` builds it."""
+        """The model, in the tensors' own precision unless one is given; `empty` builds it."""
         model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
         checkpoints.load_weights(model, self.tensors, self.source)
         return model
 
     def known_tokenizer(self) -> Tokenizer:
-        """The tokenizer; UserError where none came with the weights, or one that cannot be read."""
+        """The tokenizer. Raises UserError where there is none that can be read."""
         if self.tokenizer_problem is not None:
             raise UserError(self.tokenizer_problem)
         if self.tokenizer is None:
@@ -94,7 +94,7 @@ class Pretrained:
     def with_roles_of(self, tokenizer: Tokenizer) -> "Pretrained":
         """The same for a tokenizer that has tokens for roles after those of this model's; else as it is.
 
-        The rows of the added tokens are the mean of the others, of the embedding as of the head.
+        The rows of the added tokens are the mean of the others.
         """
         if not isinstance(tokenizer, ChatTokenizer) or self.tokenizer is None:
             return self
@@ -111,7 +111,7 @@ class Pretrained:
         return dataclasses.replace(self, config=config, tensors=tensors, tokenizer=tokenizer)
 
     def with_block_size(self, block_size: int) -> "Pretrained":
-        """The same with only its first `block_size` positions. Raises UserError where it has fewer."""
+        """The same with its first `block_size` positions. Raises UserError where it has fewer."""
         if block_size > self.config.block_size:
             raise UserError(
                 f"block_size is {block_size}, but {self.source} has {self.config.block_size} positions; "
@@ -179,7 +179,7 @@ def read_folder(folder: Path, source: str) -> Pretrained:
 
 
 def download(repository: str, revision: str) -> Path:
-    """The folder in which huggingface_hub keeps HUB_FILES of a revision, downloaded or not. UserError."""
+    """The hub's folder with a revision's HUB_FILES, downloaded if need be. Raises UserError."""
     import huggingface_hub as hub
 
     advice = (

@@ -16,7 +16,7 @@ LARGEST_SIZE = 2**28  # a matrix of n_embd × 4 n_embd float64 still has a size 
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped: who copies slices reads no more than these. UserError."""
+    """The tensors of a file, mapped: who copies slices reads no more. Raises UserError."""
     try:
         return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
