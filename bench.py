@@ -22,13 +22,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from engine.command_line import Parser, run_script
+from engine.measure.command_speed import measure_loss, measure_preparing, measure_start
 from engine.measure.gpu_report import measure_gpu
-from engine.measure.loss_speed import measure_loss
 from engine.measure.memory_check import measure_memory
 from engine.measure.parallel_speed import measure_network, measure_profile, measure_scaling
-from engine.measure.prepare_speed import measure_preparing
 from engine.measure.sampling_speed import measure_sampling
-from engine.measure.start_speed import measure_start
 from engine.measure.training_speed import measure_training
 from train import update
 

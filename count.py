@@ -81,7 +81,7 @@ def count(options: Namespace) -> None:
 
 
 def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> GPTConfig:
-    """The shape that a preset, a configuration file or a run's folder stands for. Raises UserError."""
+    """The shape of a preset, a configuration file or a run. Raises UserError."""
     if what in PRESETS:
         shape: dict = dict(zip(SHAPE, PRESETS[what], strict=True))
         return GPTConfig(**shape, bias=True, activation="gelu_tanh")
@@ -152,7 +152,7 @@ def activation_bytes(config: GPTConfig, dtype: str) -> tuple[int, int]:
 
 
 def in_bytes(size: float) -> str:
-    """A size in the unit that gives one to four digits before the point, e.g. 1.86 GiB."""
+    """A size with one to four digits before the point, e.g. 1.86 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

@@ -122,7 +122,7 @@ def score_data(options: Namespace, found: Pretrained, model: GPT) -> Figures:
 
 
 def read_text(path: Path, found: Pretrained) -> tuple[np.ndarray, float]:
-    """The token ids of a text file, (tokens,) int64, and the bytes of text for each. Raises UserError."""
+    """The token ids of a text file, and the bytes of text for each. Raises UserError."""
     tokenizer = found.known_tokenizer()
     try:
         text = path.read_bytes().decode("utf-8")

@@ -126,7 +126,7 @@ def find_device(wanted: str) -> torch.device:
 
 
 def check_driver() -> None:
-    """Raise UserError if PyTorch says that it cannot use a GPU because the driver is too old."""
+    """Raise UserError if PyTorch says that the driver is too old."""
     if torch.version.cuda is None:
         return
     try:
@@ -167,7 +167,7 @@ def make_current(device: torch.device) -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> str:
-    """float32 on CPUs; on GPUs bf16 if the hardware supports it, else fp16. Raises UserError."""
+    """float32 on CPUs; on GPUs bf16 where supported, else fp16. Raises UserError."""
     if wanted in ("float16", "float64") and device.type == "mps":
         raise UserError(f"{wanted} is not supported on mps; use --dtype=float32")
     if wanted != "auto":

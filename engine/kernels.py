@@ -73,7 +73,7 @@ def replace_layers(model: nn.Module, kind: type[nn.Module], make: Callable[[Any]
 
 
 def leave_out_dropout(model: nn.Module) -> None:
-    """Replace dropout by a function that does nothing: calling a module costs more than its work."""
+    """Replace dropout by a function that does nothing: a module's call costs more."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout):
@@ -99,7 +99,7 @@ def keep_freed_memory() -> None:
 def attend_by_matmul(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """`scaled_dot_product_attention` of model.py as two products: fastest for short texts on a CPU."""
+    """`scaled_dot_product_attention` as two products: fastest for short texts on a CPU."""
     B, H, T, D = query.shape
     S = key.shape[2]
     if T == 1:
@@ -261,7 +261,7 @@ class TransposedLinear(nn.Module):
 
 
 class BlockedLinear(nn.Module):
-    """x Wᵀ + b from W in oneDNN's blocked layout for products of one row; more rows work as well."""
+    """x Wᵀ + b from W in oneDNN's blocked layout for products of one row."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -136,6 +136,6 @@ def packed(array: np.ndarray) -> str:
 
 
 def triangle(attention: torch.Tensor) -> np.ndarray:
-    """Weights (L, H, T, T) on and below the diagonal, row by row, in steps of 1/65535, as uint16."""
+    """Weights (L, H, T, T) on and below the diagonal, row by row, in units of 1/65535."""
     rows, columns = np.tril_indices(attention.shape[-1])
     return (attention.cpu().numpy()[:, :, rows, columns] * 65535).round().astype("<u2")

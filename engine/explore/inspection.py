@@ -97,7 +97,7 @@ def inspect(model: GPT, ids: Tensor, n_tokens: int | None = None) -> Inspection:
 
 
 def _stack_layers(weights: list[Tensor], ids: Tensor) -> Tensor:
-    """The weights of all layers, (1, H, T, T) each, as one tensor (L, H, T, T); (0, 0, T, T) for none."""
+    """The weights of all layers, (1, H, T, T) each, as (L, H, T, T); (0, 0, T, T) for none."""
     if not weights:
         return torch.zeros(0, 0, len(ids), len(ids), device=ids.device)
     heads = sorted({layer.shape[1] for layer in weights})
@@ -126,7 +126,7 @@ def layer_guesses(
 
 @torch.inference_mode()
 def neighbours(model: GPT, token: int, count: int, n_tokens: int) -> list[tuple[int, float]]:
-    """The tokens with the most similar embeddings and their cosine similarities, most similar first."""
+    """The tokens with the most similar embeddings, and the cosines, most similar first."""
     directions = F.normalize(model.token_embedding.weight[:n_tokens].float(), dim=-1)
     cosines = directions @ directions[token]
     cosines[token] = -math.inf  # the nearest is the token itself

@@ -27,7 +27,7 @@ def open_explorer(source: str | None, checkpoint: str, device: str) -> Explorer:
 
 
 def short_name(source: str) -> str:
-    """A model's name on the page: the folder's name without its path, or the source's own name."""
+    """A model's name on the page: its folder's without the path, or the source's own."""
     path = Path(source)
     if path.is_file():  # nanoGPT's ckpt.pt
         path = path.parent
@@ -51,7 +51,7 @@ def page_with_answers(explorer: Explorer, prompt: str) -> str:
 
 
 def all_answers(explorer: Explorer, prompt: str) -> dict[str, Any]:
-    """The answer to every question that the page can ask about a prompt. Raises UserError."""
+    """Answers to all that the page can ask about a prompt. Raises UserError."""
     try:
         seen = explorer.answer("/inspect", {"text": prompt})
         ids = seen["ids"]

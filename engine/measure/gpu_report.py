@@ -18,7 +18,7 @@ from engine import kernels
 from engine.data.dataset import open_dataset
 from engine.device import device_name, find_device, make_current, peak_flops
 from engine.errors import UserError
-from engine.measure.loss_speed import train_to_the_end
+from engine.measure.command_speed import train_to_the_end
 from engine.measure.memory_check import check_memory
 from engine.measure.sampling_speed import seconds_per_token
 from engine.measure.timing import best_time, machine_limits, ratios, seconds_of, take_turns

@@ -40,7 +40,7 @@ CASES: list[tuple[GPTConfig, str, dict[str, Any]]] = [
 
 
 def measure_memory(update: UpdateFunction, options: Namespace) -> None:
-    """Print predicted and measured memory of three steps, for shapes that need a gigabyte or more."""
+    """Print predicted and measured memory of training, for shapes that need a gigabyte or more."""
     for config, kernel, changes in CASES:
         settings = TrainSettings(**{"gradient_accumulation_steps": 1, **changes})
         compute = replace(plain_compute(settings, find_device(options.device)), attention_kernel=kernel)

@@ -40,7 +40,7 @@ def default_processes(device: torch.device) -> int:
 
 
 def torchrun(options: Namespace, processes: int | None, *arguments: str) -> list[str]:
-    """Run `bench.py ARGUMENTS` under torchrun on this machine; return the lines that it prints."""
+    """Run `bench.py ARGUMENTS` under torchrun; return the lines that it prints."""
     device = find_device(options.device)
     count = processes or default_processes(device)
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
@@ -85,7 +85,7 @@ def median_seconds(world: World, device: torch.device, rounds: int, *runs: Calla
 
 
 def measure_scaling(update: UpdateFunction, options: Namespace) -> None:
-    """Print tokens per second of 1, 2, 4, … processes on the same sequences, measured in turns."""
+    """Print tokens per second of 1, 2, 4, … processes, measured in turns."""
     if is_one_of_several():
         with joined(options) as (world, device):
             run = trial_run(trial_settings(options.config, device), device, world=world)
@@ -181,5 +181,5 @@ def measure_profile(update: UpdateFunction, options: Namespace) -> None:
 
 
 def hidden_share(step: float, without: float, sending: float) -> float:
-    """The share of the communication time that does not lengthen the step, from 0 to 1."""
+    """The share of the communication that does not lengthen the step, from 0 to 1."""
     return min(1.0, max(0.0, 1 - (step - without) / sending))

@@ -61,7 +61,7 @@ def answer_as_assistant(model: GPT, tokenizer: ChatTokenizer, batch: list[Proble
 
 
 def complete_as_base(model: GPT, tokenizer: Tokenizer, problem: Problem) -> tuple[str, bool]:
-    """The rest of the line that states a problem's solution, and whether the line ended."""
+    """The rest of the line that states the solution, and whether the line ended."""
     ids = torch.from_numpy(tokenizer.encode(problem.beginning()))[None]
     ids = ids.to(model.token_embedding.weight.device)
     text, line = TextStream(tokenizer, stop="\n"), ""

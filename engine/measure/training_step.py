@@ -1,4 +1,4 @@
-"""One training step of train.py on random tokens, for the measurements of time and memory."""
+"""A training step of train.py on random tokens, for measurements of time and memory."""
 
 import itertools
 from collections.abc import Callable

@@ -55,7 +55,7 @@ def sharded_model(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the model was made by `sharded_model`, so that all processes must call it together."""
+    """Whether all processes must call the model together."""
     return hasattr(model, "set_requires_gradient_sync")
 
 

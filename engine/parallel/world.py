@@ -51,7 +51,7 @@ class World:
         return json.loads(self.store.get(key))
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank, on every process; anything that JSON can hold."""
+        """The values of all processes, by rank; anything that JSON can hold."""
         if self.size == 1:
             return [value]
         call = next(self._calls)
@@ -66,7 +66,7 @@ class World:
         return tensor
 
     def barrier(self) -> None:
-        """Wait until every process has called this. Raises RuntimeError after the group's timeout."""
+        """Wait for all processes. Raises RuntimeError after the group's timeout."""
         if self.size > 1:
             dist.barrier()
 
