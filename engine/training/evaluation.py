@@ -109,7 +109,7 @@ def inference_mode_of(model: nn.Module) -> Iterator[None]:
 
 
 def print_sample(run: Run, tokens: int) -> None:
-    """Print what the model writes after a line break; for conversations, its answer to the first validation one.
+    """Print what the model writes after a line break, or its answer to the first validation conversation.
 
     Rank 0 generates it; with a sharded model, all processes do.
     """

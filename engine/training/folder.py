@@ -43,7 +43,7 @@ def claim_folder(
     checkpoint: Checkpoint | None,
     cleanup: contextlib.ExitStack,
 ) -> None:
-    """Create or reuse the run's folder, lock it, clean it up, open its logs. The lock ends with the process."""
+    """Create or reuse the run's folder, lock it until the process ends, clean it up, open its logs."""
     settings = run.settings
     problem = None
     if run.world.is_main:

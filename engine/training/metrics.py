@@ -78,7 +78,7 @@ class Console:
 
     @contextlib.contextmanager
     def _silence_when_closed(self) -> Iterator[None]:
-        """After an OSError of the output, discard all further output, including what Python flushes at exit."""
+        """After an OSError of the output, discard all further output, including the flush at exit."""
         try:
             yield
         except OSError:
