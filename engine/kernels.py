@@ -33,27 +33,25 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
     """Replace the plain functions and layers of a model by faster ones of the same result; returns the model.
 
     `attention` is a name in ATTENTION; None: "matmul" on a CPU for short texts, otherwise "sdpa". With
-    `inference` a model on a CPU can no longer be trained. Raises ValueError for an unknown name.
+    `inference` a model on a CPU can no longer be trained.
     """
     weight = next(model.parameters())
     on_cpu = weight.device.type == "cpu"
     if attention is None:
         short = model.config.block_size <= LONGEST_FOR_MATMUL
         attention = "matmul" if on_cpu and short else "sdpa"
-    if attention not in ATTENTION:
-        raise ValueError(f"attention kernel {attention!r}; it can be {' or '.join(ATTENTION)}")
     model.loss = chunked_sum_of_losses
     attend = ATTENTION[attention]
     if on_cpu:
         keep_freed_memory()
         replace_layers(model, nn.Dropout, lambda layer: CPUDropout(layer.p))
-        if inference and weight.dtype in (torch.bfloat16, torch.float16):
+    if on_cpu and inference:
+        if weight.dtype in (torch.bfloat16, torch.float16):
             attend = attend_in_float32
         packed = packed_layer(weight.dtype)
-        if inference and packed is not None:
+        if packed is not None:
             replace_layers(model, nn.Linear, packed)
-        if inference:
-            leave_out_dropout(model)
+        leave_out_dropout(model)
     for layer in attention_layers(model):
         layer.attend = attend
     return model

@@ -28,7 +28,7 @@ from engine.parallel.sharding import copy_into
 from engine.runs import RUNS_FOLDER, STEP_NAME, checkpoint_folders, similar_run
 from engine.shape import empty_model
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
-from engine.weights.shapes import SIZES, check_fits, parameter_shapes, read_tensors, shapes_of
+from engine.weights.shapes import SIZES, check_fits, parameter_shapes, read_tensors
 from model import GPT, GPTConfig
 
 FORMAT = 1
@@ -177,17 +177,15 @@ def model_from(
     if dropout is not None:
         config = dataclasses.replace(config, dropout=dropout)
     tensors = checkpoint.weights()
-    model = empty(config, device, dtype or next(iter(tensors.values())).dtype)
-    load_weights(model, tensors, str(checkpoint.folder))
-    return model
+    return load_weights(empty(config, device, dtype or next(iter(tensors.values())).dtype), tensors)
 
 
 @torch.no_grad()
-def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy tensors, or this process's slices of them. Raises UserError where they do not fit."""
-    check_fits(shapes_of(model), tensors, where)
+def load_weights(model: GPT, tensors: Mapping[str, Tensor]) -> GPT:
+    """Copy tensors that fit, or this process's slices of them, into a model; returns it."""
     for name, parameter in model.named_parameters():
         copy_into(parameter, tensors[name])
+    return model
 
 
 def load(

@@ -60,9 +60,8 @@ class Pretrained:
         empty: Callable[..., GPT] = empty_model,
     ) -> GPT:
         """The model, in the tensors' own precision unless one is given; `empty` builds it."""
-        model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
-        checkpoints.load_weights(model, self.tensors, self.source)
-        return model
+        dtype = dtype or self.tensors["token_embedding.weight"].dtype
+        return checkpoints.load_weights(empty(self.config, device, dtype), self.tensors)
 
     def known_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises UserError where there is none that can be read."""

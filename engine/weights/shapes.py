@@ -40,12 +40,7 @@ def parameter_shapes(
                 f"{where}: {name} is {getattr(config, name)}; no model is larger than {LARGEST_SIZE}"
             )
     with torch.device("meta"):
-        return shapes_of(GPT(config))
-
-
-def shapes_of(model: GPT) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a module's parameters; tied ones once, sharded ones as if whole."""
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        return {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
 
 
 def check_fits(
