@@ -61,8 +61,6 @@ def joined(options: Namespace) -> Iterator[tuple[World, torch.device]]:
         device = find_device(options.device)
         if device.type == "cuda":
             device = torch.device("cuda", world.local_rank)
-        else:
-            torch.set_num_threads(max(1, available_cores() // world.local_size))
         yield world, device
         world.barrier()
     finally:
