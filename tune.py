@@ -148,7 +148,7 @@ class RewardModel(Preferences):
         return chosen - rejected
 
 
-class Rewards:
+class Rewards(ABC):
     """Draw groups of answers to questions, and make likelier what earns more."""
 
     def __init__(self, run: Run, settings: TuneSettings) -> None:
@@ -162,14 +162,20 @@ class Rewards:
         asked = [problem for problem in questions for _ in range(settings.group)]
         return asked, ask(self.run, settings, asked, seed)
 
-    def examine(self) -> tuple[list[Problem], Answers]:
-        """The most probable answers to problems that are for training, and no step's own.
+    @abstractmethod
+    def validation_loss(self, figures: Figures, answers: Answers) -> float:
+        """What chooses the best checkpoint, from answers and their figures; the lower the better."""
+
+    def evaluate(self) -> Figures:
+        """How the most probable answers do on problems that are for training, and no step's own.
 
         So the held-out ones choose nothing, not even the best checkpoint.
         """
         seed = derive_seed(self.settings.seed, "examination")
         asked = draw_questions(self.tasks, seed, self.settings.eval_prompts)
-        return asked, ask(self.run, self.settings, asked, seed, temperature=0)
+        answers = ask(self.run, self.settings, asked, seed, temperature=0)
+        figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
+        return {"val_loss": self.validation_loss(figures, answers)} | figures
 
 
 class GRPO(Rewards):
@@ -197,11 +203,9 @@ class GRPO(Rewards):
         figures = self.judge.figures(rewards, answers) | {"learned": len(learned) / len(asked)}
         return update(run, loss, batch, step), figures
 
-    def evaluate(self) -> Figures:
-        """The share of answers that are not right, and the judge's figures."""
-        asked, answers = self.examine()
-        figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
-        return {"val_loss": 1 - figures["reward"]} | figures
+    def validation_loss(self, figures: Figures, answers: Answers) -> float:
+        """The share of answers that are not right."""
+        return 1 - figures["reward"]
 
 
 class PPO(Rewards):
@@ -242,12 +246,9 @@ class PPO(Rewards):
         figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
         return updated, {"score": earned.mean().item()} | figures
 
-    def evaluate(self) -> Figures:
-        """The mean score, negated: the reward model chooses the best checkpoint. And the judge's figures."""
-        asked, answers = self.examine()
-        score = self.scored(answers).mean().item()
-        figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
-        return {"val_loss": -score, "score": score} | figures
+    def validation_loss(self, figures: Figures, answers: Answers) -> float:
+        """The mean score, negated."""
+        return -self.scored(answers).mean().item()
 
     @torch.no_grad()
     def scored(self, answers: Answers) -> Tensor:
@@ -330,9 +331,8 @@ def loop(run: Run, method: Any, state: RunState, requests: StopRequests) -> None
         guard.check(report)
         due = state.step % settings.log_interval == 0 or state.step == settings.max_iters
         if due:
-            norm, rate = report.gradient_norm, report.learning_rate
-            values = {"loss": report.loss, "lr": rate, "grad_norm": norm} | figures
-            run.record(state.step, "train", report.seconds, values)
+            values = {"loss": report.loss, "lr": report.learning_rate, "grad_norm": report.gradient_norm}
+            run.record(state.step, "train", report.seconds, values | figures)
         run.console.progress(state.step, in_words(figures), due or report.loss is None)
 
 

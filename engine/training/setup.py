@@ -34,6 +34,7 @@ from engine.training.optimizer import make_optimizer
 from engine.training.run import Run, RunState
 from engine.training.start import (
     NOT_TAKEN_OVER,
+    all_steps_are_made,
     check_resumable,
     describe_resume,
     find_start,
@@ -75,9 +76,8 @@ def set_up(
     ensure_prepared(settings.dataset, world, console)
     data = open_dataset(settings.dataset, settings.block_size)
     state = starting_state(settings, data, checkpoint, console)
-    if checkpoint is not None and state.step >= settings.max_iters and not settings.eval_only:
-        steps = f"{state.step:,} steps; --max_iters={2 * state.step} goes on"
-        console.say(f"nothing left to do: {folder} has made its {steps}")
+    goes_on = checkpoint is not None and not settings.eval_only
+    if goes_on and all_steps_are_made(settings, state, folder, console):
         return None
 
     if checkpoint is None or checkpoint.meta["choices"]["device"] != compute.device:

@@ -218,3 +218,14 @@ def resumed_state(checkpoint: Checkpoint, settings: TrainSettings, console: Cons
     )
     console.say(f"evaluation: from here on {windows} of each split ({reason}); the best loss starts anew")
     return state
+
+
+def all_steps_are_made(
+    settings: TrainSettings, state: RunState, folder: Path | None, console: Console
+) -> bool:
+    """Whether a resumed run has no step left; that is said."""
+    if state.step < settings.max_iters:
+        return False
+    steps = f"{state.step:,} steps; --max_iters={2 * state.step} goes on"
+    console.say(f"nothing left to do: {folder} has made its {steps}")
+    return True

@@ -24,7 +24,13 @@ from engine.training.metrics import Console
 from engine.training.optimizer import make_optimizer
 from engine.training.run import Run, RunState
 from engine.training.setup import choose_compute, choose_device, choose_settings, probe
-from engine.training.start import check_resumable, describe_resume, find_start, resumed_state
+from engine.training.start import (
+    all_steps_are_made,
+    check_resumable,
+    describe_resume,
+    find_start,
+    resumed_state,
+)
 from engine.tuning.rows import add_score_head
 from engine.weights.checkpoint import Checkpoint, model_from, open_checkpoint
 from engine.weights.pretrained import Pretrained, read_pretrained
@@ -60,15 +66,13 @@ def set_up(
         probe(compute, settings, max(1, settings.batch_size // 8), world, console)
         model = start.model(device, compute.weights_dtype())
     else:
-        began = checkpoint.meta["settings"]  # where the file gives run:NAME, the newest may be another by now
-        changes = {name: began[name] for name in ("reference", "reward_model")}
-        settings = dataclasses.replace(settings, **changes)
+        # Where the file gives run:NAME, the newest may be another by now.
+        kept = {name: checkpoint.meta["settings"][name] for name in ("reference", "reward_model")}
+        settings = dataclasses.replace(settings, **kept)
         data = without_tokens(tokenizer_from_dict(checkpoint.meta["tokenizer"]), settings)
         check_resumable(settings, data, checkpoint)
         state = resumed_state(checkpoint, settings, console)
-        if state.step >= settings.max_iters:
-            steps = f"{state.step:,} steps; --max_iters={2 * state.step} goes on"
-            console.say(f"nothing left to do: {folder} has made its {steps}")
+        if all_steps_are_made(settings, state, folder, console):
             return None
         model = model_from(checkpoint, device, compute.weights_dtype(), dropout=0.0)
     if settings.method in ("reward", "ppo"):
