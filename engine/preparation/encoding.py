@@ -27,6 +27,7 @@ from engine.text.byte_pairs import END_OF_TEXT
 from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
+FLAG = np.dtype(np.uint8)  # whether a token is a target
 DIGEST_BYTES = 16  # of a document's SHA-256: equal ones are expected once in 2⁶⁴ documents
 
 
@@ -49,14 +50,6 @@ class Text(NamedTuple):
     file: str
 
 
-@dataclass(frozen=True)
-class Survey:
-    """How many characters a piece has, and which ones."""
-
-    characters: int
-    different: str
-
-
 # A document, or a part of one long text for one split, as `encode` describes it.
 DOCUMENT = np.dtype(
     [
@@ -74,12 +67,12 @@ DOCUMENT = np.dtype(
 class Encoded:
     """A piece's documents, one after the other."""
 
-    ids: np.ndarray  # (tokens,) uint16 or uint32
+    # (tokens,) uint16 or uint32: the ids; of conversations also (tokens,) uint8: 1 for what is trained on.
+    tokens: list[np.ndarray]
     documents: np.ndarray  # (documents,) of DOCUMENT
     dropped: Counter[str]  # why, how many
     carriage_returns: Counter[str]  # in which file, how many
-    targets: np.ndarray | None = None  # (tokens,) uint8: 1 for what is trained on; None: everything is
-    cut: int = 0  # conversations that were shortened
+    cut: int  # conversations that were shortened
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -98,15 +91,14 @@ def start_worker(job: Job, is_process: bool = False) -> None:
     _tokenizer = None if job.tokenizer is None else tokenizer_from_dict(job.tokenizer)
 
 
-def survey(piece: Piece) -> Survey:
-    """Count and collect the characters of a piece."""
+def survey(piece: Piece) -> tuple[int, str]:
+    """How many characters a piece has, and which ones."""
     characters, seen = 0, np.zeros(0x110000, dtype=bool)
     for found in texts_of(piece, Counter()):
-        for text in _contents(found):
-            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-            characters += len(points)
-            seen[points] = True
-    return Survey(characters, "".join(map(chr, np.flatnonzero(seen))))
+        points = np.frombuffer("".join(_contents(found)).encode("utf-32-le"), dtype=np.uint32)
+        characters += len(points)
+        seen[points] = True
+    return characters, "".join(map(chr, np.flatnonzero(seen)))
 
 
 def training_texts(piece: Piece, characters: int | None) -> list[str]:
@@ -124,15 +116,13 @@ def training_texts(piece: Piece, characters: int | None) -> list[str]:
 
 
 def encode(piece: Piece, before_border: int | None = None) -> Encoded:
-    """The token ids of a piece. Of one long text the first `before_border` characters are for training."""
+    """The tokens of a piece. Of one long text the first `before_border` characters are for training."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
-    if _job.field is None:
-        return encode_conversations(piece)
     encode_text = _tokenizer.encode if piece[0].kind == "text" else _tokenizer.encode_document
     dtype = id_type(_tokenizer.vocab_size)
     dropped: Counter[str] = Counter()
     carriage_returns: Counter[str] = Counter()
-    ids, documents = [np.zeros(0, dtype=dtype)], []
+    ids, targets, documents, cut = [np.zeros(0, dtype)], [np.zeros(0, FLAG)], [], 0
     for found in texts_of(piece, dropped):
         if b"\r" in found.utf8:  # which is faster than counting
             carriage_returns[found.file] += found.utf8.count(b"\r")
@@ -142,35 +132,25 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
         if border is None:
             border = 0 if _is_val(piece, number) else len(found.text)
         for part, val in ((found.text[:border], False), (found.text[border:], True)):
-            if part:
+            if not part:
+                continue
+            said = part
+            if _job.field is None:
+                assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
+                encoded, is_cut = shortened(_tokenizer, from_json(part), _job.block_size)
+                if encoded is None:
+                    dropped["longer than the block"] += 1
+                    continue
+                cut += is_cut
+                ids.append(encoded.ids.astype(dtype))
+                targets.append(encoded.targets.astype(FLAG))
+                said = "".join(_contents(found))
+            else:
                 ids.append(encode_text(part).astype(dtype))
-                counts = (len(ids[-1]), val, len(part), len(part.encode()))
-                documents.append((*counts, digest[:DIGEST_BYTES], number))
-    return Encoded(np.concatenate(ids), np.array(documents, dtype=DOCUMENT), dropped, carriage_returns)
-
-
-def encode_conversations(piece: Piece) -> Encoded:
-    """The token ids of a piece's conversations, and which of them are targets."""
-    assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
-    dtype = id_type(_tokenizer.vocab_size)
-    ids, targets = [np.zeros(0, dtype=dtype)], [np.zeros(0, dtype=np.uint8)]
-    documents, cut = [], 0
-    dropped: Counter[str] = Counter()
-    for found in texts_of(piece, dropped):
-        encoded, is_cut = shortened(_tokenizer, from_json(found.text), _job.block_size)
-        if encoded is None:
-            dropped["longer than the block"] += 1
-            continue
-        cut += is_cut
-        ids.append(encoded.ids.astype(dtype))
-        targets.append(encoded.targets.astype(np.uint8))
-        digest = hashlib.sha256(found.utf8).digest()
-        number = split_hash(digest)
-        said = "".join(_contents(found))
-        counts = (len(ids[-1]), _is_val(piece, number), len(said), len(said.encode()))
-        documents.append((*counts, digest[:DIGEST_BYTES], number))
-    table = np.array(documents, dtype=DOCUMENT)
-    return Encoded(np.concatenate(ids), table, dropped, Counter(), np.concatenate(targets), cut)
+            counts = (len(ids[-1]), val, len(said), len(said.encode()))
+            documents.append((*counts, digest[:DIGEST_BYTES], number))
+    tokens = [np.concatenate(ids)] + ([np.concatenate(targets)] if _job.field is None else [])
+    return Encoded(tokens, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
 
 
 def _contents(found: Text) -> list[str]:
@@ -224,8 +204,7 @@ def _decode_line(content: bytes, where: str, file: str) -> Text | None:
     line = _decode(content, where, file)
     if line is None:
         return None
-    text = record_text(parse_line(line.text, where, file), _job.field, where)
-    return _decode(text.encode("utf-8", "surrogatepass"), where, file)
+    return _decode(record_text(parse_line(line.text, where, file), _job.field, where), where, file)
 
 
 def _decode(content: bytes, where: str, file: str, place: Place | None = None) -> Text | None:

@@ -10,15 +10,17 @@ Parquet may be compressed. Nothing is decoded here: that is left to the workers 
 import codecs
 import glob
 import io
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.conversation.messages import LISTS, is_conversation
 from engine.errors import UserError, similar_file
 from engine.preparation.compression import open_decompressed, without_suffix
-from engine.preparation.hub import HubFile
-from engine.preparation.records import READERS, holds_json_lines
+from engine.preparation.hub import HubFile, wait_for_each
+from engine.preparation.records import READERS, holds_json_lines, read_records
 from engine.preparation.utf8 import STANDARD_INPUT
 
 PIECE_BYTES = 2**20  # about so much makes a piece,
@@ -97,7 +99,7 @@ def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
     found = []
     for argument in arguments:
         if argument.startswith(HUB):
-            found.append(Input(argument.removeprefix(HUB), "hub", argument, 0, val))
+            found.append(Input(argument.removeprefix(HUB), "hub", argument, val=val))
             continue
         path = Path(argument).expanduser()
         if path.is_dir():
@@ -110,33 +112,26 @@ def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
             )
         else:
             names = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not names and path.is_dir():
+            raise UserError(f"the folder {argument} holds no files")
         if not names:
-            raise UserError(_nothing_there(argument))
+            hint = f"; for a data set of the Hugging Face hub write {HUB}{argument}"
+            hint = hint if argument.count("/") == 1 else similar_file(argument)
+            raise UserError(f"{argument} cannot be read: there is no such file or folder{hint}")
         found += [Input(name, format_of(name), argument, Path(name).stat().st_size, val) for name in names]
     return found
 
 
 def _files_of(folder: Path) -> list[str]:
+    """The files of a folder, ordered by name, but for hidden ones and those in hidden folders."""
     try:
-        return sorted(str(file) for file in folder.rglob("*") if _is_plain(file, folder))
+        return sorted(
+            str(file)
+            for file in folder.rglob("*")
+            if file.is_file() and "/." not in f"/{file.relative_to(folder).as_posix()}"
+        )
     except OSError as error:
         raise UserError(f"{error.filename} in {folder} cannot be read: {error.strerror}") from error
-
-
-def _is_plain(file: Path, folder: Path) -> bool:
-    """Whether a file of a folder is a regular one, and nothing on the way to it is hidden."""
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _nothing_there(argument: str) -> str:
-    if Path(argument).is_dir():
-        return f"the folder {argument} holds no files"
-    hint = (
-        f"; for a data set of the Hugging Face hub write {HUB}{argument}"
-        if argument.count("/") == 1
-        else similar_file(argument)
-    )
-    return f"{argument} cannot be read: there is no such file or folder{hint}"
 
 
 def format_of(name: str) -> str:
@@ -144,26 +139,50 @@ def format_of(name: str) -> str:
     return FORMATS.get(without_suffix(name).suffix.lower(), "text")
 
 
+def holds_conversations(inputs: Sequence[Input], field: str) -> bool:
+    """Whether the first record is a conversation without the field that holds a document's text.
+
+    Files that are still to be downloaded are not looked at. A `field` that holds turns says so, too.
+    """
+    names = _first_fields(inputs[0])
+    return field in LISTS or (field not in names and is_conversation(names))
+
+
+def _first_fields(item: Input) -> Collection[str]:
+    """The fields of the first record; none where it has no fields, or cannot be read as it should."""
+    if item.hub_file is not None or item.format == "text":
+        return ()
+    try:
+        if item.format == "parquet":
+            import pyarrow.parquet
+
+            return pyarrow.parquet.read_schema(item.path).names
+        if holds_json_lines(item.path, item.format):
+            with open_decompressed(item.path) as (file, _):
+                lines = iter(lambda: file.readline(LONGEST["lines"]), b"")
+                record = json.loads(next((line for line in lines if line.strip()), b"null"))
+        else:
+            record, _ = next(READERS[item.format](item.path, None, 0), (None, 0.0))
+    except (ImportError, OSError, ValueError, RecursionError):  # UserError too: the readers say what is wrong
+        return ()
+    return record.keys() if isinstance(record, dict) else ()
+
+
 # ------------------------------------------------------------------------------------------------------------
 # their pieces
 
 
 def pieces(
-    inputs: list[Input],
-    field: str | None,
-    one_text: bool,
-    place: Place = BEGINNING,
-    before_opening: Callable[[int], None] = lambda number: None,
+    inputs: list[Input], field: str | None, one_text: bool, place: Place = BEGINNING
 ) -> Iterator[Piece]:
     """The inputs from a place on, in order. Raises UserError for what cannot be read.
 
     With `one_text` each piece is a stretch of one long text; otherwise each plain file is a document, and
-    each record, whose text is named by `field` (None: a conversation). `before_opening` is called with the
-    number of each input.
+    each record, whose text is named by `field` (None: a conversation).
     """
     piece: Piece = []
     size = 0
-    for part in _parts(inputs, field, one_text, place, before_opening):
+    for part in _parts(inputs, field, one_text, place):
         if piece and (part.kind, part.val) != (piece[0].kind, piece[0].val):
             yield piece
             piece, size = [], 0
@@ -176,20 +195,13 @@ def pieces(
         yield piece
 
 
-def _parts(
-    inputs: list[Input],
-    field: str | None,
-    one_text: bool,
-    place: Place,
-    before_opening: Callable[[int], None],
-) -> Iterator[Part]:
-    for index in range(place.index, len(inputs)):
+def _parts(inputs: list[Input], field: str | None, one_text: bool, place: Place) -> Iterator[Part]:
+    for index in wait_for_each([item.hub_file for item in inputs], place.index):
         item = inputs[index]
         start = place if index == place.index else Place(index)
-        before_opening(index)
         if item.format == "text":
             yield from _stretches(item, start, "text" if one_text else "file")
-        elif item.format == "jsonl" or (item.format == "json" and holds_json_lines(item.path)):
+        elif holds_json_lines(item.path, item.format):
             yield from _stretches(item, start, "lines")
         else:
             yield from _records(item, field, start)
@@ -199,7 +211,7 @@ def _records(item: Input, field: str | None, place: Place) -> Iterator[Part]:
     """A file of records from a place on, a piece at a time."""
     contents: list[bytes] = []
     size, share = 0, 0.0
-    for content, share in READERS[item.format](item.path, field, place.offset):
+    for content, share in read_records(item.path, item.format, field, place.offset):
         if size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS:
             after = Place(place.index, place.offset + len(contents))
             yield Part(contents, "records", item.name, item.val, place, after, share)

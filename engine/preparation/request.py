@@ -17,7 +17,7 @@ from engine.preparation.inputs import BEGINNING, STDIN, Input, Place
 from engine.preparation.utf8 import STANDARD_INPUT
 from engine.system import hashes_of
 
-PIPELINE = 4  # raised when the same request would give other files
+PIPELINE = 5  # raised when the same request would give other files, or a state be saved otherwise
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,6 @@ class Plan:
 
 
 @dataclass
-class Tally:
-    """How often something was found in the input, and in which file first."""
-
-    number: int = 0
-    file: str = ""
-
-    def add(self, number: int, file: str) -> None:
-        self.number += number
-        self.file = self.file or file
-
-
-@dataclass
 class State:
     """How far the encoding is. It is saved together with the files that it speaks of."""
 
@@ -69,8 +57,6 @@ class State:
     place: Place = BEGINNING
     # [name, tokens] of each file.
     files: dict[str, list[list[Any]]] = field(default_factory=lambda: {"train": [], "val": []})
-    # The same of the files that say which tokens of conversations are targets.
-    targets: dict[str, list[list[Any]]] = field(default_factory=lambda: {"train": [], "val": []})
     cut: int = 0  # conversations that were shortened
     longest: int = 0  # tokens of a conversation
     documents: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
@@ -78,39 +64,30 @@ class State:
     text_bytes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     dropped: dict[str, int] = field(default_factory=dict)
     split_hashes: list[int] = field(default_factory=list)  # the lowest and the highest of a document
-    # What the user is told in the end.
-    byte_order_marks: Tally = field(default_factory=Tally)
-    carriage_returns: Tally = field(default_factory=Tally)
+    # What the user is told in the end: how many, and in which file first.
+    byte_order_marks: int = 0
+    first_marked: str = ""
+    carriage_returns: int = 0
+    first_with_returns: str = ""
+
+    def __post_init__(self) -> None:
+        self.place = Place(*self.place)  # of a state that was saved a list
 
     @property
     def tokens(self) -> int:
         """Of both splits so far."""
         return sum(tokens for files in self.files.values() for _, tokens in files)
 
-    @classmethod
-    def from_saved(cls, saved: dict[str, Any]) -> "State":
-        """The state that `dataclasses.asdict` made a dictionary of."""
-        nested: dict[str, Any] = {
-            "place": Place(*saved["place"]),
-            "byte_order_marks": Tally(**saved["byte_order_marks"]),
-            "carriage_returns": Tally(**saved["carriage_returns"]),
-        }
-        return cls(**(saved | nested))
 
-
-def versions_of(inputs: list[Input]) -> list[Any]:
+def version_of(item: Input) -> Any:
     """What differs once an input has changed: its size and time, or what is known of its content."""
-    versions: list[Any] = []
-    for item in inputs:
-        if item.format == "hub":
-            versions.append(None)
-        elif item.hub_file is not None:
-            versions.append(item.hub_file.sha256)
-        elif item.argument == STDIN:
-            versions.append(hashes_of([Path(item.path)]))
-        else:
-            versions.append([os.stat(item.path).st_size, os.stat(item.path).st_mtime_ns])
-    return versions
+    if item.format == "hub":
+        return None
+    if item.hub_file is not None:
+        return item.hub_file.sha256
+    if item.argument == STDIN:
+        return hashes_of([Path(item.path)])
+    return [os.stat(item.path).st_size, os.stat(item.path).st_mtime_ns]
 
 
 def request_hash(request: Request, inputs: list[Input], versions: list[Any]) -> str:

@@ -89,7 +89,7 @@ def describe_token_files(
     with staging_folder(folder) as staging:
         for file in elsewhere:
             (staging / file.name).symlink_to(file.resolve())
-        move_into_place(staging, folder, meta, [file.name for file in elsewhere])
+        move_into_place(staging, folder, meta)
     say(
         f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens as they were, "
         f"vocabulary {vocabulary.vocab_size:,} ({vocabulary.to_dict()['kind']})"
