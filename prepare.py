@@ -20,9 +20,8 @@ are taken as they are. Records with the fields messages, conversations, prompt a
 answer, or instruction and output are conversations: a model learns the assistant's words of them.
 """
 
-import dataclasses
 import shlex
-from argparse import SUPPRESS, Namespace
+from argparse import SUPPRESS, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,11 @@ from engine.data.dataset import DATA_FOLDER, is_masked
 from engine.data.describe import describe, verify
 from engine.errors import UserError
 from engine.preparation.pipeline import NAMED, prepare
-from engine.preparation.recipes import (
-    GENERATED,
-    LARGE,
-    LARGE_VALIDATION_FRACTION,
-    RECIPES,
-    prepare_large,
-    prepare_recipe,
-)
+from engine.preparation.recipes import LARGE, RECIPES, prepare_large, prepare_recipe
 from engine.preparation.request import Request
 from engine.preparation.token_files import are_token_files, describe_token_files, holds_token_files
 
 TOKENIZERS = (*NAMED, "numbers")
-FIELDS = {field.name for field in dataclasses.fields(Request)}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -56,7 +47,8 @@ def main(arguments: Sequence[str]) -> None:
         verify(options.verify, print)
     else:
         name, inputs = name_and_inputs(options.name, options.input)
-        chosen = {key: value for key, value in vars(options).items() if key in FIELDS - {"name"}}
+        others = ("name", "input", "show", "verify")
+        chosen = {option: value for option, value in vars(options).items() if option not in others}
         folder = prepare_known(name, chosen) if inputs is None else prepare_inputs(name, inputs, chosen)
         aligned = " --documents=aligned" if is_masked(folder) else ""  # conversations
         print(f"next: {training_command(folder.name)}{aligned}")
@@ -81,33 +73,28 @@ def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str]
 
 def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
     """Prepare one of the data sets that the program knows, or describe token files that lie in data/NAME."""
+    folder = DATA_FOLDER / name
     if name in RECIPES:
-        others = chosen.keys() - {"tokenizer", "workers"}
-        if others or chosen.get("tokenizer", RECIPES[name]) != RECIPES[name]:
+        tokenizer = RECIPES[name]["tokenizer"]
+        if chosen.keys() - {"tokenizer", "workers"} or chosen.get("tokenizer", tokenizer) != tokenizer:
             raise UserError(
-                f"{name} is made in one way, with the tokenizer {RECIPES[name]}; give your own set a name"
+                f"{name} is made in one way, with the tokenizer {tokenizer}; give your own set a name"
             )
-        return prepare_recipe(name, print)
-    if name in GENERATED:
-        if chosen:
-            raise UserError(f"{name} is made in one way; give your own set a name")
-        return prepare_recipe(name, print)
-    if holds_token_files(DATA_FOLDER / name):
+    elif holds_token_files(folder):
         return describe_token_files(name, [], chosen.get("tokenizer"), print)
-    if name in LARGE:
-        usual = Request(name, [], tokenizer="gpt2", val=LARGE_VALIDATION_FRACTION)
-        return prepare_large(dataclasses.replace(usual, **chosen), print)
-    if (DATA_FOLDER / name / "meta.json").exists():
+    elif name in LARGE:
+        return prepare_large(name, chosen, print)
+    elif (folder / "meta.json").exists():
         raise UserError(
-            f"{DATA_FOLDER / name} is there, and nothing says what to make it of: add --input FILE to make "
-            "it anew; --show in place of it tells what it holds"
+            f"{folder} is there, and nothing says what to make it of: add --input FILE to make it anew; "
+            "--show in place of it tells what it holds"
         )
-    return prepare_recipe(name, print)  # says which there are
+    return prepare_recipe(name, print)  # of an unknown name it says which there are
 
 
 def prepare_inputs(name: str, inputs: list[str], chosen: dict[str, Any]) -> Path:
     """Prepare text, or describe token files, given by paths."""
-    request = dataclasses.replace(Request(name, inputs), **chosen)
+    request = Request(name, inputs, **chosen)
     if not are_token_files(inputs):
         return prepare(request, print)
     about_text = sorted(chosen.keys() - {"tokenizer", "val", "workers"})
@@ -141,30 +128,20 @@ def read_options(arguments: Sequence[str]) -> Namespace:
         "of token files also numbers (default: char; of token files what their header says)",
     )
     add("--vocab_size", type=int, metavar="N", help="entries of a vocabulary that is learned (default: 8192)")
-    add("--val", help="for validation: a share, or the path of other text (default: 0.1)")
+    add("--val", type=share_or_path, help="for validation: a share, or the path of other text (default: 0.1)")
     add("--field", help="field or column that holds the text of a record (default: text)")
     add("--errors", choices=("strict", "replace", "drop"), help="what to do about text that is not UTF-8")
     add("--documents", action="store_true", help="text files given by name are documents, too")
     add("--dedup", action="store_true", help="leave out documents that came before, letter for letter")
-    add(
-        "--block_size",
-        type=at_least_one,
-        metavar="N",
-        help="tokens of a conversation: a longer one is cut before a question (default: 1024)",
-    )
-    add(
-        "--shard_tokens",
-        type=at_least_one,
-        metavar="N",
-        help="tokens of one file (default: one file for each split)",
-    )
-    add("--workers", type=at_least_one, metavar="N", help="processes (default: one for each core)")
+    number: dict[str, Any] = {"type": at_least_one, "metavar": "N"}
+    longest = "tokens of a conversation: a longer one is cut before a question (default: 1024)"
+    add("--block_size", **number, help=longest)
+    add("--shard_tokens", **number, help="tokens of one file (default: one file for each split)")
+    add("--workers", **number, help="processes (default: one for each core)")
     add("--show", metavar="NAME", default=None, help="print what a data set holds")
     add("--verify", metavar="NAME", default=None, help="check the files of a data set against their hashes")
     options = parser.parse_args(arguments)
     check_options(options)
-    if hasattr(options, "val"):
-        options.val = share_or_path(options.val)
     return options
 
 
@@ -184,13 +161,13 @@ def check_options(options: Namespace) -> None:
 
 
 def share_or_path(text: str) -> float | str:
-    """The value of --val. Raises UserError for a number that is no share."""
+    """The value of --val, as the `type` of an option."""
     try:
         share = float(text)
     except ValueError:
         return text
     if not 0 < share < 1:
-        raise UserError(f"--val is {text}; it must be a share between 0 and 1, or a path")
+        raise ArgumentTypeError(f"it is {text}; it must be a share between 0 and 1, or a path")
     return share
 
 

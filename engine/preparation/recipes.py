@@ -1,12 +1,10 @@
 """Data sets that the program knows how to get."""
 
-import dataclasses
 import hashlib
 import io
 import json
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +21,10 @@ from engine.preparation.token_files import describe_token_files, holds_token_fil
 from engine.system import write_whole
 from tasks import texts
 
-# Those that are made in seconds: name and tokenizer. train.py prepares them by itself.
-RECIPES = {"shakespeare_char": "char", "shakespeare": "gpt2"}
-# Those that tasks/ writes, for an assistant: text and conversations, with what they are prepared.
-GENERATED: dict[str, dict[str, Any]] = {
+# Those that are made in one way; train.py prepares them by itself. tasks/ writes those of the assistant.
+RECIPES: dict[str, dict[str, Any]] = {
+    "shakespeare_char": {"tokenizer": "char"},
+    "shakespeare": {"tokenizer": "gpt2"},
     "assistant_base": {"tokenizer": "bytes", "val": 0.02},
     "assistant_chat": {"tokenizer": "bytes", "val": 0.02, "block_size": 256},
 }
@@ -38,7 +36,7 @@ LARGE = {
     "fineweb": (HubFolder("HuggingFaceFW/fineweb", "sample/10BT"), "31 GB, 10 billion tokens"),
     "fineweb_100B": (HubFolder("HuggingFaceFW/fineweb", "sample/100BT"), "300 GB, 100 billion tokens"),
 }
-LARGE_VALIDATION_FRACTION = 0.0005
+LARGE_OPTIONS: dict[str, Any] = {"tokenizer": "gpt2", "val": 0.0005}
 TINY_SHAKESPEARE = PublicFile(
     "input.txt",
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -51,12 +49,10 @@ POEM = re.compile("lovers_complaint|passionate_pilgrim|phoenix|rape_of_lucrece|s
 
 
 def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Fetch and prepare a small data set by its name, or describe the token files that lie in its folder.
+    """Make or fetch a text and prepare it by its name, or describe the token files that lie in its folder.
 
     Raises UserError for a name without a recipe.
     """
-    if name in GENERATED:
-        return prepare_generated(name, say, root)
     if name not in RECIPES and holds_token_files(root / name):
         return describe_token_files(name, [], None, say, root)
     if name in LARGE:
@@ -66,42 +62,33 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
         )
     if name not in RECIPES:
         raise UserError(no_dataset(name, root))
-    folder = root / name
-    existed = folder.is_dir()
-    try:
-        text, source = shakespeare(name, say, root)
-        with staging_folder(folder, ".text") as beside:
-            path = beside / "text"
-            path.write_bytes(text.encode("utf-8"))
-            return prepare(Request(name, [str(path)], RECIPES[name], sources=[source]), say, root)
-    except UserError:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def prepare_generated(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Write and prepare a data set of tasks/, the same at every call."""
+    source = None
     with staging_folder(root / name, ".text") as folder:
+        path = folder / "text"
         if name == "assistant_base":
-            path, lines = folder / "prose.txt", texts.prose(PROSE_LINES)
-        else:
+            text = "".join(f"{line}\n" for line in texts.prose(PROSE_LINES))
+        elif name == "assistant_chat":
             path = folder / "conversations.jsonl"
-            lines = (json.dumps({"messages": one}) for one in texts.conversations(CONVERSATIONS))
-        content = "".join(f"{line}\n" for line in lines).encode()
+            records = texts.conversations(CONVERSATIONS)
+            text = "".join(json.dumps({"messages": messages}) + "\n" for messages in records)
+        else:
+            text, source = shakespeare(name, say, root)
+        content = text.encode("utf-8")
         path.write_bytes(content)
-        source = {"name": "tasks/texts.py", "sha256": hashlib.sha256(content).hexdigest()}
-        return prepare(Request(name, [str(path)], sources=[source], **GENERATED[name]), say, root)
+        source = source or {"name": "tasks/texts.py", "sha256": hashlib.sha256(content).hexdigest()}
+        return prepare(Request(name, [str(path)], sources=[source], **RECIPES[name]), say, root)
 
 
-def prepare_large(request: Request, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Download and prepare one of LARGE; from the folder PLAINGPT_MIRROR/NAME where there is one."""
-    source, size = LARGE[request.name]
-    mirror = Path(os.environ.get(MIRROR_VARIABLE) or ".nowhere", request.name)
-    if mirror.is_dir():
-        return prepare(dataclasses.replace(request, inputs=[str(mirror)]), say, root)
-    say(f"{request.name}: downloading {source.repository}, {source.folder} ({size}), a file at a time")
-    return prepare(dataclasses.replace(request, remote=source), say, root)
+def prepare_large(
+    name: str, chosen: dict[str, Any], say: Callable[[str], None], root: Path = DATA_FOLDER
+) -> Path:
+    """Download and prepare one of LARGE, as chosen; from the folder PLAINGPT_MIRROR/NAME if there is one."""
+    source, size = LARGE[name]
+    mirror = Path(os.environ.get(MIRROR_VARIABLE) or ".nowhere", name)
+    given: dict[str, Any] = {"inputs": [str(mirror)]} if mirror.is_dir() else {"inputs": [], "remote": source}
+    if not mirror.is_dir():
+        say(f"{name}: downloading {source.repository}, {source.folder} ({size}), a file at a time")
+    return prepare(Request(name, **given | LARGE_OPTIONS | chosen), say, root)
 
 
 def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str, dict[str, Any]]:
@@ -110,24 +97,21 @@ def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str,
     A file input.txt that lies in data/NAME is used if it is tiny Shakespeare; else the text of the other data
     set of Shakespeare, if there is one. Raises UserError where no source can be reached.
     """
-    at_hand = root / name / TINY_SHAKESPEARE.name
-    tiny = {
-        "name": "tiny Shakespeare",
-        "sha256": TINY_SHAKESPEARE.sha256,
-        "address": TINY_SHAKESPEARE.address,
-    }
+    file = TINY_SHAKESPEARE
+    at_hand = root / name / file.name
+    tiny = {"name": "tiny Shakespeare", "sha256": file.sha256, "address": file.address}
     if at_hand.is_file():
         content = at_hand.read_bytes()
-        if hashlib.sha256(content).hexdigest() == TINY_SHAKESPEARE.sha256:
+        if hashlib.sha256(content).hexdigest() == file.sha256:
             return content.decode("utf-8"), tiny
         say(f"{at_hand} is not tiny Shakespeare (its SHA-256 differs); looking elsewhere")
-    for other in RECIPES.keys() - {name}:
+    for other in {"shakespeare_char", "shakespeare"} - {name}:
         found = _text_of_dataset(other, root)
         if found is not None:
             say(f"{name}: taking the text of {root / other}, {found[1]['name']}")
             return found
     try:
-        content = fetch(TINY_SHAKESPEARE)
+        content = fetch(file)
         write_whole(at_hand, content)
         return content.decode("utf-8"), tiny
     except Unreachable as error:
@@ -138,7 +122,7 @@ def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str,
         text = _complete_plays()
     except Unreachable as error:
         raise UserError(
-            f"no Shakespeare to be had: {first}; {error}. Put {TINY_SHAKESPEARE.address} into {root / name}, "
+            f"no Shakespeare to be had: {first}; {error}. Put {file.address} into {root / name}, "
             f"or name a folder or address that holds input.txt in {MIRROR_VARIABLE}"
         ) from error
     say("note: this text is about four times as long, so losses do not compare with tiny Shakespeare's")

@@ -1,8 +1,8 @@
 """Documents in files of records: JSON, CSV, Parquet, and data sets of the Hugging Face hub.
 
 Each reader yields the records from number `skip` on, or their texts, and the share of the file read so far.
-Without a field the records are conversations, and their text is all their messages (`to_json`). A text that is
-no valid Unicode is handed on as its bytes: what to do about it is decided in encoding.py.
+Without a field the records are conversations, whose text is all their messages (`to_json`). A text that is no
+valid Unicode is handed on as its bytes: what to do about it is decided in encoding.py.
 """
 
 import codecs
