@@ -7,10 +7,10 @@ Those of Hugging Face folders have ids in any order, and added tokens: `tokenize
 """
 
 import base64
-import binascii
 import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +33,7 @@ LONGEST_WORD = 256  # bytes; longer ones are cut before learning, whose time gro
 
 
 def byte_characters() -> str:
-    """The 256 printable characters that stand for the bytes 0 … 255 in GPT-2's files.
+    """The 256 characters that stand for the bytes 0 … 255 in GPT-2's files.
 
     Printable Latin-1 characters stand for themselves, the other bytes in turn for U+0100, U+0101, …
     """
@@ -67,16 +67,13 @@ class BytePairTokenizer:
         self.vocab_size = encoding.n_vocab
         self.end_of_text: int | None = encoding.eot_token
 
-    def encode(self, text: str) -> np.ndarray:
-        return self._ids(text, {END_OF_TEXT})
-
-    def encode_document(self, text: str) -> np.ndarray:
-        return np.append(self._ids(text, set()), self.encoding.eot_token)
-
-    def _ids(self, text: str, special: set[str]) -> np.ndarray:
+    def encode(self, text: str, special: AbstractSet[str] = frozenset([END_OF_TEXT])) -> np.ndarray:
         to_bytes(text)  # tiktoken's own error for half a surrogate pair is no UserError
         ids = self.encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
         return ids.astype(np.int64)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        return np.append(self.encode(text, special=frozenset()), self.encoding.eot_token)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.encoding.decode(list(ids))
@@ -102,10 +99,8 @@ class OwnBytePairTokenizer(BytePairTokenizer):
 
     def __init__(self, sequences: Sequence[bytes]) -> None:
         ranks = {sequence: rank for rank, sequence in enumerate(sequences)}
-        if len(ranks) != len(sequences) or not 256 <= len(sequences) < LARGEST_VOCABULARY or b"" in ranks:
-            raise ValueError(
-                f"a byte-pair vocabulary holds 256 to {LARGEST_VOCABULARY} different byte sequences"
-            )
+        if len(ranks) != len(sequences) or len(ranks) >= LARGEST_VOCABULARY or b"" in ranks:
+            raise ValueError(f"a byte-pair vocabulary holds up to {LARGEST_VOCABULARY} different sequences")
         if any(bytes([byte]) not in ranks for byte in range(256)):
             raise ValueError("a byte-pair vocabulary holds every single byte")
         self.sequences = list(sequences)
@@ -117,17 +112,12 @@ class OwnBytePairTokenizer(BytePairTokenizer):
     @classmethod
     def from_base64(cls, words: Sequence[str]) -> "OwnBytePairTokenizer":
         """The tokenizer of sequences in base64. Raises ValueError for what is none."""
-        try:
-            return cls([base64.b64decode(word, validate=True) for word in words])
-        except binascii.Error as error:
-            raise ValueError(f"not base64: {error}") from error
+        return cls([base64.b64decode(word, validate=True) for word in words])
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary itself: the sequences in base64, in their order, between spaces."""
-        return {
-            "kind": "bpe",
-            "vocabulary": " ".join(base64.b64encode(one).decode() for one in self.sequences),
-        }
+        words = (base64.b64encode(sequence).decode() for sequence in self.sequences)
+        return {"kind": "bpe", "vocabulary": " ".join(words)}
 
 
 def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> OwnBytePairTokenizer:
@@ -140,18 +130,12 @@ def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> OwnBytePairTokeni
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.FixedLength(LONGEST_WORD)]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=list(BYTE_CHARACTERS),
-    )
-    learner.train_from_iterator(texts, trainer)
+    alphabet = list(BYTE_CHARACTERS)
+    options = {"vocab_size": vocab_size - 1, "min_frequency": 2, "initial_alphabet": alphabet}
+    learner.train_from_iterator(texts, trainers.BpeTrainer(**options, show_progress=False))
     ranks = learner.get_vocab()
-    words = sorted((word for word in ranks if len(word) > 1), key=ranks.__getitem__)
-    return OwnBytePairTokenizer(
-        [bytes([byte]) for byte in range(256)] + [from_characters(word) for word in words]
-    )
+    words = alphabet + sorted((word for word in ranks if len(word) > 1), key=ranks.__getitem__)
+    return OwnBytePairTokenizer([from_characters(word) for word in words])
 
 
 def ranks_text(tokenizer: OwnBytePairTokenizer) -> bytes:
@@ -182,25 +166,23 @@ class MergesTokenizer:
         self.library.add_tokens(self.added)
         entries = self.library.get_vocab().items()
         self.vocabulary = dict(sorted(entries, key=lambda entry: entry[1]))
-        if len(set(self.vocabulary.values())) < len(self.vocabulary):
-            raise ValueError("two entries have the same id")
-        self.vocab_size = max(self.vocabulary.values()) + 1
         names = {token.content for token in self.added}
-        self.end_of_text: int | None = self.vocabulary[end] if end in names else None
         self._pieces = {
             index: name.encode() if name in names else from_characters(name) for name, index in entries
         }
+        if len(self._pieces) < len(self.vocabulary):
+            raise ValueError("two entries have the same id")
+        self.vocab_size = max(self._pieces) + 1
+        self.end_of_text: int | None = self.vocabulary[end] if end in names else None
         self._missing = {byte for character, byte in BYTES.items() if character not in self.vocabulary}
         self._description: dict[str, Any] | None = None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text; added tokens written in it count as such. UserError for a byte without an id."""
         return self._ids(self.library, text)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Ids of a text in which special tokens are text, and the end-of-text token where there is one."""
-        end = [] if self.end_of_text is None else [self.end_of_text]
-        return np.append(self._ids(self._library_for_documents, text), np.array(end, dtype=np.int64))
+        ids = self._ids(self._library_for_documents, text)
+        return ids if self.end_of_text is None else np.append(ids, self.end_of_text)
 
     @cached_property
     def _library_for_documents(self) -> LibraryTokenizer:
@@ -214,10 +196,8 @@ class MergesTokenizer:
         if self._missing.intersection(content):  # the library leaves out what has no entry
             lost = self._missing & (Counter(content) - Counter(self._to_bytes(ids))).keys()
             if lost:
-                byte = next(byte for byte in content if byte in lost)
-                raise UserError(
-                    f"the vocabulary has no entry for {BYTE_CHARACTERS[byte]!r}, which the text needs"
-                )
+                character = BYTE_CHARACTERS[next(byte for byte in content if byte in lost)]
+                raise UserError(f"the vocabulary has no entry for {character!r}, which the text needs")
         return np.array(ids, dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -257,9 +237,8 @@ class MergesTokenizer:
 
 def check_merges(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> None:
     """Raise ValueError for files that contradict themselves, on which the library would crash or guess."""
-    if not vocabulary or not all(
-        type(index) is int and 0 <= index < LARGEST_ID for index in vocabulary.values()
-    ):
+    ids = vocabulary.values()
+    if not ids or not all(type(index) is int and 0 <= index < LARGEST_ID for index in ids):
         raise ValueError(f"every entry needs an id of 0 or more, below {LARGEST_ID}")
     if "" in vocabulary:
         raise ValueError("an entry is empty")

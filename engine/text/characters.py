@@ -26,7 +26,6 @@ class CharTokenizer:
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text; UserError names the first character that is not in the table."""
         points = _code_points(text)
         ids = np.minimum(np.searchsorted(self._code_points, points), self.vocab_size - 1)
         unknown = np.flatnonzero(self._code_points[ids] != points)
@@ -39,7 +38,6 @@ class CharTokenizer:
         return ids.astype(np.int64)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Ids of a text and a line break."""
         return self.encode(ended_line(text))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -56,11 +54,9 @@ class ByteTokenizer:
     end_of_text: int | None = None  # a line break ends a document
 
     def encode(self, text: str) -> np.ndarray:
-        """One id for each byte. UserError for half a surrogate pair."""
         return np.frombuffer(to_bytes(text), dtype=np.uint8).astype(np.int64)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """The bytes of a text and a line break."""
         return self.encode(ended_line(text))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -71,7 +67,7 @@ class ByteTokenizer:
 
 
 class NumberTokenizer:
-    """Ids of an unknown vocabulary, written as numbers: for token files that came without one."""
+    """Ids of an unknown vocabulary, written as numbers ("15496 995"): for token files without one."""
 
     end_of_text: int | None = None
 
@@ -81,11 +77,9 @@ class NumberTokenizer:
         self.vocab_size = vocab_size
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids that a text such as "15496 995" names."""
         words = text.split()
-        if not words or any(
-            not word.isdecimal() or not word.isascii() or int(word) >= self.vocab_size for word in words
-        ):
+        known = (word.isdecimal() and word.isascii() and int(word) < self.vocab_size for word in words)
+        if not words or not all(known):
             raise UserError(
                 f"this model's vocabulary is unknown: write token ids below {self.vocab_size}, "
                 "such as 11 12, for text"
@@ -93,8 +87,7 @@ class NumberTokenizer:
         return np.array([int(word) for word in words], dtype=np.int64)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """As `encode`: nothing is known to end a document."""
-        return self.encode(text)
+        return self.encode(text)  # nothing is known to end it
 
     def decode(self, ids: Sequence[int]) -> str:
         """The ids as numbers, a space before each: so the texts of parts make the text of the whole."""
@@ -114,9 +107,8 @@ def to_bytes(text: str, encoding: str = "utf-8") -> bytes:
     try:
         return text.encode(encoding)
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"position {error.start} holds half a surrogate pair, which is no character"
-        ) from error
+        problem = f"position {error.start} holds half a surrogate pair, which is no character"
+        raise UserError(problem) from error
 
 
 def _code_points(text: str) -> np.ndarray:

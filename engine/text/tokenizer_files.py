@@ -68,12 +68,19 @@ def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
     if isinstance(tokenizer, MergesTokenizer):
         return tokenizer
     if isinstance(tokenizer, ChatTokenizer):
-        pairs = byte_pairs_of(tokenizer.base)
-        return None if pairs is None else _with_role_tokens(pairs, tokenizer)
+        if (base := byte_pairs_of(tokenizer.base)) is None:
+            return None
+        if taken := [name for name in tokenizer.added if name in base.vocabulary]:
+            raise UserError(f"the vocabulary has two tokens {taken[0]}, so no file can hold it")
+        end = END_OF_TEXT if base.end_of_text is None else base.end
+        added = [*base.added, *role_tokens(tokenizer)]
+        found = MergesTokenizer(base.vocabulary | tokenizer.ids, base.merges, added, end)
+        found.library.pre_tokenizer = base.library.pre_tokenizer
+        return found
     if isinstance(tokenizer, ByteTokenizer):
-        pairs = MergesTokenizer(BYTES, [], [])
-        pairs.library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return pairs
+        found = MergesTokenizer(BYTES, [], [])
+        found.library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return found
     if not isinstance(tokenizer, BytePairTokenizer):
         return None
     ranks: dict[bytes, int] = tokenizer.encoding._mergeable_ranks
@@ -81,17 +88,6 @@ def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
     vocabulary = {as_characters(token): rank for token, rank in ranks.items()} | special
     merges = [(as_characters(left), as_characters(right)) for left, right in merges_of(ranks)]
     return MergesTokenizer(vocabulary, merges, [AddedToken(name, special=True) for name in special])
-
-
-def _with_role_tokens(pairs: MergesTokenizer, tokenizer: ChatTokenizer) -> MergesTokenizer:
-    """A base that is spelled out, with the added tokens of its chat tokenizer."""
-    if taken := [name for name in tokenizer.added if name in pairs.vocabulary]:
-        raise UserError(f"the vocabulary has two tokens {taken[0]}, so no file can hold it")
-    end = END_OF_TEXT if pairs.end_of_text is None else pairs.end
-    added = [*pairs.added, *role_tokens(tokenizer)]
-    found = MergesTokenizer(pairs.vocabulary | tokenizer.ids, pairs.merges, added, end)
-    found.library.pre_tokenizer = pairs.library.pre_tokenizer
-    return found
 
 
 def role_tokens(tokenizer: ChatTokenizer) -> list[AddedToken]:
@@ -114,9 +110,7 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
                 break
             parts[earliest : earliest + 2] = [parts[earliest] + parts[earliest + 1]]
         if len(parts) > 2:
-            raise UserError(
-                f"the token {token!r} cannot be made by merging two earlier ones, so it cannot be exported"
-            )
+            raise UserError(f"no two earlier tokens make the token {token!r}, so it cannot be exported")
         if len(parts) == 2:
             merges.append((parts[0], parts[1]))
     return merges
@@ -127,9 +121,8 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     if one.to_dict() == other.to_dict():
         return True
     left, right = byte_pairs_of(one), byte_pairs_of(other)
-    if left is None or right is None:
-        return False
-    return left.vocabulary == right.vocabulary and left.merges == right.merges
+    both = left is not None and right is not None
+    return both and left.vocabulary == right.vocabulary and left.merges == right.merges
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -152,7 +145,10 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     with_roles = isinstance(tokenizer, ChatTokenizer)
     base = tokenizer.base if with_roles else tokenizer
     if isinstance(base, CharTokenizer):
-        library = character_library(base)
+        vocabulary = {character: index for index, character in enumerate(base.characters)}
+        library = LibraryTokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+        library.pre_tokenizer = pre_tokenizers.Split(Regex(SINGLE_CHARACTER), "isolated")
+        library.decoder = decoders.Fuse()
         if with_roles:
             library.add_tokens(role_tokens(tokenizer))
             config |= dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
@@ -202,15 +198,6 @@ def chat_template(special: Sequence[str], end: str, marks_targets: bool = True) 
         "{% if add_generation_prompt %}<|assistant|>{% endif %}",
     )
     return "".join(parts)
-
-
-def character_library(tokenizer: CharTokenizer) -> LibraryTokenizer:
-    """A table of characters as words of one character each."""
-    vocabulary = {character: index for index, character in enumerate(tokenizer.characters)}
-    library = LibraryTokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
-    library.pre_tokenizer = pre_tokenizers.Split(Regex(SINGLE_CHARACTER), "isolated")
-    library.decoder = decoders.Fuse()
-    return library
 
 
 def openai_files(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, bytes]:
