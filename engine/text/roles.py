@@ -60,12 +60,10 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; the added tokens are shown by their names."""
-        first, parts = self.base.vocab_size, []
-        for is_added, group in groupby(map(int, ids), lambda index: index >= first):
-            together = list(group)
-            parts += (
-                [self.added[one - first] for one in together] if is_added else [self.base.decode(together)]
-            )
+        size, parts = self.base.vocab_size, []
+        for is_added, group in groupby(map(int, ids), lambda index: index >= size):
+            found = list(group)
+            parts += [self.added[index - size] for index in found] if is_added else [self.base.decode(found)]
         return "".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -121,8 +121,9 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     if one.to_dict() == other.to_dict():
         return True
     left, right = byte_pairs_of(one), byte_pairs_of(other)
-    both = left is not None and right is not None
-    return both and left.vocabulary == right.vocabulary and left.merges == right.merges
+    if left is None or right is None:
+        return False
+    return left.vocabulary == right.vocabulary and left.merges == right.merges
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -152,7 +153,9 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
         if with_roles:
             library.add_tokens(role_tokens(tokenizer))
             config |= dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
-    elif (pairs := byte_pairs_of(tokenizer)) is not None:
+    else:
+        pairs = byte_pairs_of(tokenizer)
+        assert pairs is not None, "all tokenizers but characters and numbers have merges"
         library = pairs.library
         if pairs.end_of_text is not None:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), pairs.end)
@@ -160,10 +163,6 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
             config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
             openai = openai_files(pairs.vocabulary, pairs.merges)
             files |= {"vocab.json": openai["encoder.json"], "merges.txt": openai["vocab.bpe"]}
-    else:
-        raise UserError(
-            f"a tokenizer of the kind {tokenizer.to_dict().get('kind')} has no form in Hugging Face's files"
-        )
     content = library.to_str(pretty=True)
     if with_roles:
         special = [token["content"] for token in json.loads(content)["added_tokens"] if token["special"]]
@@ -256,34 +255,33 @@ def _read(folder: Path) -> Tokenizer | None:
             raise UnsupportedTokenizer(other, "WordPiece" if other.name == "vocab.txt" else "SentencePiece")
         return None
     config = _read_object(folder / "tokenizer_config.json")
-    if roles := config.get(ROLE_TOKENS):
-        return ChatTokenizer(_read_base(folder, where, *_without(roles, content, config)), roles)
-    return _read_base(folder, where, content, config)
-
-
-def _without(
-    roles: list[str], content: dict[str, Any], config: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A tokenizer.json and its configuration without the tokens that were added for roles."""
-    vocabulary = {name: index for name, index in content["model"]["vocab"].items() if name not in roles}
-    tokens = [token for token in content["added_tokens"] if token["content"] not in roles]
-    decoder = config.get("added_tokens_decoder") or {}
-    decoder = {index: token for index, token in decoder.items() if token["content"] not in roles}
-    config = {name: value for name, value in config.items() if value != END_OF_TEXT or value not in roles}
-    content = content | {"model": content["model"] | {"vocab": vocabulary}, "added_tokens": tokens}
-    return content, config | {"added_tokens_decoder": decoder}
-
-
-def _read_base(folder: Path, where: Path, content: dict[str, Any], config: dict[str, Any]) -> BaseTokenizer:
-    """The tokenizer of a tokenizer.json. Raises UnsupportedTokenizer for one of another kind."""
+    roles = config.get(ROLE_TOKENS)
+    if roles:
+        _leave_out(roles, content, config)
     model, cut = content["model"], content.get("pre_tokenizer") or {}
     if model.get("type") == "WordLevel" and cut.get("pattern") == {"Regex": SINGLE_CHARACTER}:
-        return CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
-    if cut.get("use_regex") is False and model["vocab"] == BYTES and not content.get("added_tokens"):
-        return ByteTokenizer()
-    if others := _differences_from_gpt2(content, config):
+        base = CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
+    elif cut.get("use_regex") is False and model["vocab"] == BYTES and not content.get("added_tokens"):
+        base = ByteTokenizer()
+    elif others := _differences_from_gpt2(content, config):
         raise UnsupportedTokenizer(where, ", ".join(others))
-    return _from_byte_pairs(folder, config, content)
+    else:
+        base = _from_byte_pairs(folder, config, content)
+    return ChatTokenizer(base, roles) if roles else base
+
+
+def _leave_out(roles: list[str], content: dict[str, Any], config: dict[str, Any]) -> None:
+    """Take the tokens that were added for roles out of a tokenizer.json and its configuration."""
+    for name in roles:
+        content["model"]["vocab"].pop(name, None)
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in roles]
+    decoder = config.get("added_tokens_decoder") or {}
+    config["added_tokens_decoder"] = {
+        index: token for index, token in decoder.items() if token["content"] not in roles
+    }
+    for key in SPECIAL_TOKENS:
+        if config.get(key) == END_OF_TEXT and END_OF_TEXT in roles:
+            del config[key]
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -341,13 +339,11 @@ def _added_tokens(
 
     Last come special tokens that are named there, with no "id" if no file gives them one.
     """
-    tokens = {
-        name: {"content": name, "id": index, "special": False}
-        for name, index in _read_object(folder / "added_tokens.json").items()
-    }
-    tokens |= {token["content"]: token for token in listed}
-    for index, token in (config.get("added_tokens_decoder") or {}).items():
-        tokens[token["content"]] = token | {"id": int(index)}
+    older = _read_object(folder / "added_tokens.json").items()
+    found = [{"content": name, "id": index, "special": False} for name, index in older] + listed
+    decoder = config.get("added_tokens_decoder") or {}
+    found += [token | {"id": int(index)} for index, token in decoder.items()]
+    tokens = {token["content"]: token for token in found}
     tokens = dict(sorted(tokens.items(), key=lambda item: item[1]["id"]))
     if END_OF_TEXT in names or END_OF_TEXT in tokens:
         config = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT) | config
