@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.command_line import Parser, at_least_one, run_script
-from engine.data.dataset import DATA_FOLDER, is_masked
+from engine.data.dataset import DATA_FOLDER, read_meta
 from engine.data.describe import describe, verify
 from engine.errors import UserError
 from engine.preparation.pipeline import NAMED, prepare
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         others = ("name", "input", "show", "verify")
         chosen = {option: value for option, value in vars(options).items() if option not in others}
         folder = prepare_known(name, chosen) if inputs is None else prepare_inputs(name, inputs, chosen)
-        aligned = " --documents=aligned" if is_masked(folder) else ""  # conversations
+        aligned = " --documents=aligned" if "conversations" in read_meta(folder / "meta.json") else ""
         print(f"next: {training_command(folder.name)}{aligned}")
 
 

@@ -7,7 +7,6 @@ One of conversations has a mask beside each: bit i says whether token i is a tar
 import hashlib
 import json
 import shlex
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ KNOWN = (
     "shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B", "assistant_base",
     "assistant_chat",
 )  # fmt: skip
-# The fields of a meta.json.
+# The fields of a meta.json, and of an entry of its list of files.
 FIELDS = {
     "dtype": Literal["uint16", "uint32"],
     "vocab_size": Annotated[int, range(1, 2**32 + 1)],
@@ -37,44 +36,36 @@ FIELDS = {
     "files": list[dict],
     "conversations": dict[str, COUNT],
 }
+FIELDS_OF_A_FILE = {
+    "path": str,
+    "split": Literal["train", "val"],
+    "tokens": COUNT,
+    "header_bytes": COUNT,
+    "sha256": str,
+    "mask": str,
+    "mask_sha256": str,
+}
 MASK_FIELDS = ("mask", "mask_sha256")
 NO_TARGET = -100  # in the place of a token's id where it is not learned
 ADVICE = "prepare the data set again"
 
 
-@dataclass(frozen=True)
-class TokenFile:
-    """One entry of meta.json's list of files."""
-
-    path: Path
-    split: Literal["train", "val"]
-    tokens: COUNT
-    header_bytes: COUNT
-    sha256: str
-    mask: Path | None = None
-    mask_sha256: str | None = None
-
-
-FIELDS_OF_A_FILE = typing.get_type_hints(TokenFile, include_extras=True)
-FIELDS_OF_A_FILE |= {"path": str, "mask": str, "mask_sha256": str}
-
-
 class Split:
     """The token ids of one split, read from disk as they are asked for."""
 
-    def __init__(self, name: str, files: list[TokenFile], dtype: np.dtype, vocab_size: int) -> None:
-        self.name = name
-        self.vocab_size = vocab_size
-        self._parts = [
-            np.memmap(file.path, dtype=dtype, mode="r", offset=file.header_bytes, shape=(file.tokens,))
-            for file in files
-            if file.tokens
-        ]
-        self._masks = [
-            np.memmap(file.mask, dtype=np.uint8, mode="r")
-            for file in files
-            if file.tokens and file.mask is not None
-        ]
+    def __init__(
+        self, name: str, folder: Path, entries: list[dict[str, Any]], dtype: np.dtype, vocab_size: int
+    ) -> None:
+        """`entries` are those of meta.json's list of files."""
+        self.name, self.vocab_size = name, vocab_size
+        self._parts: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
+        for entry in entries:
+            if tokens := entry["tokens"]:
+                file, begin = folder / entry["path"], entry["header_bytes"]
+                self._parts.append(np.memmap(file, dtype=dtype, mode="r", offset=begin, shape=(tokens,)))
+                if "mask" in entry:
+                    self._masks.append(np.memmap(folder / entry["mask"], dtype=np.uint8, mode="r"))
         self.is_masked = bool(self._masks)  # only some tokens are targets
         self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
         self.tokens = int(self._ends[-1]) if self._parts else 0
@@ -175,13 +166,14 @@ class Dataset:
                 f"{self.folder} holds conversations, and each is read from its beginning: add "
                 f"--documents=aligned"
             )
-        found = getattr(self.tokenizer, "end_of_text", None)
-        if documents != "joined" and found is None:
+        if documents == "joined":
+            return None
+        if self.tokenizer.end_of_text is None:
             raise UserError(
                 f"documents is {documents!r}, but the vocabulary of {self.folder} has no end-of-text token "
                 f"to tell where they begin; prepare it with --tokenizer gpt2 or bpe"
             )
-        return None if documents == "joined" else found
+        return self.tokenizer.end_of_text
 
     def bytes_per_token(self, split: Split) -> float | None:
         """Bytes of text for each token of a split, where the data set recorded them."""
@@ -199,16 +191,22 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
     if not path.is_file() or _name_of_path(name, root) is not None:
         raise UserError(no_dataset(name, root))
     meta = read_meta(path)
-    files = token_files(folder, meta)
+    files = list(_listed(folder, meta))
+    for file, size, _ in files:
+        again = f"prepare it again: python prepare.py {shlex.quote(name)}"
+        if not file.is_file():
+            raise UserError(f"the token file {file} is missing; {again}")
+        if file.stat().st_size != size:
+            raise UserError(
+                f"{file} has {file.stat().st_size} bytes where its meta.json says {size}; {again}"
+            )
+    if sum(size for _, size, _ in files) <= HASH_AT_OPEN_UP_TO:
+        verify_hashes(folder, meta, name)
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-    for file in files:
-        _check_size(file, dtype.itemsize, name)
-    if sum(file.tokens for file in files) * dtype.itemsize <= HASH_AT_OPEN_UP_TO:
-        verify_hashes(files, name)
-    splits = {
-        split: Split(split, [file for file in files if file.split == split], dtype, meta["vocab_size"])
-        for split in ("train", "val")
-    }
+    splits = {}
+    for split in ("train", "val"):
+        entries = [entry for entry in meta["files"] if entry["split"] == split]
+        splits[split] = Split(split, folder, entries, dtype, meta["vocab_size"])
     for split in splits.values():
         if split.tokens <= block_size:
             raise UserError(
@@ -221,12 +219,11 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
             f"{path}: vocab_size {meta['vocab_size']} is not its tokenizer's {tokenizer.vocab_size}"
         )
     identity = [
-        [str(entry["path"]), entry["split"], entry["tokens"], entry["sha256"]]
-        + [entry[name] for name in MASK_FIELDS if name in entry]
+        [entry[field] for field in ("path", "split", "tokens", "sha256", *MASK_FIELDS) if field in entry]
         for entry in meta["files"]
     ]
     fingerprint = hashlib.sha256(json.dumps([identity, meta["tokenizer"]]).encode()).hexdigest()
-    return Dataset(name, folder, meta, tokenizer, splits["train"], splits["val"], fingerprint)
+    return Dataset(name, folder, meta, tokenizer, **splits, fingerprint=fingerprint)
 
 
 def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
@@ -235,11 +232,6 @@ def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
     for entry in meta["files"]:
         tokens[entry["split"]] += entry["tokens"]
     return tokens
-
-
-def is_masked(folder: Path) -> bool:
-    """Whether the data set in a folder holds conversations, of which only some tokens are targets."""
-    return "mask" in read_meta(folder / "meta.json")["files"][0]
 
 
 def no_dataset(name: str, root: Path) -> str:
@@ -268,15 +260,6 @@ def _name_of_path(name: str, root: Path) -> str | None:
     return None
 
 
-def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
-    """The files that a meta.json lists."""
-    found = []
-    for entry in meta["files"]:
-        paths = {name: folder / entry[name] for name in ("path", "mask") if name in entry}
-        found.append(TokenFile(**{name: entry[name] for name in FIELDS_OF_A_FILE if name in entry} | paths))
-    return found
-
-
 def read_meta(path: Path) -> dict[str, Any]:
     """The content of a meta.json, every field that the program relies on checked. Raises UserError."""
     meta = read_json_object(path, ADVICE)
@@ -303,30 +286,19 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_size(file: TokenFile, itemsize: int, name: str) -> None:
-    """Raise UserError where a token file is missing or not as long as meta.json says."""
-    sizes = {file.path: file.header_bytes + file.tokens * itemsize}
-    if file.mask is not None:
-        sizes[file.mask] = (file.tokens + 7) // 8
-    for path, expected in sizes.items():
-        if not path.is_file():
-            raise UserError(
-                f"the token file {path} is missing; prepare it again: python prepare.py {shlex.quote(name)}"
-            )
-        if path.stat().st_size != expected:
-            raise UserError(
-                f"{path} has {path.stat().st_size} bytes where its meta.json says {expected}; "
-                f"prepare it again: python prepare.py {shlex.quote(name)}"
-            )
+def _listed(folder: Path, meta: dict[str, Any]) -> Iterator[tuple[Path, int, str]]:
+    """The files that a meta.json lists, with the bytes and the SHA-256 that they have by it."""
+    for entry in meta["files"]:
+        size = entry["header_bytes"] + entry["tokens"] * np.dtype(meta["dtype"]).itemsize
+        yield folder / entry["path"], size, entry["sha256"]
+        if "mask" in entry:
+            yield folder / entry["mask"], (entry["tokens"] + 7) // 8, entry["mask_sha256"]
 
 
-def verify_hashes(files: list[TokenFile], name: str) -> None:
-    """Raise UserError where a token file's SHA-256 is not the one recorded."""
-    recorded = {file.path: file.sha256 for file in files}
-    recorded |= {file.mask: file.mask_sha256 for file in files if file.mask is not None}
-    for (path, sha256), found in zip(recorded.items(), hashes_of(list(recorded)), strict=True):
+def verify_hashes(folder: Path, meta: dict[str, Any], name: str) -> None:
+    """Raise UserError where a file's SHA-256 is not the one recorded."""
+    files = list(_listed(folder, meta))
+    for (file, _, sha256), found in zip(files, hashes_of([file for file, _, _ in files]), strict=True):
         if found != sha256:
-            raise UserError(
-                f"{path} is damaged (SHA-256 differs); prepare it again: "
-                f"python prepare.py {shlex.quote(name)}"
-            )
+            again = f"prepare it again: python prepare.py {shlex.quote(name)}"
+            raise UserError(f"{file} is damaged (SHA-256 differs); {again}")
