@@ -39,7 +39,15 @@ class Job:
     field: str | None = "text"  # of a record; None: records are conversations
     block_size: int = 1024  # tokens of a conversation, at most
     val_below: int | None = None  # documents with a lower hash are for validation; None: that has own files
+    # Where validation begins in one long text: in which piece, after how many of its characters.
+    border: tuple[int, int] | None = None
     tokenizer: dict[str, Any] | None = None  # None where it is still to be made
+
+    def training_characters(self, number: int) -> int | None:
+        """How many characters of a long text's piece are for training; None: all, if the piece is."""
+        if self.border is None or number < self.border[0]:
+            return None
+        return self.border[1] if number == self.border[0] else 0
 
 
 class Text(NamedTuple):
@@ -101,22 +109,19 @@ def survey(piece: Piece) -> tuple[int, str]:
     return characters, "".join(map(chr, np.flatnonzero(seen)))
 
 
-def training_texts(piece: Piece, characters: int | None) -> list[str]:
-    """The texts of a piece from which a vocabulary is learned: those for training, cut at end-of-text marks.
-
-    Of one long text it is the first `characters` of the piece; None stands for all of them.
-    """
+def training_texts(number: int, piece: Piece) -> list[str]:
+    """The texts of a piece to learn a vocabulary from: those for training, cut at end-of-text marks."""
     texts = []
     for found in texts_of(piece, Counter()):
-        if piece[0].kind == "text" and characters is not None:
-            texts.append(found.text[:characters])
+        if _job.border is not None:
+            texts.append(found.text[: _job.training_characters(number)])
         elif not _is_val(piece, split_hash(hashlib.sha256(found.utf8).digest())):
             texts += _contents(found)
     return [part for text in texts for part in text.split(END_OF_TEXT) if part]
 
 
-def encode(piece: Piece, before_border: int | None = None) -> Encoded:
-    """The tokens of a piece. Of one long text the first `before_border` characters are for training."""
+def encode(number: int, piece: Piece) -> Encoded:
+    """The tokens of a piece."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
     encode_text = _tokenizer.encode if piece[0].kind == "text" else _tokenizer.encode_document
     dtype = id_type(_tokenizer.vocab_size)
@@ -127,10 +132,10 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
         if b"\r" in found.utf8:  # which is faster than counting
             carriage_returns[found.file] += found.utf8.count(b"\r")
         digest = hashlib.sha256(found.utf8).digest()
-        number = split_hash(digest)
-        border = before_border
+        value = split_hash(digest)
+        border = _job.training_characters(number)
         if border is None:
-            border = 0 if _is_val(piece, number) else len(found.text)
+            border = 0 if _is_val(piece, value) else len(found.text)
         for part, val in ((found.text[:border], False), (found.text[border:], True)):
             if not part:
                 continue
@@ -148,7 +153,7 @@ def encode(piece: Piece, before_border: int | None = None) -> Encoded:
             else:
                 ids.append(encode_text(part).astype(dtype))
             counts = (len(ids[-1]), val, len(said), len(said.encode()))
-            documents.append((*counts, digest[:DIGEST_BYTES], number))
+            documents.append((*counts, digest[:DIGEST_BYTES], value))
     tokens = [np.concatenate(ids)] + ([np.concatenate(targets)] if _job.field is None else [])
     return Encoded(tokens, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
 

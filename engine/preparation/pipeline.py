@@ -24,17 +24,7 @@ import numpy as np
 from engine.data.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.errors import UserError
 from engine.preparation.compression import filter_command
-from engine.preparation.encoding import (
-    FLAG,
-    Encoded,
-    Job,
-    Workers,
-    encode,
-    id_type,
-    start_worker,
-    survey,
-    training_texts,
-)
+from engine.preparation.encoding import FLAG, Encoded, Job, Workers, encode, id_type, survey, training_texts
 from engine.preparation.hub import list_parquet
 from engine.preparation.inputs import (
     STDIN,
@@ -57,13 +47,14 @@ from engine.preparation.output import (
     write_masks,
 )
 from engine.preparation.progress import PreparationProgress
-from engine.preparation.request import Plan, Request, State, request_hash, sources_of, version_of
+from engine.preparation.request import Request, State, request_hash, sources_of, version_of
 from engine.system import available_cores, hashes_of, write_whole
 from engine.text.byte_pairs import OwnBytePairTokenizer, learn_vocabulary, ranks_text
 from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict, with_roles
 from engine.text.tokenizer_files import tokenizer_of_file
 
+JOB = "job.json"  # the name of the file for what must be known before the first token is written
 SAVE_EVERY = 16  # pieces: the most that an interruption costs
 IN_ONE_PROCESS = 2**22  # bytes: less input is not worth starting other processes
 LEARN_FROM = 2**28  # bytes of text from which a vocabulary is learned
@@ -85,9 +76,6 @@ def prepare(request: Request, say: Callable[[str], None], root: Path = DATA_FOLD
         check_lengths(request.name, tokens, say)
         move_into_place(staging, folder, meta)
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in meta["dropped"].items())
-    cut = meta.get("conversations", {}).get("cut")
-    if cut:
-        say(f"{request.name}: {cut:,} conversations are longer than {request.block_size} tokens, and are cut")
     say(
         f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, "
         f"vocabulary {meta['vocab_size']:,}{dropped and f'; left out: {dropped}'}"
@@ -130,10 +118,10 @@ class Preparation:
         return self._meta(state, tokenizer)
 
     def _plan_and_encode(self, workers: Workers) -> tuple[Tokenizer, State]:
-        plan = self.plan(workers)
-        tokenizer = tokenizer_from_dict(plan.tokenizer)
-        workers.start(dataclasses.replace(self.job, tokenizer=plan.tokenizer))
-        return tokenizer, self._encode(plan, tokenizer, workers)
+        self._complete_job(workers)
+        workers.start(self.job)
+        tokenizer = tokenizer_from_dict(self.job.tokenizer)
+        return tokenizer, self._encode(tokenizer, workers)
 
     # --------------------------------------------------------------------------------------------------------
     # input
@@ -184,32 +172,26 @@ class Preparation:
             names = ", ".join(empty[:FILES_NAMED]) + (f" and {more:,} more" if more > 0 else "")
             self.say(f"note: nothing is in {names}")
 
-    def _tasks(self, state: State, border: tuple[int, int] | None) -> Iterator[tuple[Piece, int | None]]:
-        """The pieces from a state on, with the characters before the border from the border's piece on."""
-        coming = pieces(self.inputs, self.job.field, self.one_text, state.place)
-        for number, piece in enumerate(coming, start=state.number):
-            if border is None or number < border[0]:
-                yield piece, None
-            else:
-                yield piece, border[1] if number == border[0] else 0
+    def _pieces(self, state: State) -> Iterator[tuple[int, Piece]]:
+        """The pieces from a state on, numbered."""
+        found = pieces(self.inputs, self.job.field, self.one_text, state.place)
+        return enumerate(found, start=state.number)
 
     # --------------------------------------------------------------------------------------------------------
     # plan
 
-    def plan(self, workers: Workers) -> Plan:
-        """The plan of an earlier, interrupted run of the same request, or a new one."""
-        saved = self._load("plan.json")
+    def _complete_job(self, workers: Workers) -> None:
+        """Find the vocabulary and the border, or take those of an interrupted run of the same request."""
+        saved = self._load(JOB)
         if saved is not None:
-            plan = Plan(**saved)
-            self.job = dataclasses.replace(self.job, val_below=plan.val_below)
-            return plan
-        plan = Plan({}, None, self.job.val_below)
+            self.job = Job(**saved)
+            return
         kind = self.request.tokenizer
         table: set[str] = set()
         if kind == "char" or (self.one_text and self.val_share is not None):
             counts = []
             workers.start(self.job)
-            tasks = ((piece,) for piece, _ in self._tasks(State(), None))
+            tasks = ((piece,) for _, piece in self._pieces(State()))
             for _, (characters, different) in workers.map_in_order(survey, tasks):
                 counts.append(characters)
                 table.update(different)
@@ -217,33 +199,30 @@ class Preparation:
                 raise UserError(self._nothing_to_learn_from(Counter()))
             if not self.one_text:
                 table.add("\n")  # ends documents
-            if self.one_text and self.val_share is not None:
-                plan.border = find_border(counts, self.val_share)
-        tokenizer = self._tokenizer(kind, table, plan.border)
+            elif self.val_share is not None:
+                self.job = dataclasses.replace(self.job, border=find_border(counts, self.val_share))
+        tokenizer = CharTokenizer("".join(sorted(table))) if kind == "char" else self._other_tokenizer(kind)
         if self.conversations:
             tokenizer = with_roles(tokenizer)
-        plan.tokenizer = tokenizer.to_dict()
-        self._save("plan.json", dataclasses.asdict(plan))
-        return plan
+        self.job = dataclasses.replace(self.job, tokenizer=tokenizer.to_dict())
+        self._save(JOB, dataclasses.asdict(self.job))
 
-    def _tokenizer(self, kind: str, table: set[str], border: tuple[int, int] | None) -> Tokenizer:
-        if kind == "char":
-            return CharTokenizer("".join(sorted(table)))
+    def _other_tokenizer(self, kind: str) -> Tokenizer:
         if kind == "bpe":
             self.say(f"learning a vocabulary of {self.request.vocab_size:,}")
-            return learn_vocabulary(self._texts_to_learn_from(border), self.request.vocab_size)
+            return learn_vocabulary(self._texts_to_learn_from(), self.request.vocab_size)
         if kind == "numbers":
             raise UserError("--tokenizer numbers is for token files (.bin), and the input is text")
         return tokenizer_from_dict({"kind": kind}) if kind in NAMED else tokenizer_of_file(Path(kind))
 
-    def _texts_to_learn_from(self, border: tuple[int, int] | None) -> Iterator[str]:
+    def _texts_to_learn_from(self) -> Iterator[str]:
         """Training text from pieces all over the input, LEARN_FROM bytes at most."""
-        start_worker(self.job)
+        Workers(1).start(self.job)
         share = min(1.0, LEARN_FROM / max(1, self.size))
         left = LEARN_FROM
-        for number, (piece, before_border) in enumerate(self._tasks(State(), border)):
+        for number, piece in self._pieces(State()):
             if int((number + 1) * share) > int(number * share) or not self.size:
-                for text in training_texts(piece, before_border):
+                for text in training_texts(number, piece):
                     left -= len(text)
                     yield text
                 if left <= 0:
@@ -252,7 +231,7 @@ class Preparation:
     # --------------------------------------------------------------------------------------------------------
     # encode
 
-    def _encode(self, plan: Plan, tokenizer: Tokenizer, workers: Workers) -> State:
+    def _encode(self, tokenizer: Tokenizer, workers: Workers) -> State:
         saved = self._load(STATE)
         state = State() if saved is None else State(**saved)
         dtypes = [id_type(tokenizer.vocab_size)] + ([FLAG] if self.conversations else [])
@@ -267,7 +246,7 @@ class Preparation:
             contextlib.closing(progress),
             contextlib.closing(self._document_hashes(state)) as hashes,
         ):
-            for (piece, _), found in workers.map_in_order(encode, self._tasks(state, plan.border)):
+            for (_, piece), found in workers.map_in_order(encode, self._pieces(state)):
                 self._write(piece, found, state, writer, hashes)
                 state.number, state.place = state.number + 1, piece[-1].next
                 progress.update(piece[-1], int(found.documents["text_bytes"].sum()), state.tokens)
@@ -336,7 +315,7 @@ class Preparation:
             f"{empty[0]} split by its hash, so the one with the {which} hash is taken"
         )
         self.job = dataclasses.replace(self.job, val_below=below)
-        (self.staging / "plan.json").unlink()
+        (self.staging / JOB).unlink()
         (self.staging / STATE).unlink(missing_ok=True)
         return True
 
@@ -364,6 +343,9 @@ class Preparation:
         return f"the text is empty; there is nothing to learn from in {names}{why}"
 
     def _say_notes(self, state: State) -> None:
+        if state.cut:
+            longest = self.request.block_size
+            self.say(f"{state.cut:,} conversations are longer than {longest} tokens, and are cut")
         if state.byte_order_marks:
             more = state.byte_order_marks - 1
             others = f" and of {more:,} more" if more else ""

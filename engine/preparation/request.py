@@ -1,7 +1,7 @@
-"""What is requested of a preparation, what it has planned, and how far it is.
+"""What is requested of a preparation, and how far it is.
 
-The plan and the state are saved with the request's hash: an interrupted preparation continues from them only
-if the same is requested again, and the files have not changed.
+The state is saved with the request's hash: an interrupted preparation continues from it only if the same is
+requested again, and the files have not changed.
 """
 
 import dataclasses
@@ -38,15 +38,6 @@ class Request:
     workers: int | None = None
     sources: list[dict[str, Any]] | None = None  # of the text, where known better than by its path
     remote: HubFolder | None = None  # in place of inputs
-
-
-@dataclass
-class Plan:
-    """What must be known before the first token is written."""
-
-    tokenizer: dict[str, Any]
-    border: tuple[int, int] | None  # of one long text: the first piece with validation, its characters before
-    val_below: int | None  # which documents are for validation, as in Job
 
 
 @dataclass
