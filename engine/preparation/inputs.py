@@ -9,7 +9,6 @@ Parquet may be compressed. Nothing is decoded here: that is left to the workers 
 
 import codecs
 import glob
-import io
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,13 +31,9 @@ LONGEST = {
     "lines": 2**26,  # a longer line of JSON is an error
 }
 FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
+    ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+}  # fmt: skip
 HUB = "hf:"
 STDIN = "-"  # as an argument
 
@@ -56,7 +51,7 @@ class Input:
 
     @property
     def name(self) -> str:
-        """What it is called in a message."""
+        """In messages."""
         return STANDARD_INPUT if self.argument == STDIN else self.path
 
 
@@ -85,10 +80,6 @@ class Part(NamedTuple):
 
 
 Piece = list[Part]  # what is sent to a worker and written at a time: plain files for one split, or one part
-
-
-# ------------------------------------------------------------------------------------------------------------
-# which files
 
 
 def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
@@ -168,10 +159,6 @@ def _first_fields(item: Input) -> Collection[str]:
     return record.keys() if isinstance(record, dict) else ()
 
 
-# ------------------------------------------------------------------------------------------------------------
-# their pieces
-
-
 def pieces(
     inputs: list[Input], field: str | None, one_text: bool, place: Place = BEGINNING
 ) -> Iterator[Piece]:
@@ -225,9 +212,11 @@ def _records(item: Input, field: str | None, place: Place) -> Iterator[Part]:
 def _stretches(item: Input, place: Place, kind: str) -> Iterator[Part]:
     """A file from a place on: whole if it is a document, else a piece at a time.
 
-    Lines of JSON are cut between two lines, text where no tokenizer looks across (see `safe_cut`).
+    Lines of JSON are cut between two lines, text where no tokenizer looks across (see `safe_cut`). A part
+    depends on where it begins alone, so it is the same after an interruption.
     """
     find_cut = _after_last_line if kind == "lines" else safe_cut
+    usual = LONGEST["file"] if kind == "file" else PIECE_BYTES
     with open_decompressed(item.path) as (file, share):
         marked = place.offset == 0 and file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
         if marked:
@@ -235,11 +224,14 @@ def _stretches(item: Input, place: Place, kind: str) -> Iterator[Part]:
         file.seek(place.offset)
         rest, complete = b"", False
         while not complete:
-            cut, wanted = None, LONGEST["file"] if kind == "file" else PIECE_BYTES
-            while cut is None and wanted <= LONGEST[kind]:
-                rest, complete = _read_up_to(file, rest, wanted)
+            cut = None
+            for wanted in range(usual, LONGEST[kind] + 1, PIECE_BYTES):
+                # One byte more tells whether the file ends here.
+                rest += file.read(max(0, wanted + 1 - len(rest)))
+                complete = len(rest) <= wanted
                 cut = len(rest) if complete else find_cut(rest)
-                wanted += PIECE_BYTES
+                if cut is not None:
+                    break
             if cut is None and kind == "lines":
                 raise UserError(f"{item.path}: line {place.line + 1} is longer than {LONGEST[kind]:,} bytes")
             cut = character_cut(rest) if cut is None else cut
@@ -250,21 +242,7 @@ def _stretches(item: Input, place: Place, kind: str) -> Iterator[Part]:
             place, marked = after, False
 
 
-def _read_up_to(file: io.BufferedIOBase, rest: bytes, size: int) -> tuple[bytes, bool]:
-    """`rest`, read on to one byte more than `size`, and False; or True where the file ends before.
-
-    So a part depends on where it begins alone, and is the same after an interruption.
-    """
-    while len(rest) <= size:
-        block = file.read(size + 1 - len(rest))
-        if not block:
-            return rest, True
-        rest += block
-    return rest, False
-
-
 def _after_last_line(block: bytes) -> int | None:
-    """Where the last whole line ends; None where none does."""
     return block.rfind(b"\n") + 1 or None
 
 

@@ -123,9 +123,6 @@ class Preparation:
         tokenizer = tokenizer_from_dict(self.job.tokenizer)
         return tokenizer, self._encode(tokenizer, workers)
 
-    # --------------------------------------------------------------------------------------------------------
-    # input
-
     def _find_inputs(self) -> list[Input]:
         request, found = self.request, []
         if request.remote is not None:
@@ -165,7 +162,6 @@ class Preparation:
         return one_text
 
     def _name_empty_files(self) -> None:
-        """Name the files that hold nothing: mostly a mistake, and hard to see in the counts."""
         empty = [item.path for item in self.inputs if item.format != "hub" and not item.size]
         if empty and len(empty) < len(self.inputs):
             more = len(empty) - FILES_NAMED
@@ -173,12 +169,8 @@ class Preparation:
             self.say(f"note: nothing is in {names}")
 
     def _pieces(self, state: State) -> Iterator[tuple[int, Piece]]:
-        """The pieces from a state on, numbered."""
         found = pieces(self.inputs, self.job.field, self.one_text, state.place)
         return enumerate(found, start=state.number)
-
-    # --------------------------------------------------------------------------------------------------------
-    # plan
 
     def _complete_job(self, workers: Workers) -> None:
         """Find the vocabulary and the border, or take those of an interrupted run of the same request."""
@@ -227,9 +219,6 @@ class Preparation:
                     yield text
                 if left <= 0:
                     return
-
-    # --------------------------------------------------------------------------------------------------------
-    # encode
 
     def _encode(self, tokenizer: Tokenizer, workers: Workers) -> State:
         saved = self._load(STATE)
@@ -319,9 +308,6 @@ class Preparation:
         (self.staging / STATE).unlink(missing_ok=True)
         return True
 
-    # --------------------------------------------------------------------------------------------------------
-    # finish
-
     def _check(self, state: State) -> None:
         """Raise UserError where a split is empty, or an input has changed on the way."""
         for item, version in zip(self.inputs, self.versions, strict=True):
@@ -387,11 +373,8 @@ class Preparation:
             "sources": self.request.sources or sources_of(self.inputs),
         }
 
-    # --------------------------------------------------------------------------------------------------------
-    # what an interrupted run leaves
-
     def _load(self, name: str) -> dict[str, Any] | None:
-        """What an earlier run of the same request saved."""
+        """What an interrupted run of the same request saved."""
         path = self.staging / name
         saved = json.loads(path.read_bytes()) if path.exists() else {}
         return saved.get("content") if saved.get("request") == self.request_hash else None

@@ -70,10 +70,6 @@ def read_records(path: str, form: str, field: str | None, skip: int) -> Iterator
         yield value, share
 
 
-# ------------------------------------------------------------------------------------------------------------
-# JSON
-
-
 def parse_line(line: str, where: str, file: str) -> Any:
     """The value in a line of JSON. Raises UserError, with the command that writes one object a line."""
     try:
@@ -132,10 +128,6 @@ def json_records(path: str, field: str | None, skip: int) -> Records:
     values = values if isinstance(values, list) else [values]
     for number, value in enumerate(values[skip:], start=skip + 1):
         yield value, number / len(values)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# tables
 
 
 def csv_records(path: str, field: str | None, skip: int) -> Records:
@@ -229,10 +221,6 @@ def _check_column(path: str, field: str, schema: Any) -> None:
     kind = schema.field(field).type
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise UserError(f"{path}: the column {field!r} holds {kind}, not text; name another with --field")
-
-
-# ------------------------------------------------------------------------------------------------------------
-# the Hugging Face hub
 
 
 def hub_records(path: str, field: str | None, skip: int) -> Records:

@@ -93,20 +93,23 @@ def sources_of(inputs: list[Input]) -> list[dict[str, Any]]:
     groups: dict[str, list[Input]] = {}
     for item in inputs:
         groups.setdefault(item.argument, []).append(item)
-    return [source for argument, items in groups.items() for source in _sources(argument, items)]
+    found: list[dict[str, Any]] = []
+    for argument, items in groups.items():
+        hub_files = [item.hub_file for item in items if item.hub_file is not None]
+        found += [{"name": argument, "address": file.address, "sha256": file.sha256} for file in hub_files]
+        if items[0].format == "hub":
+            found.append({"name": argument})
+        elif not hub_files:
+            name = STANDARD_INPUT if argument == STDIN else Path(argument).name or argument
+            found.append({"name": name} | _hash_of([item.path for item in items]))
+    return found
 
 
-def _sources(argument: str, items: list[Input]) -> list[dict[str, Any]]:
-    if items[0].format == "hub":
-        return [{"name": argument}]
-    hub_files = [item.hub_file for item in items if item.hub_file is not None]
-    if hub_files:
-        return [{"name": argument, "address": file.address, "sha256": file.sha256} for file in hub_files]
-    name = STANDARD_INPUT if argument == STDIN else Path(argument).name or argument
-    hashes = hashes_of([Path(item.path) for item in items])
-    if len(items) == 1:
-        return [{"name": name, "sha256": hashes[0]}]
-    # Several files have one hash: of a list as sha256sum writes it.
-    lines = [f"{sha256}  {item.path}\n" for item, sha256 in zip(items, hashes, strict=True)]
-    together = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return [{"name": name, "files": len(items), "sha256": together}]
+def _hash_of(paths: list[str]) -> dict[str, Any]:
+    """The SHA-256 of a file; of several that of their list, as sha256sum writes it, and their number."""
+    hashes = hashes_of([Path(path) for path in paths])
+    if len(paths) == 1:
+        return {"sha256": hashes[0]}
+    lines = [f"{sha256}  {path}\n" for path, sha256 in zip(paths, hashes, strict=True)]
+    together = "".join(lines).encode("utf-8", "surrogateescape")
+    return {"files": len(paths), "sha256": hashlib.sha256(together).hexdigest()}

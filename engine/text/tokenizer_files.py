@@ -126,10 +126,6 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     return left.vocabulary == right.vocabulary and left.merges == right.merges
 
 
-# ------------------------------------------------------------------------------------------------------------
-# out
-
-
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     """Names and contents of the files from which `AutoTokenizer` makes this tokenizer.
 
@@ -204,9 +200,6 @@ def openai_files(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) 
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     return {"encoder.json": json.dumps(vocabulary).encode(), "vocab.bpe": ("\n".join(lines) + "\n").encode()}
 
-
-# ------------------------------------------------------------------------------------------------------------
-# in
 
 # What is known of GPT-2's own pipeline. Any other option must be off.
 GPT2_PIPELINE = {"model": "BPE", "normalizer": None, "pre_tokenizer": "ByteLevel", "use_regex": True}
