@@ -103,7 +103,6 @@ class TokenWriter:
                 self._next_file(split)
 
     def _open_last(self, split: str, mode: str) -> None:
-        """Open the files that are listed last, at the end of what is listed."""
         name, tokens = self.files[split][-1]
         self._open[split] = []
         for path, dtype in zip(_paths(self.folder, name), self.dtypes, strict=False):
@@ -137,18 +136,15 @@ class TokenWriter:
 
     def sync(self) -> None:
         """Make sure that what was written outlives a power cut."""
-        for files in self._open.values():
-            for file in files:
-                os.fsync(file.fileno())
+        for file in itertools.chain(*self._open.values()):
+            os.fsync(file.fileno())
 
     def close(self) -> None:
-        for files in self._open.values():
-            for file in files:
-                file.close()
+        for file in itertools.chain(*self._open.values()):
+            file.close()
 
 
 def _paths(folder: Path, name: str) -> list[Path]:
-    """The file of ids that is called so, and the one beside it."""
     return [folder / name, folder / name.replace(".bin", TARGETS)]
 
 
@@ -162,9 +158,9 @@ def are_intact(folder: Path, files: Files, dtypes: list[np.dtype]) -> bool:
 
 
 def write_masks(staging: Path, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Write a mask for each file of tokens; returns the files' entries in meta.json with the masks'.
+    """Write a mask for each file: bit i, the lowest of a byte first, is 1 if token i is a target.
 
-    Bit i of a mask, the lowest of a byte first, says whether token i is a target.
+    Returns the files' entries of meta.json with the masks'.
     """
     found = []
     for entry in entries:

@@ -10,11 +10,9 @@ from engine.preparation.compression import filter_command
 STANDARD_INPUT = "standard input"  # what it is called in messages, where a file has its path
 # The longer marks first: that of UTF-16 begins that of UTF-32.
 MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
 LOOKED_AT = 1000  # bytes from which an encoding is guessed
 HALF_OF_A_PAIR = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # a surrogate, as UTF-8 would write it
 BEYOND_ASCII = re.compile(rb"[\x80-\xff]+")
@@ -23,14 +21,13 @@ WESTERN = "CP1252"
 
 def check_not_utf16(beginning: bytes, file: str) -> None:
     """Raise UserError where a file begins as UTF-16 or UTF-32 does: with its mark, or every other byte 0."""
-    found = next((encoding for mark, encoding in MARKS.items() if beginning.startswith(mark)), None)
     beginning = beginning[:LOOKED_AT]
-    if found is None and beginning[1::2].count(0) * 3 > len(beginning):
-        found = "UTF-16LE"
-    if found is None and beginning[0::2].count(0) * 3 > len(beginning):
-        found = "UTF-16BE"
-    if found is not None:
-        raise UserError(f"{file} is not UTF-8, but {found}; {conversion(file, found)}")
+    found = [encoding for mark, encoding in MARKS.items() if beginning.startswith(mark)]
+    for encoding, zeros in (("UTF-16LE", beginning[1::2]), ("UTF-16BE", beginning[0::2])):
+        if zeros.count(0) * 3 > len(beginning):
+            found.append(encoding)
+    if found:
+        raise UserError(f"{file} is not UTF-8, but {found[0]}; {conversion(file, found[0])}")
 
 
 def not_utf8(where: str, position: str, error: UnicodeDecodeError, file: str) -> UserError:
