@@ -72,10 +72,7 @@ def _read(address: str) -> bytes:
 
 
 def fetch_package(package: tuple[str, str], *options: str) -> bytes:
-    """The archive of a package, its requirements not installed, pinned by hash. Raises Unreachable.
-
-    pip checks the hash before it does anything with the archive.
-    """
+    """The archive of a package alone, whose hash pip checks before anything else. Raises Unreachable."""
     requirement, sha256 = package
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder, "pinned.txt")

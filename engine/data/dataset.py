@@ -96,10 +96,7 @@ class Split:
         return targets
 
     def windows(self, starts: np.ndarray, block_size: int) -> np.ndarray:
-        """Rows of ids (B, T + 1) int64: a window's inputs, and its targets one position on.
-
-        Raises UserError for an id that the vocabulary does not have.
-        """
+        """Rows of ids (B, T + 1) int64, from each start on. Raises UserError for an unknown id."""
         rows = np.stack([self.read(int(start), block_size + 1) for start in starts])
         self.check_ids(rows)
         return rows
@@ -157,10 +154,7 @@ class Dataset:
     fingerprint: str
 
     def separator(self, documents: str) -> int | None:
-        """The token that begins a document for a model that tells them apart; None for "joined".
-
-        It ends the document before, too. Raises UserError where the vocabulary has no end-of-text token.
-        """
+        """The token that begins a document, and ends the one before; None for "joined". Raises UserError."""
         if self.train.is_masked and documents != "aligned":
             raise UserError(
                 f"{self.folder} holds conversations, and each is read from its beginning: add "
@@ -182,10 +176,7 @@ class Dataset:
 
 
 def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Dataset:
-    """Open data/NAME and check it against its meta.json: sizes, hashes (up to 1 GB) and lengths.
-
-    Raises UserError for a data set that is missing, damaged, or shorter than one window.
-    """
+    """Open data/NAME, sizes, hashes (up to 1 GB) and lengths checked. Raises UserError."""
     folder = root / name
     path = folder / "meta.json"
     if not path.is_file() or _name_of_path(name, root) is not None:

@@ -34,10 +34,7 @@ OPENERS: dict[str, Callable[[io.BufferedReader], Any]] = {
 
 @contextmanager
 def open_decompressed(path: str) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
-    """The content of a file, decompressed and seekable; and a function that tells the share read so far.
-
-    Raises UserError, naming the file, for one that cannot be read, is damaged, or ends too early.
-    """
+    """A file's content, decompressed and seekable; and what tells the share read so far. Raises UserError."""
     try:
         with open(path, "rb") as raw, OPENERS.get(Path(path).suffix.lower(), nullcontext)(raw) as content:
             size = max(1, Path(path).stat().st_size)

@@ -83,10 +83,7 @@ Piece = list[Part]  # what is sent to a worker and written at a time: plain file
 
 
 def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
-    """The files that arguments stand for: themselves, those of folders and patterns ordered by name.
-
-    Hidden files are left out. Raises UserError for an argument that names nothing.
-    """
+    """The files that arguments name, without hidden ones; those of folders in order. Raises UserError."""
     found = []
     for argument in arguments:
         if argument.startswith(HUB):
@@ -131,10 +128,7 @@ def format_of(name: str) -> str:
 
 
 def holds_conversations(inputs: Sequence[Input], field: str) -> bool:
-    """Whether the first record is a conversation without the field that holds a document's text.
-
-    Files that are still to be downloaded are not looked at. A `field` that holds turns says so, too.
-    """
+    """Whether the first record is a conversation without a field `field`, or has its turns there."""
     names = _first_fields(inputs[0])
     return field in LISTS or (field not in names and is_conversation(names))
 

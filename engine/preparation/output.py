@@ -51,10 +51,7 @@ def check_lengths(name: str, tokens: Mapping[str, int], say: Callable[[str], Non
 
 @contextlib.contextmanager
 def staging_folder(folder: Path, name: str = STAGING) -> Iterator[Path]:
-    """A folder inside data/NAME for unfinished work, locked by this process.
-
-    It is deleted at the end, also after an error, unless it holds a saved state to continue from.
-    """
+    """A folder in data/NAME, locked; deleted at the end if it holds no STATE to go on from."""
     staging = folder / name
     made = [parent for parent in (folder, folder.parent) if not parent.exists()]
     try:
@@ -174,10 +171,7 @@ def write_masks(staging: Path, entries: Sequence[dict[str, Any]]) -> list[dict[s
 
 
 def move_into_place(staging: Path, folder: Path, meta: dict[str, Any]) -> None:
-    """Move the new files into their places, meta.json last; delete those that only the old one lists.
-
-    Files that `meta` lists and the staging folder lacks lie in their places already.
-    """
+    """Move what the staging folder holds into place, meta.json last; delete what only the old one lists."""
     write_whole(staging / "meta.json", json.dumps(meta, indent=1).encode())
     old: list[str] = []
     with contextlib.suppress(UserError):  # there was no data set, or none that can be read

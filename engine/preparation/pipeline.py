@@ -290,10 +290,7 @@ class Preparation:
         return hashes
 
     def _fills_empty_split(self, state: State) -> bool:
-        """Put the document with the nearest hash into a split that few documents have left empty.
-
-        Returns whether it did so; then everything must be planned and encoded again.
-        """
+        """Move the nearest hash into an empty split; where it does, all must be encoded again."""
         empty = [split for split, number in state.documents.items() if not number]
         if self.job.val_below is None or len(empty) != 1 or len(set(state.split_hashes)) < 2:
             return False
@@ -385,10 +382,7 @@ class Preparation:
 
 
 def find_border(characters: list[int], val_share: float) -> tuple[int, int]:
-    """Where validation begins in one long text: in which piece, after how many of its characters.
-
-    `characters` has the number of each piece's.
-    """
+    """Where validation begins in a text: in which of its pieces, after how many characters of it."""
     border = int((1 - val_share) * sum(characters))
     ends = np.cumsum([0, *characters])
     number = int(np.searchsorted(ends, border, side="right")) - 1

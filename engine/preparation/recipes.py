@@ -49,10 +49,7 @@ POEM = re.compile("lovers_complaint|passionate_pilgrim|phoenix|rape_of_lucrece|s
 
 
 def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Make or fetch a text and prepare it by its name, or describe the token files that lie in its folder.
-
-    Raises UserError for a name without a recipe.
-    """
+    """Prepare a data set by its name, or describe the token files in its folder. Raises UserError."""
     if name not in RECIPES and holds_token_files(root / name):
         return describe_token_files(name, [], None, say, root)
     if name in LARGE:

@@ -32,10 +32,7 @@ Records = Iterator[tuple[Any, float]]
 
 
 def record_text(value: Any, field: str | None, where: str) -> bytes:
-    """The text in a record: the record itself, or its field, of null none; of a conversation its messages.
-
-    Raises UserError that names what there is instead.
-    """
+    """The text of a record: itself, its field (of null none), or its messages. Raises UserError."""
     if field is None:
         text = to_json(read_conversation(value, where))
     else:
@@ -131,10 +128,7 @@ def json_records(path: str, field: str | None, skip: int) -> Records:
 
 
 def csv_records(path: str, field: str | None, skip: int) -> Records:
-    """A column of a table whose first line names the columns.
-
-    The separator is the comma, semicolon or tab with which the first line has the column.
-    """
+    """A column of a table, separated by the sign with which its first line has the column."""
     if field is None:
         raise UserError(f"{path}: tables hold documents; conversations are read from .jsonl, .json, .parquet")
     csv.field_size_limit(LONGEST_CELL)

@@ -113,10 +113,7 @@ def _split_of(file: Path) -> str:
 
 
 def read_header(file: Path) -> np.dtype | None:
-    """The type of the ids by a token file's header; None where it has none.
-
-    Raises UserError where the file is not as long as its header says.
-    """
+    """The type of ids by a file's header, None if it has none. Raises UserError for another length."""
     try:
         with open(file, "rb") as content:
             numbers = content.read(HEADER_BYTES)

@@ -92,10 +92,7 @@ class GPT2Tokenizer(BytePairTokenizer):
 
 
 class OwnBytePairTokenizer(BytePairTokenizer):
-    """A byte-pair encoding of your own: byte sequences in the order of their merges, then the end of text.
-
-    The first 256 are the single bytes, in any order, so every text can be encoded.
-    """
+    """Your own byte-pair encoding: bytes, merges in the order of their making, the end of text."""
 
     def __init__(self, sequences: Sequence[bytes]) -> None:
         ranks = {sequence: rank for rank, sequence in enumerate(sequences)}
@@ -220,10 +217,7 @@ class MergesTokenizer:
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> "MergesTokenizer":
-        """What `to_dict` described, or earlier versions, which knew special tokens alone.
-
-        Raises ValueError or TypeError for anything else.
-        """
+        """What `to_dict` described, now or in earlier versions. Raises ValueError or TypeError."""
         vocabulary, merges = description.get("vocabulary"), description.get("merges")
         special, listed = description.get("special", {}), description.get("added_tokens", [])
         if not isinstance(vocabulary, dict) or not isinstance(merges, list) or not isinstance(special, dict):

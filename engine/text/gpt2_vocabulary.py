@@ -25,10 +25,7 @@ OWN_CACHE = "~/.cache/plaingpt"  # where tiktoken's folder, which all users may 
 
 
 def ensure_gpt2_vocabulary(contents: Mapping[str, bytes] | None = None) -> None:
-    """Make sure that tiktoken finds GPT-2's vocabulary: in a cache, else from `contents` or a download.
-
-    Raises UserError where no source can be reached, or nothing can be written.
-    """
+    """Make tiktoken find GPT-2's vocabulary: in a cache, else from `contents` or a download."""
     intact = (folder for folder in _cache_folders() if _is_intact(folder))
     os.environ[CACHE_VARIABLE] = str(next(intact, None) or _write(contents or _download()))
 

@@ -30,10 +30,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Ids of one of many documents, with its end: the end-of-text token, or else a line break.
-
-        The text is taken as it is: an end-of-text mark that is written out in it is text.
-        """
+        """Ids of a document, marks in it being text, and its end: the end-of-text token, or a line break."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -127,10 +127,7 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """Names and contents of the files from which `AutoTokenizer` makes this tokenizer.
-
-    There are none for ids of an unknown vocabulary. Raises UserError for tokens that no merge makes.
-    """
+    """The files from which `AutoTokenizer` makes this tokenizer; none for numbers. Raises UserError."""
     if isinstance(tokenizer, NumberTokenizer):
         return {}
     config: dict[str, Any] = {
@@ -220,10 +217,7 @@ class UnsupportedTokenizer(UserError):
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a folder: tokenizer.json, or vocab.json and merges.txt; None where it has none.
-
-    Raises UnsupportedTokenizer for one of another kind, UserError for damaged files.
-    """
+    """A folder's tokenizer, None if it has none. Raises UnsupportedTokenizer for another kind, UserError."""
     try:
         return _read(folder)
     except UserError:
@@ -297,10 +291,7 @@ def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> l
 
 
 def _from_byte_pairs(folder: Path, config: dict[str, Any], content: dict[str, Any]) -> BaseTokenizer:
-    """GPT-2's own tokenizer where the vocabulary is GPT-2's, ranks where they say the same, or merges.
-
-    Ranks are faster; so what `prepare.py` has learned comes back as it was.
-    """
+    """GPT-2's own tokenizer if it is that; ranks, which are faster, if they say the same; or merges."""
     names, merges = content["model"]["vocab"], [parse_merge(pair) for pair in content["model"]["merges"]]
     if not config.get("added_tokens_decoder"):  # which says all that the older files say
         config = config | _read_object(folder / "special_tokens_map.json")
