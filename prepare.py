@@ -39,7 +39,6 @@ TOKENIZERS = (*NAMED, "numbers")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prepare, show or verify what the command line names."""
     options = read_options(arguments)
     if options.show:
         describe(options.show, print)
@@ -93,7 +92,6 @@ def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
 
 
 def prepare_inputs(name: str, inputs: list[str], chosen: dict[str, Any]) -> Path:
-    """Prepare text, or describe token files, given by paths."""
     request = Request(name, inputs, **chosen)
     if not are_token_files(inputs):
         return prepare(request, print)
@@ -146,7 +144,6 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 
 
 def check_options(options: Namespace) -> None:
-    """Raise UserError for values that go with nothing, or not with each other."""
     if not (options.name or options.show or options.verify):
         raise UserError(
             "name a data set: python prepare.py NAME --input FILE, or python prepare.py yourfile.txt"

@@ -32,6 +32,9 @@ class PublicFile:
     address: str
     sha256: str | None
 
+    def is_content(self, content: bytes) -> bool:
+        return self.sha256 in (None, hashlib.sha256(content).hexdigest())
+
 
 class Unreachable(Exception):
     """A source did not answer, or not with the right bytes; the text says which and why."""
@@ -47,14 +50,13 @@ def fetch(file: PublicFile) -> bytes:
         except (OSError, ValueError) as error:
             failures.append(f"{address}: {getattr(error, 'reason', error)}")
             continue
-        if file.sha256 in (None, hashlib.sha256(content).hexdigest()):
+        if file.is_content(content):
             return content
         failures.append(f"{address}: not the expected file (its SHA-256 differs)")
     raise Unreachable("; ".join(failures))
 
 
 def _read(address: str) -> bytes:
-    """The content of a local path, or of an http(s) address after at most ATTEMPTS attempts."""
     if "://" not in address:
         return Path(address).expanduser().read_bytes()
     if not address.startswith(("http://", "https://")):

@@ -143,8 +143,6 @@ def _first(found: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set, opened and checked."""
-
     name: str
     folder: Path
     meta: dict[str, Any]
@@ -218,7 +216,6 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
 
 
 def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
-    """The number of tokens of each split, by a meta.json."""
     tokens = {"train": 0, "val": 0}
     for entry in meta["files"]:
         tokens[entry["split"]] += entry["tokens"]

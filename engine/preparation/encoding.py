@@ -121,7 +121,6 @@ def training_texts(number: int, piece: Piece) -> list[str]:
 
 
 def encode(number: int, piece: Piece) -> Encoded:
-    """The tokens of a piece."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
     encode_text = _tokenizer.encode if piece[0].kind == "text" else _tokenizer.encode_document
     dtype = id_type(_tokenizer.vocab_size)
@@ -159,7 +158,6 @@ def encode(number: int, piece: Piece) -> Encoded:
 
 
 def _contents(found: Text) -> list[str]:
-    """The text itself, or what is said in a conversation."""
     return [found.text] if _job.field is not None else [content for _, content in from_json(found.text)]
 
 
@@ -205,7 +203,6 @@ def _decoded(piece: Piece) -> Iterator[Text | None]:
 
 
 def _decode_line(content: bytes, where: str, file: str) -> Text | None:
-    """The text in a line of JSON."""
     line = _decode(content, where, file)
     if line is None:
         return None
@@ -247,7 +244,6 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self, job: Job) -> None:
-        """Give them a job in place of the one before."""
         self.close()
         # This process too: it finds out what is wrong with the job before others are started.
         start_worker(job)
@@ -279,7 +275,6 @@ class Workers:
             ) from error
 
     def close(self) -> None:
-        """Stop the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None

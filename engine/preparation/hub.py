@@ -15,8 +15,6 @@ from engine.system import hashes_of
 
 @dataclass(frozen=True)
 class HubFolder:
-    """A folder in a data set's repository."""
-
     repository: str
     folder: str
 
@@ -34,7 +32,6 @@ class HubFile:
 
     @property
     def address(self) -> str:
-        """Where a browser would get it."""
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(self.repository, self.path, repo_type="dataset", revision=self.commit)

@@ -51,7 +51,6 @@ class Input:
 
     @property
     def name(self) -> str:
-        """In messages."""
         return STANDARD_INPUT if self.argument == STDIN else self.path
 
 
@@ -111,7 +110,6 @@ def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
 
 
 def _files_of(folder: Path) -> list[str]:
-    """The files of a folder, ordered by name, but for hidden ones and those in hidden folders."""
     try:
         return sorted(
             str(file)
@@ -123,7 +121,6 @@ def _files_of(folder: Path) -> list[str]:
 
 
 def format_of(name: str) -> str:
-    """The format that a file's name tells, a compression's suffix put aside."""
     return FORMATS.get(without_suffix(name).suffix.lower(), "text")
 
 
@@ -189,7 +186,6 @@ def _parts(inputs: list[Input], field: str | None, one_text: bool, place: Place)
 
 
 def _records(item: Input, field: str | None, place: Place) -> Iterator[Part]:
-    """A file of records from a place on, a piece at a time."""
     contents: list[bytes] = []
     size, share = 0, 0.0
     for content, share in read_records(item.path, item.format, field, place.offset):

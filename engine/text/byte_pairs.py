@@ -87,7 +87,6 @@ class GPT2Tokenizer(BytePairTokenizer):
         super().__init__(tiktoken.get_encoding("gpt2"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nothing but the kind: the vocabulary is public and pinned by its hash."""
         return {"kind": "gpt2"}
 
 
@@ -108,11 +107,9 @@ class OwnBytePairTokenizer(BytePairTokenizer):
 
     @classmethod
     def from_base64(cls, words: Sequence[str]) -> "OwnBytePairTokenizer":
-        """The tokenizer of sequences in base64. Raises ValueError for what is none."""
         return cls([base64.b64decode(word, validate=True) for word in words])
 
     def to_dict(self) -> dict[str, Any]:
-        """The vocabulary itself: the sequences in base64, in their order, between spaces."""
         words = (base64.b64encode(sequence).decode() for sequence in self.sequences)
         return {"kind": "bpe", "vocabulary": " ".join(words)}
 

@@ -22,7 +22,6 @@ class CharTokenizer:
 
     @classmethod
     def of_text(cls, text: str) -> "CharTokenizer":
-        """The tokenizer whose table is the set of characters in a text."""
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
@@ -98,7 +97,6 @@ class NumberTokenizer:
 
 
 def ended_line(text: str) -> str:
-    """A text that ends in a line break: as it is, or with one more."""
     return text if text.endswith("\n") else text + "\n"
 
 
@@ -112,5 +110,4 @@ def to_bytes(text: str, encoding: str = "utf-8") -> bytes:
 
 
 def _code_points(text: str) -> np.ndarray:
-    """The code points of a text, (length,) uint32. UserError for half a surrogate pair."""
     return np.frombuffer(to_bytes(text, "utf-32-le"), dtype=np.uint32)

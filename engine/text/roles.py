@@ -37,7 +37,6 @@ class ChatTokenizer:
         self.end_of_turn = self.ids[END_OF_TURN]
 
     def role(self, name: str) -> int:
-        """The id of the token that begins a turn of this role."""
         return self.ids[f"<|{name}|>"]
 
     def is_special(self, index: int) -> bool:
@@ -59,7 +58,6 @@ class ChatTokenizer:
         return np.append(self.encode_plain(text), self.separator)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; the added tokens are shown by their names."""
         size, parts = self.base.vocab_size, []
         for is_added, group in groupby(map(int, ids), lambda index: index >= size):
             found = list(group)

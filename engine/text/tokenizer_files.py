@@ -91,7 +91,6 @@ def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
 
 
 def role_tokens(tokenizer: ChatTokenizer) -> list[AddedToken]:
-    """The added tokens as Hugging Face describes them: special, and spelled exactly."""
     return [AddedToken(name, special=True, normalized=False) for name in tokenizer.added]
 
 
@@ -277,7 +276,6 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """The parts and options of a tokenizer.json that are not as GPT-2's."""
     model, cut = content["model"], content.get("pre_tokenizer") or {}
     found = {
         "model": model.get("type") or ("BPE" if "merges" in model else "unnamed"),  # old files do not say
