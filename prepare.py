@@ -31,7 +31,7 @@ from engine.data.dataset import DATA_FOLDER, read_meta
 from engine.data.describe import describe, verify
 from engine.errors import UserError
 from engine.preparation.pipeline import NAMED, prepare
-from engine.preparation.recipes import LARGE, RECIPES, prepare_large, prepare_recipe
+from engine.preparation.recipes import LARGE, RECIPES, prepare_recipe
 from engine.preparation.request import Request
 from engine.preparation.token_files import are_token_files, describe_token_files, holds_token_files
 
@@ -48,7 +48,10 @@ def main(arguments: Sequence[str]) -> None:
         name, inputs = name_and_inputs(options.name, options.input)
         others = ("name", "input", "show", "verify")
         chosen = {option: value for option, value in vars(options).items() if option not in others}
-        folder = prepare_known(name, chosen) if inputs is None else prepare_inputs(name, inputs, chosen)
+        if inputs is None:
+            folder = prepare_recipe(name, print, chosen=chosen)
+        else:
+            folder = prepare_inputs(name, inputs, chosen)
         aligned = " --documents=aligned" if "conversations" in read_meta(folder / "meta.json") else ""
         print(f"next: {training_command(folder.name)}{aligned}")
 
@@ -68,27 +71,6 @@ def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str]
     folder = DATA_FOLDER / path.resolve().name
     is_dataset = (folder / "meta.json").exists() or holds_token_files(folder)
     return folder.name, None if is_dataset and path.resolve() == folder.resolve() else [name]
-
-
-def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
-    """Prepare one of the data sets that the program knows, or describe token files that lie in data/NAME."""
-    folder = DATA_FOLDER / name
-    if name in RECIPES:
-        tokenizer = RECIPES[name]["tokenizer"]
-        if chosen.keys() - {"tokenizer", "workers"} or chosen.get("tokenizer", tokenizer) != tokenizer:
-            raise UserError(
-                f"{name} is made in one way, with the tokenizer {tokenizer}; give your own set a name"
-            )
-    elif holds_token_files(folder):
-        return describe_token_files(name, [], chosen.get("tokenizer"), print)
-    elif name in LARGE:
-        return prepare_large(name, chosen, print)
-    elif (folder / "meta.json").exists():
-        raise UserError(
-            f"{folder} is there, and nothing says what to make it of: add --input FILE to make it anew; "
-            "--show in place of it tells what it holds"
-        )
-    return prepare_recipe(name, print)  # of an unknown name it says which there are
 
 
 def prepare_inputs(name: str, inputs: list[str], chosen: dict[str, Any]) -> Path:

@@ -196,10 +196,9 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
     for split in ("train", "val"):
         entries = [entry for entry in meta["files"] if entry["split"] == split]
         splits[split] = Split(split, folder, entries, dtype, meta["vocab_size"])
-    for split in splits.values():
-        if split.tokens <= block_size:
+        if splits[split].tokens <= block_size:
             raise UserError(
-                f"the {split.name} split of {folder} has {split.tokens} tokens, which is not longer than "
+                f"the {split} split of {folder} has {splits[split].tokens} tokens, which is not longer than "
                 f"block_size {block_size}; take a longer text or a smaller --block_size"
             )
     tokenizer = tokenizer_from_dict(meta["tokenizer"])

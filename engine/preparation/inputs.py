@@ -124,7 +124,7 @@ def format_of(name: str) -> str:
     return FORMATS.get(without_suffix(name).suffix.lower(), "text")
 
 
-def holds_conversations(inputs: Sequence[Input], field: str) -> bool:
+def are_conversations(inputs: Sequence[Input], field: str) -> bool:
     """Whether the first record is a conversation without a field `field`, or has its turns there."""
     names = _first_fields(inputs[0])
     return field in LISTS or (field not in names and is_conversation(names))

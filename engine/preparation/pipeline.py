@@ -26,15 +26,7 @@ from engine.errors import UserError
 from engine.preparation.compression import filter_command
 from engine.preparation.encoding import FLAG, Encoded, Job, Workers, encode, id_type, survey, training_texts
 from engine.preparation.hub import list_parquet
-from engine.preparation.inputs import (
-    STDIN,
-    Input,
-    Piece,
-    find_inputs,
-    format_of,
-    holds_conversations,
-    pieces,
-)
+from engine.preparation.inputs import STDIN, Input, Piece, are_conversations, find_inputs, format_of, pieces
 from engine.preparation.output import (
     RANK_FILE,
     STATE,
@@ -96,7 +88,7 @@ class Preparation:
         val_below = None
         if self.val_share is not None and not self.one_text:
             val_below = math.ceil(self.val_share * 2**64)
-        self.conversations = holds_conversations(self.inputs, request.field)
+        self.conversations = are_conversations(self.inputs, request.field)
         field = None if self.conversations else request.field
         self.job = Job(request.errors, field, request.block_size, val_below)
         self.versions = [version_of(item) for item in self.inputs]

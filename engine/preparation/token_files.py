@@ -24,10 +24,8 @@ from engine.text.characters import NumberTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.text.tokenizer_files import tokenizer_of_file
 
-HEADER_NUMBERS = 256  # int32
-HEADER_BYTES = 4 * HEADER_NUMBERS
-GPT2_IDS, OTHER_IDS = 20240520, 20240801  # magic numbers
-ID_TYPES = {GPT2_IDS: np.dtype("<u2"), OTHER_IDS: np.dtype("<u4")}
+HEADER_BYTES = 256 * 4
+ID_TYPES = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # by magic number
 READ_AT_ONCE = 2**24  # ids
 
 
@@ -46,8 +44,7 @@ def describe_token_files(
 ) -> Path:
     """Write a meta.json for token files and link to them; without `paths`, for those in data/NAME.
 
-    `tokenizer` is a name or a file; None derives it from headers and ids. Returns data/NAME.
-    Raises UserError.
+    `tokenizer` is a name or a file; None derives it from headers and ids. Raises UserError.
     """
     check_name(name, root)
     folder = root / name
@@ -78,9 +75,7 @@ def describe_token_files(
     check_lengths(name, tokens, say)
     with staging_folder(folder) as staging:
         for file in files:
-            if (
-                file.resolve() != (folder / file.name).resolve()
-            ):  # else the link would replace the file itself
+            if file.resolve() != (folder / file.name).resolve():  # a link would destroy it
                 (staging / file.name).symlink_to(file.resolve())
         move_into_place(staging, folder, meta)
     say(
@@ -101,9 +96,8 @@ def _files_to_describe(name: str, paths: list[str], folder: Path) -> list[Path]:
     names = [file.name for file in files]
     if len(set(names)) < len(names):
         raise UserError(f"two of the token files have the same name: {sorted(names)[:6]}")
-    for split in ("train", "val"):
-        if not any(_split_of(file) == split for file in files):
-            raise UserError(f"none of the token files is for {split}: their names must say train or val")
+    for split in {"train", "val"} - {_split_of(file) for file in files}:
+        raise UserError(f"none of the token files is for {split}: their names must say train or val")
     return files
 
 
@@ -131,7 +125,7 @@ def read_header(file: Path) -> np.dtype | None:
 
 def _vocabulary(tokenizer: str | None, headers: list[np.dtype | None], files: list[Path]) -> Tokenizer | None:
     """The tokenizer asked for, or GPT-2's; None where the ids are numbers and no more is known."""
-    if tokenizer == "numbers" or (tokenizer is None and ID_TYPES[OTHER_IDS] in headers):
+    if tokenizer == "numbers" or (tokenizer is None and np.dtype("<u4") in headers):
         return None
     if tokenizer in (None, "gpt2", "bytes"):
         return tokenizer_from_dict({"kind": tokenizer or "gpt2"})

@@ -48,14 +48,12 @@ def tokenizer_of_file(path: Path) -> Tokenizer:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(f"the tokenizer {path} cannot be read: {reason}") from error
-    words = []
-    for number, line in enumerate(content.splitlines()):
-        word, _, rank = line.partition(" ")
+    words = [line.partition(" ") for line in content.splitlines()]
+    for number, (_, _, rank) in enumerate(words):
         if rank != str(number):
             raise UserError(f"{path}, line {number + 1}: expected a base64 word and the rank {number}")
-        words.append(word)
     try:
-        return OwnBytePairTokenizer.from_base64(words)
+        return OwnBytePairTokenizer.from_base64([word for word, _, _ in words])
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
