@@ -8,9 +8,8 @@
     python prepare.py --show web                                what is in data/web
     python prepare.py --verify web                              whether its files are what they were
 
-Then `python train.py --dataset=NAME`. Known: shakespeare_char (characters), shakespeare (GPT-2's byte-pair
-encoding), assistant_base and assistant_chat (made by tasks/, without any network), openwebtext, fineweb and
-fineweb_100B (downloads of many gigabytes, GPT-2's encoding).
+Known: shakespeare_char (characters), shakespeare (GPT-2's byte-pair encoding), assistant_base and
+assistant_chat (made without any network), openwebtext, fineweb and fineweb_100B (many gigabytes).
 
 Input is files, folders, patterns, - (standard input) or hf:NAME[:CONFIGURATION[:SPLIT]] (Hugging Face): plain
 text, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .xz, .bz2 or .zst. Text files given by name are one
@@ -92,7 +91,6 @@ def training_command(name: str) -> str:
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:
-    """The command line, checked. Options not given are absent, but for name, input, show and verify."""
     parser = Parser(description=__doc__, argument_default=SUPPRESS)
     add = parser.add_argument
     add(

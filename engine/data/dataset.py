@@ -137,8 +137,7 @@ class Split:
 
 
 def _first(found: np.ndarray) -> int:
-    """The index of the first True; 0 where there is none."""
-    return int(found.argmax()) if len(found) else 0
+    return int(found.argmax()) if len(found) else 0  # 0 where there is none
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Inputs and targets, each (B, T) int64, of an evaluation's windows number `first` to `last`, in batches.
 
-    Its `windows` lie evenly over the split: the grid is cut into so many equal parts, and the window in the
-    middle of each is read. A split's short last window comes alone. Of conversations each window is moved on
-    to the first that begins in it, and what is not learned is NO_TARGET. Raises UserError for an id that the
-    vocabulary does not have.
+    The grid is cut into `windows` equal parts, and the window in the middle of each is read. A split's short
+    last window comes alone. Those of conversations are `aligned_windows`. Raises UserError for an unknown id.
     """
     grid = evaluation_windows(split, block_size, None)
     full = (split.tokens - 1) // block_size

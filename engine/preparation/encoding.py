@@ -1,7 +1,7 @@
 """What a worker does with a piece of input: decode it, count its characters, turn it into ids.
 
-`start_worker` tells a worker its job; then `survey` or `encode` is called with one piece after the other, in
-this process or in others (`Workers`). The answer depends on the piece alone, and workers write no files.
+`start_worker` tells a worker its job, in this process or another (`Workers`). What it answers depends on the
+piece alone, and it writes no files.
 """
 
 import hashlib

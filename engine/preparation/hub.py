@@ -28,18 +28,17 @@ class HubFile:
     path: str
     size: int  # bytes
     sha256: str
+    address: str  # where a browser would get it
     downloads: Path  # the folder that it is downloaded to
 
     @property
-    def address(self) -> str:
-        from huggingface_hub import hf_hub_url
-
-        return hf_hub_url(self.repository, self.path, repo_type="dataset", revision=self.commit)
+    def place(self) -> Path:
+        return self.downloads / self.path
 
 
 def list_parquet(source: HubFolder, downloads: Path) -> list[HubFile]:
     """The Parquet files of a folder, ordered by name. Raises UserError."""
-    from huggingface_hub import HfApi, RepoFile
+    from huggingface_hub import HfApi, RepoFile, hf_hub_url
 
     name, found = source.repository, []
     with hub_errors(f"the files of {name} cannot be listed"):
@@ -48,30 +47,25 @@ def list_parquet(source: HubFolder, downloads: Path) -> list[HubFile]:
             if isinstance(entry, RepoFile) and entry.path.endswith(".parquet"):
                 if entry.lfs is None:
                     raise UserError(f"the hub lists no SHA-256 of {name}/{entry.path}")
-                found.append(HubFile(name, commit, entry.path, entry.size, entry.lfs.sha256, downloads))
+                address = hf_hub_url(name, entry.path, repo_type="dataset", revision=commit)
+                known = (entry.path, entry.size, entry.lfs.sha256)
+                found.append(HubFile(name, commit, *known, address, downloads))
     if not found:
         raise UserError(f"{name} has no Parquet files in {source.folder}")
     return sorted(found, key=lambda file: file.path)
 
 
 def download(file: HubFile) -> None:
-    """Download a file, going on where an earlier attempt stopped, and check its SHA-256. Raises UserError."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     with hub_errors(f"{file.address} cannot be downloaded", "; the same command goes on"):
-        arrived = Path(
-            hf_hub_download(
-                file.repository,
-                file.path,
-                repo_type="dataset",
-                revision=file.commit,
-                local_dir=file.downloads,
-            )
+        hf_hub_download(
+            file.repository, file.path, repo_type="dataset", revision=file.commit, local_dir=file.downloads
         )
-    if hashes_of([arrived]) != [file.sha256]:
-        arrived.unlink()
+    if hashes_of([file.place]) != [file.sha256]:
+        file.place.unlink()
         raise UserError(f"{file.address} arrived damaged (its SHA-256 differs); run the same command again")
 
 
@@ -86,7 +80,7 @@ def wait_for_each(files: Sequence[HubFile | None], first: int) -> Iterator[int]:
         for number in range(len(files)):
             before = files[number - 1] if number else None
             if before is not None:
-                (before.downloads / before.path).unlink(missing_ok=True)
+                before.place.unlink(missing_ok=True)
             if number < first:
                 continue
             for coming in range(number, min(number + 2, len(files))):

@@ -1,8 +1,5 @@
 """Any text, piece by piece: plain files, folders, patterns, JSON, CSV, Parquet, and the Hugging Face hub.
 
-    find_inputs(["notes.txt", "logs/*.jsonl.gz"])  ->  the files in a fixed order, each with its format
-    pieces(inputs, ...)                            ->  about a mebibyte at a time, and where the next begins
-
 The format follows from the name: .jsonl, .json, .csv, .tsv, .parquet; anything else is plain text. All but
 Parquet may be compressed. Nothing is decoded here: that is left to the workers (encoding.py).
 """
@@ -31,9 +28,13 @@ LONGEST = {
     "lines": 2**26,  # a longer line of JSON is an error
 }
 FORMATS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
-    ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-}  # fmt: skip
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 HUB = "hf:"
 STDIN = "-"  # as an argument
 
@@ -131,7 +132,6 @@ def are_conversations(inputs: Sequence[Input], field: str) -> bool:
 
 
 def _first_fields(item: Input) -> Collection[str]:
-    """The fields of the first record; none where it has no fields, or cannot be read as it should."""
     if item.hub_file is not None or item.format == "text":
         return ()
     try:

@@ -33,7 +33,6 @@ def check_name(name: str, root: Path) -> None:
 
 
 def check_lengths(name: str, tokens: Mapping[str, int], say: Callable[[str], None]) -> None:
-    """Raise UserError where a split is too short for any model; say where it is shorter than most blocks."""
     for split, number in tokens.items():
         if number < FEWEST_TOKENS:
             raise UserError(
@@ -84,9 +83,8 @@ def staging_folder(folder: Path, name: str = STAGING) -> Iterator[Path]:
 class TokenWriter:
     """Writes the ids of each split to train.bin and val.bin, or to shards: train-000000.bin, …
 
-    `files` lists [name, tokens] for each split and is kept up to date. Files that it lists at the start are
-    continued; what they hold beyond the listed tokens is cut off. With two `dtypes` a second file lies beside
-    each, train.targets.bin, with a number for each token.
+    `files` is kept up to date. Those that it lists at the start are continued, and cut off after the listed
+    tokens. With two `dtypes` a second file lies beside each, train.targets.bin, with a number for each token.
     """
 
     def __init__(self, folder: Path, files: Files, dtypes: list[np.dtype], shard_tokens: int | None) -> None:
@@ -116,7 +114,6 @@ class TokenWriter:
         self._open_last(split, "w")
 
     def write(self, split: str, *arrays: np.ndarray) -> None:
-        """Append ids to a split, and a second number for each where there are two files."""
         assert [array.dtype for array in arrays] == self.dtypes, "the numbers are not of the files' types"
         while len(arrays[0]):
             if self.files[split][-1][1] == self.shard_tokens:
@@ -145,7 +142,6 @@ def _paths(folder: Path, name: str) -> list[Path]:
 
 
 def are_intact(folder: Path, files: Files, dtypes: list[np.dtype]) -> bool:
-    """Whether the files listed are there, and hold at least what the list says."""
     for name, tokens in itertools.chain(*files.values()):
         for path, dtype in zip(_paths(folder, name), dtypes, strict=False):
             if not path.is_file() or path.stat().st_size < tokens * dtype.itemsize:

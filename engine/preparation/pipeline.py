@@ -120,8 +120,7 @@ class Preparation:
         if request.remote is not None:
             argument = f"{request.remote.repository}/{request.remote.folder}"
             for file in list_parquet(request.remote, self.staging / "downloads"):
-                path = str(file.downloads / file.path)
-                found.append(Input(path, "parquet", argument, file.size, hub_file=file))
+                found.append(Input(str(file.place), "parquet", argument, file.size, hub_file=file))
         for argument in request.inputs:
             found += [self._stdin_in_file()] if argument == STDIN else find_inputs([argument])
         if isinstance(request.val, str):
@@ -200,7 +199,6 @@ class Preparation:
         return tokenizer_from_dict({"kind": kind}) if kind in NAMED else tokenizer_of_file(Path(kind))
 
     def _texts_to_learn_from(self) -> Iterator[str]:
-        """Training text from pieces all over the input, LEARN_FROM bytes at most."""
         Workers(1).start(self.job)
         share = min(1.0, LEARN_FROM / max(1, self.size))
         left = LEARN_FROM

@@ -33,7 +33,6 @@ class PreparationProgress:
         )
 
     def update(self, last: Part, text_bytes: int, tokens: int) -> None:
-        """So many bytes of text more are done, up to and with the part `last`; and so many tokens in all."""
         before, after = self._ends[last.start.index : last.start.index + 2]
         done = before + int(last.share * (after - before))
         self._text_bytes += text_bytes

@@ -30,7 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 PROSE_LINES = 100_000
 CONVERSATIONS = 40_000
-# Those that are downloads of many gigabytes: where their Parquet files are, and how large they are.
+# Downloads of many gigabytes: where their Parquet files are, and how large they are.
 LARGE = {
     "openwebtext": (HubFolder("Skylion007/openwebtext", "plain_text"), "24 GB, 9 billion tokens"),
     "fineweb": (HubFolder("HuggingFaceFW/fineweb", "sample/10BT"), "31 GB, 10 billion tokens"),
@@ -110,8 +110,7 @@ def _prepare_small(name: str, say: Callable[[str], None], root: Path) -> Path:
 def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str, dict[str, Any]]:
     """Tiny Shakespeare, or the complete plays where it cannot be had; the text, and where it is from.
 
-    A file input.txt that lies in data/NAME, or in the folder of the other data set of Shakespeare, is used if
-    it is tiny Shakespeare. Raises UserError where no source can be reached.
+    An input.txt in the folder of either data set of Shakespeare is used if it is that. Raises UserError.
     """
     file = TINY_SHAKESPEARE
     source = {"name": "tiny Shakespeare", "sha256": file.sha256, "address": file.address}

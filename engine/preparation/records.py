@@ -1,8 +1,7 @@
 """Documents in files of records: JSON, CSV, Parquet, and data sets of the Hugging Face hub.
 
-Each reader yields the records from number `skip` on, or their texts, and the share of the file read so far.
-Without a field the records are conversations, whose text is all their messages (`to_json`). A text that is no
-valid Unicode is handed on as its bytes: what to do about it is decided in encoding.py.
+A reader yields the records from number `skip` on, or their texts, and the share of the file read so far.
+Without a field they are conversations. A text that is no valid Unicode is handed on as its bytes.
 """
 
 import codecs
@@ -60,7 +59,6 @@ def _there_are(names: list[str]) -> str:
 
 
 def read_records(path: str, form: str, field: str | None, skip: int) -> Iterator[tuple[bytes, float]]:
-    """The documents in a file of records, and the share of it read so far, from record number `skip` on."""
     for number, (value, share) in enumerate(READERS[form](path, field, skip), start=skip + 1):
         if not isinstance(value, bytes):
             value = record_text(value, field, f"{path}, record {number}")
@@ -95,7 +93,6 @@ def _one_object_a_line(file: str) -> str:
 
 
 def holds_json_lines(path: str, form: str) -> bool:
-    """Whether a file has one object in each line: a .jsonl by its name, a .json, as many do, by its first."""
     if form != "json":
         return form == "jsonl"
     with open_decompressed(path) as (file, _):

@@ -79,7 +79,6 @@ def version_of(item: Input) -> Any:
 
 
 def request_hash(request: Request, inputs: list[Input], versions: list[Any]) -> str:
-    """A hash of what is asked for and of the inputs: the same for the same work."""
     asked = dataclasses.asdict(request) | {"workers": None}
     files = [[item.path, item.val] for item in inputs]
     return hashlib.sha256(json.dumps([PIPELINE, asked, files, versions]).encode()).hexdigest()
@@ -103,7 +102,6 @@ def sources_of(inputs: list[Input]) -> list[dict[str, Any]]:
 
 
 def _hash_of(paths: list[str]) -> dict[str, Any]:
-    """The SHA-256 of a file; of several that of their list, as sha256sum writes it, and their number."""
     hashes = hashes_of([Path(path) for path in paths])
     if len(paths) == 1:
         return {"sha256": hashes[0]}

@@ -124,7 +124,6 @@ def read_header(file: Path) -> np.dtype | None:
 
 
 def _vocabulary(tokenizer: str | None, headers: list[np.dtype | None], files: list[Path]) -> Tokenizer | None:
-    """The tokenizer asked for, or GPT-2's; None where the ids are numbers and no more is known."""
     if tokenizer == "numbers" or (tokenizer is None and np.dtype("<u4") in headers):
         return None
     if tokenizer in (None, "gpt2", "bytes"):

@@ -10,9 +10,11 @@ from engine.preparation.compression import filter_command
 STANDARD_INPUT = "standard input"  # what it is called in messages, where a file has its path
 # The longer marks first: that of UTF-16 begins that of UTF-32.
 MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
-}  # fmt: skip
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 LOOKED_AT = 1000  # bytes from which an encoding is guessed
 HALF_OF_A_PAIR = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # a surrogate, as UTF-8 would write it
 BEYOND_ASCII = re.compile(rb"[\x80-\xff]+")
@@ -31,7 +33,6 @@ def check_not_utf16(beginning: bytes, file: str) -> None:
 
 
 def not_utf8(where: str, position: str, error: UnicodeDecodeError, file: str) -> UserError:
-    """The error for text, at a place in a file, that is not UTF-8: what it is, and what to do about it."""
     content, start = error.object, error.start
     half = HALF_OF_A_PAIR.match(content, start)
     if half is not None:

@@ -2,8 +2,6 @@
 
 GPT-2's own and those learned from your text have their ids in the order of their merges: tiktoken runs them.
 Those of Hugging Face folders have ids in any order, and added tokens: `tokenizers` runs them.
-
-    merges [("h", "e"), ("he", "y")]:   h e y  ->  he y  ->  hey
 """
 
 import base64

@@ -166,9 +166,8 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
 def chat_template(special: Sequence[str], end: str, marks_targets: bool = True) -> str:
     """A conversation as the text of its tokens, in Jinja, for `apply_chat_template`.
 
-    It is what engine/conversation/template.py makes of the messages. Programs that fill it in read the whole
-    text as tokens, so a message that spells one of the `special` ones is refused: it could end its own turn.
-    `end` is the end-of-text token. `marks_targets` marks the assistant's words for transformers' masks.
+    Programs that fill it in read the whole text as tokens, so a message that spells one of the `special` ones
+    is refused: it could end its own turn. `marks_targets` marks the assistant's words for transformers.
     """
     begin, finish = ("{% generation %}", "{% endgeneration %}") if marks_targets else ("", "")
     first, names, roles = (json.dumps(value, ensure_ascii=False) for value in (end, special, ROLES))
@@ -204,8 +203,6 @@ ADDED_TOKEN_OPTIONS = ("single_word", "lstrip", "rstrip", "normalized", "special
 
 
 class UnsupportedTokenizer(UserError):
-    """A tokenizer that is whole but of a kind that this program does not run: it can train on its ids."""
-
     def __init__(self, where: Path, kind: str) -> None:
         super().__init__(
             f"{where} holds a tokenizer of another kind than GPT-2's byte-level BPE ({kind}); encode the "
@@ -255,7 +252,6 @@ def _read(folder: Path) -> Tokenizer | None:
 
 
 def _leave_out(roles: list[str], content: dict[str, Any], config: dict[str, Any]) -> None:
-    """Take the tokens that were added for roles out of a tokenizer.json and its configuration."""
     for name in roles:
         content["model"]["vocab"].pop(name, None)
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in roles]
@@ -269,7 +265,6 @@ def _leave_out(roles: list[str], content: dict[str, Any], config: dict[str, Any]
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no file. Raises UserError."""
     return read_json_object(path, "the tokenizer is damaged") if path.is_file() else {}
 
 
