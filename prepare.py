@@ -93,12 +93,8 @@ def training_command(name: str) -> str:
 def read_options(arguments: Sequence[str]) -> Namespace:
     parser = Parser(description=__doc__, argument_default=SUPPRESS)
     add = parser.add_argument
-    add(
-        "name",
-        nargs="?",
-        default=None,
-        help="a known data set, a text file or folder, or what to call one made from --input",
-    )
+    what = "a known data set, a text file or folder, or what to call one made from --input"
+    add("name", nargs="?", default=None, help=what)
     add("--input", nargs="+", metavar="PATH", default=None, help="files, folders, patterns, - or hf:NAME")
     add(
         "--tokenizer",

@@ -47,12 +47,11 @@ def fetch(file: PublicFile) -> bytes:
     for address in ([f"{mirror.rstrip('/')}/{file.name}"] if mirror else []) + [file.address]:
         try:
             content = _read(address)
+            if file.is_content(content):
+                return content
+            failures.append(f"{address}: not the expected file (its SHA-256 differs)")
         except (OSError, ValueError) as error:
             failures.append(f"{address}: {getattr(error, 'reason', error)}")
-            continue
-        if file.is_content(content):
-            return content
-        failures.append(f"{address}: not the expected file (its SHA-256 differs)")
     raise Unreachable("; ".join(failures))
 
 

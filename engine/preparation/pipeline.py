@@ -100,20 +100,14 @@ class Preparation:
         small = self.size <= IN_ONE_PROCESS and all(item.format != "hub" for item in self.inputs)
         number = 1 if small else self.request.workers or available_cores()
         with contextlib.closing(Workers(number)) as workers:
-            tokenizer, state = self._plan_and_encode(workers)
+            state = self._encode(workers)
             if self._fills_empty_split(state):
-                tokenizer, state = self._plan_and_encode(workers)
+                state = self._encode(workers)
         self._check(state)
         self._say_notes(state)
-        if isinstance(tokenizer, OwnBytePairTokenizer):
-            write_whole(self.staging / RANK_FILE, ranks_text(tokenizer))
-        return self._meta(state, tokenizer)
-
-    def _plan_and_encode(self, workers: Workers) -> tuple[Tokenizer, State]:
-        self._complete_job(workers)
-        workers.start(self.job)
-        tokenizer = tokenizer_from_dict(self.job.tokenizer)
-        return tokenizer, self._encode(tokenizer, workers)
+        if isinstance(self.tokenizer, OwnBytePairTokenizer):
+            write_whole(self.staging / RANK_FILE, ranks_text(self.tokenizer))
+        return self._meta(state)
 
     def _find_inputs(self) -> list[Input]:
         request, found = self.request, []
@@ -210,10 +204,13 @@ class Preparation:
                 if left <= 0:
                     return
 
-    def _encode(self, tokenizer: Tokenizer, workers: Workers) -> State:
+    def _encode(self, workers: Workers) -> State:
+        self._complete_job(workers)
+        workers.start(self.job)
+        self.tokenizer = tokenizer_from_dict(self.job.tokenizer)
         saved = self._load(STATE)
         state = State() if saved is None else State(**saved)
-        dtypes = [id_type(tokenizer.vocab_size)] + ([FLAG] if self.conversations else [])
+        dtypes = [id_type(self.tokenizer.vocab_size)] + ([FLAG] if self.conversations else [])
         if not are_intact(self.staging, state.files, dtypes):
             state = State()
         if state.number:
@@ -333,7 +330,7 @@ class Preparation:
                 f"Windows ends lines, the first in {file}; they become tokens{without}"
             )
 
-    def _meta(self, state: State, tokenizer: Tokenizer) -> dict[str, Any]:
+    def _meta(self, state: State) -> dict[str, Any]:
         named = [(split, name, tokens) for split, files in state.files.items() for name, tokens in files]
         hashes = hashes_of([self.staging / name for _, name, _ in named])
         files = [
@@ -346,9 +343,9 @@ class Preparation:
         return {
             "format": FORMAT,
             "name": self.request.name,
-            "dtype": id_type(tokenizer.vocab_size).name,
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer.to_dict(),
+            "dtype": id_type(self.tokenizer.vocab_size).name,
+            "vocab_size": self.tokenizer.vocab_size,
+            "tokenizer": self.tokenizer.to_dict(),
             **({} if self.conversations else {"text_bytes": state.text_bytes}),
             **({"conversations": {"longest": state.longest, "cut": state.cut}} if self.conversations else {}),
             "characters": state.characters,

@@ -178,10 +178,15 @@ def parquet_records(path: str, field: str | None, skip: int) -> Records:
         raise UserError(f"{path}: Parquet files need the package pyarrow: pip install pyarrow") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name in TURN_COLUMNS]
+            names = file.schema_arrow.names
+            columns = [name for name in names if name in TURN_COLUMNS]
+            if field is not None and field not in names:
+                raise UserError(f"{path} has no column {field!r}; name one with --field{_there_are(names)}")
             if field is not None:
-                _check_column(path, field, file.schema_arrow)
-                columns = [field]
+                kind, columns = file.schema_arrow.field(field).type, [field]
+                if kind not in (pyarrow.string(), pyarrow.large_string()):
+                    reason = f"holds {kind}, not text; name another with --field"
+                    raise UserError(f"{path}: the column {field!r} {reason}")
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = list(itertools.accumulate(sizes))
             groups = [group for group, end in enumerate(ends) if end > skip]
@@ -196,16 +201,6 @@ def parquet_records(path: str, field: str | None, skip: int) -> Records:
                         yield value or b"", number / ends[-1]
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
-
-
-def _check_column(path: str, field: str, schema: Any) -> None:
-    import pyarrow
-
-    if field not in schema.names:
-        raise UserError(f"{path} has no column {field!r}; name one with --field{_there_are(schema.names)}")
-    kind = schema.field(field).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise UserError(f"{path}: the column {field!r} holds {kind}, not text; name another with --field")
 
 
 def hub_records(path: str, field: str | None, skip: int) -> Records:
