@@ -192,13 +192,12 @@ def parquet_records(path: str, field: str | None, skip: int) -> Records:
             groups = [group for group, end in enumerate(ends) if end > skip]
             number = ends[groups[0]] - sizes[groups[0]] if groups else 0
             for batch in file.iter_batches(256, groups, columns) if groups else ():
-                values = batch.to_pylist()
-                if field is not None:  # as bytes: it may be no valid Unicode
-                    values = batch.column(0).cast(pyarrow.large_binary()).to_pylist()
-                for value in values:
+                # As bytes: a text may be no valid Unicode.
+                rows = batch if field is None else batch.column(0).cast(pyarrow.large_binary())
+                for value in rows.to_pylist():
                     number += 1
                     if number > skip:
-                        yield value or b"", number / ends[-1]
+                        yield b"" if value is None else value, number / ends[-1]
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
 
