@@ -210,10 +210,7 @@ def _decode_line(content: bytes, where: str, file: str) -> Text | None:
 
 
 def _decode(content: bytes, where: str, file: str, place: Place | None = None) -> Text | None:
-    """Decode a text as the job's `errors` says; None where it is to be dropped. Raises UserError.
-
-    A message calls the text `where`; with `place`, where it begins in its file, it names the line too.
-    """
+    """Decode a text as the job's `errors` says; None if it is dropped. `where` and `place` tell where it is."""
     try:
         if _job.errors == "strict" and content.find(0, 0, LOOKED_AT) >= 0:
             check_not_utf16(content, file)

@@ -153,11 +153,7 @@ def _first_fields(item: Input) -> Collection[str]:
 def pieces(
     inputs: list[Input], field: str | None, one_text: bool, place: Place = BEGINNING
 ) -> Iterator[Piece]:
-    """The inputs from a place on, in order. Raises UserError for what cannot be read.
-
-    With `one_text` each piece is a stretch of one long text; otherwise each plain file is a document, and
-    each record, whose text is named by `field` (None: a conversation).
-    """
+    """The inputs from a place on; with `one_text` as stretches of one long text. Raises UserError."""
     piece: Piece = []
     size = 0
     for part in _parts(inputs, field, one_text, place):

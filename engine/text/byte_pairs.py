@@ -139,8 +139,7 @@ def ranks_text(tokenizer: OwnBytePairTokenizer) -> bytes:
 class MergesTokenizer:
     """A byte-level byte-pair encoding by vocabulary, merges and added tokens, as files spell them.
 
-    Added tokens are found as they are written, before a text is cut into words. Their ids are those of the
-    vocabulary, or follow it. `end` is the one that ends a document.
+    Added tokens have the ids of the vocabulary, or follow it. `end` is the one that ends a document.
     """
 
     def __init__(

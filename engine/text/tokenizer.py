@@ -70,11 +70,7 @@ def print_note(text: str) -> None:
 def encode_prompt(
     tokenizer: Tokenizer, text: str | None, say: Callable[[str], None] = print_note
 ) -> np.ndarray:
-    """Ids of a prompt; of None, a line break, or the vocabulary's first entry where it has no line break.
-
-    A byte-order mark before it is left out and `say` is told. Raises UserError for a prompt that is empty,
-    that is no text, or that the vocabulary cannot express.
-    """
+    """Ids of a prompt; of None those of a line break, or else the first entry. Raises UserError."""
     if text is None:
         try:
             return tokenizer.encode("\n")
