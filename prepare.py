@@ -115,11 +115,6 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--show", metavar="NAME", default=None, help="print what a data set holds")
     add("--verify", metavar="NAME", default=None, help="check the files of a data set against their hashes")
     options = parser.parse_args(arguments)
-    check_options(options)
-    return options
-
-
-def check_options(options: Namespace) -> None:
     if not (options.name or options.show or options.verify):
         raise UserError(
             "name a data set: python prepare.py NAME --input FILE, or python prepare.py yourfile.txt"
@@ -131,6 +126,7 @@ def check_options(options: Namespace) -> None:
         )
     if hasattr(options, "vocab_size") and getattr(options, "tokenizer", None) != "bpe":
         raise UserError("--vocab_size is that of a vocabulary that is learned: add --tokenizer bpe")
+    return options
 
 
 def share_or_path(text: str) -> float | str:

@@ -28,15 +28,11 @@ def training_starts(seed: int, consumed: int, count: int, tokens: int, block_siz
     starts = np.empty(count, dtype=np.int64)
     for epoch in np.unique(numbers // per_epoch):
         here = numbers // per_epoch == epoch
-        keys = _keys(seed, int(epoch))
+        # One for the offset, and seven for the rounds of the permutation.
+        keys = np.frombuffer(hashlib.sha512(f"windows {seed} {epoch}".encode()).digest(), dtype="<u8")
         offset = int(keys[0] % np.uint64(room))
         starts[here] = offset + permute(numbers[here] % per_epoch, per_epoch, keys[1:]) * block_size
     return starts
-
-
-def _keys(seed: int, epoch: int) -> np.ndarray:
-    """(8,) uint64: one for the epoch's offset and seven for the rounds of its permutation."""
-    return np.frombuffer(hashlib.sha512(f"windows {seed} {epoch}".encode()).digest(), dtype="<u8")
 
 
 def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:

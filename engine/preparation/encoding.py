@@ -83,9 +83,6 @@ class Encoded:
     cut: int  # conversations that were shortened
 
 
-# ------------------------------------------------------------------------------------------------------------
-# in a worker
-
 _job = Job()
 _tokenizer: Tokenizer | None = None
 
@@ -194,7 +191,12 @@ def _decoded(piece: Piece) -> Iterator[Text | None]:
         if part.kind == "lines":
             for number, line in enumerate(content.split(b"\n"), start=part.start.line + 1):
                 if line and not line.isspace():
-                    yield _decode_line(line, f"{file}, line {number}", file)
+                    where = f"{file}, line {number}"
+                    found = _decode(line, where, file)
+                    if found is not None:
+                        text = record_text(parse_line(found.text, where, file), _job.field, where)
+                        found = _decode(text, where, file)
+                    yield found
         elif part.kind == "records":
             for number, record in enumerate(part.contents, start=part.start.offset + 1):
                 yield _decode(record, f"{file}, record {number}", file)
@@ -202,15 +204,8 @@ def _decoded(piece: Piece) -> Iterator[Text | None]:
             yield _decode(content, file, file, part.start)
 
 
-def _decode_line(content: bytes, where: str, file: str) -> Text | None:
-    line = _decode(content, where, file)
-    if line is None:
-        return None
-    return _decode(record_text(parse_line(line.text, where, file), _job.field, where), where, file)
-
-
 def _decode(content: bytes, where: str, file: str, place: Place | None = None) -> Text | None:
-    """Decode a text as the job's `errors` says; None if it is dropped. `where` and `place` tell where it is."""
+    """Decode a text as the job's `errors` says; None if it is dropped. Messages name `where` and `place`."""
     try:
         if _job.errors == "strict" and content.find(0, 0, LOOKED_AT) >= 0:
             check_not_utf16(content, file)
@@ -227,10 +222,6 @@ def _decode(content: bytes, where: str, file: str, place: Place | None = None) -
             line = place.line + content.count(b"\n", 0, error.start) + 1
             position = f"byte {place.offset + error.start}, line {line}"
         raise not_utf8(where, position, error, file) from error
-
-
-# ------------------------------------------------------------------------------------------------------------
-# in the main process
 
 
 class Workers:

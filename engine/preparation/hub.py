@@ -70,10 +70,7 @@ def download(file: HubFile) -> None:
 
 
 def wait_for_each(files: Sequence[HubFile | None], first: int) -> Iterator[int]:
-    """The numbers of the files from `first` on, each once it is there; the next is downloaded meanwhile.
-
-    Files before it are deleted. None stands for an input that does not come from the hub. Raises UserError.
-    """
+    """The numbers of the files from `first` on, each once it is there; those before it are deleted."""
     thread = ThreadPoolExecutor(1)
     started = {}
     try:

@@ -150,10 +150,7 @@ def are_intact(folder: Path, files: Files, dtypes: list[np.dtype]) -> bool:
 
 
 def write_masks(staging: Path, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Write a mask for each file: bit i, the lowest of a byte first, is 1 if token i is a target.
-
-    Returns the files' entries of meta.json with the masks'.
-    """
+    """Write a mask for each file, bit i (a byte's lowest first) for token i; returns the new entries."""
     found = []
     for entry in entries:
         tokens, targets = _paths(staging, entry["path"])

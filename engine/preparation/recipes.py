@@ -54,10 +54,7 @@ def prepare_recipe(
     root: Path = DATA_FOLDER,
     chosen: dict[str, Any] | None = None,
 ) -> Path:
-    """Prepare a data set by its name, or describe the token files in its folder. Raises UserError.
-
-    `chosen` are the options of prepare.py; without them no long download is started.
-    """
+    """Prepare a data set by its name; one of LARGE only with `chosen` options. Raises UserError."""
     folder, options = root / name, chosen or {}
     if name in RECIPES:
         tokenizer = RECIPES[name]["tokenizer"]
@@ -108,10 +105,7 @@ def _prepare_small(name: str, say: Callable[[str], None], root: Path) -> Path:
 
 
 def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str, dict[str, Any]]:
-    """Tiny Shakespeare, or the complete plays where it cannot be had; the text, and where it is from.
-
-    An input.txt in the folder of either data set of Shakespeare is used if it is that. Raises UserError.
-    """
+    """Tiny Shakespeare, or the complete plays where it cannot be had; the text, and where it is from."""
     file = TINY_SHAKESPEARE
     source = {"name": "tiny Shakespeare", "sha256": file.sha256, "address": file.address}
     for other in dict.fromkeys((name, "shakespeare_char", "shakespeare")):

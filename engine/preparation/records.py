@@ -134,7 +134,9 @@ def csv_records(path: str, field: str | None, skip: int) -> Records:
         file.seek(0)
         text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", "surrogateescape", newline="")
         usual = "\t" if ".tsv" in Path(path).suffixes[-2:] else ","
-        separator = _separator(text.readline(), field, usual)
+        first_line = text.readline()
+        heads = {one: next(csv.reader([first_line], delimiter=one)) for one in (usual, *SEPARATORS)}
+        separator = max(heads, key=lambda one: (field in heads[one], len(heads[one])))
         text.seek(0)
         rows = csv.reader(text, delimiter=separator, strict=True)
         try:
@@ -149,12 +151,6 @@ def csv_records(path: str, field: str | None, skip: int) -> Records:
                 yield (row[column] if row else "").encode("utf-8", "surrogateescape"), share()
         except csv.Error as error:
             raise UserError(f"{path}, line {rows.line_num}: not a table ({error})") from error
-
-
-def _separator(first_line: str, field: str, usual: str) -> str:
-    """The separator with which a table's first line has the field, or else the most columns."""
-    found = {one: next(csv.reader([first_line], delimiter=one)) for one in (usual, *SEPARATORS)}
-    return max(found, key=lambda one: (field in found[one], len(found[one])))
 
 
 def _no_column(path: str, field: str, head: list[str]) -> UserError:

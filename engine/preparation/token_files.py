@@ -42,10 +42,7 @@ def are_token_files(inputs: list[str]) -> bool:
 def describe_token_files(
     name: str, paths: list[str], tokenizer: str | None, say: Callable[[str], None], root: Path = DATA_FOLDER
 ) -> Path:
-    """Write a meta.json for token files and link to them; without `paths`, for those in data/NAME.
-
-    `tokenizer` is a name or a file; None derives it from headers and ids. Raises UserError.
-    """
+    """Write a meta.json for token files, without `paths` those in data/NAME, and link to them."""
     check_name(name, root)
     folder = root / name
     files = _files_to_describe(name, paths, folder)

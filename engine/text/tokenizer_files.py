@@ -310,10 +310,7 @@ def _from_byte_pairs(folder: Path, config: dict[str, Any], content: dict[str, An
 def _added_tokens(
     folder: Path, config: dict[str, Any], listed: list[dict[str, Any]], names: dict[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Added tokens by their content, from added_tokens.json, tokenizer.json and tokenizer_config.json.
-
-    Last come special tokens that are named there, with no "id" if no file gives them one.
-    """
+    """Added tokens by their content; last those that are only named, with no "id" if no file has one."""
     older = _read_object(folder / "added_tokens.json").items()
     found = [{"content": name, "id": index, "special": False} for name, index in older] + listed
     decoder = config.get("added_tokens_decoder") or {}
