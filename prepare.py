@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str] | None]:
-    """The data set's name, and its input, which `name` may be the path of; None where it has none."""
+    """The data set's name, and its input, if it has one; `name` may be its path."""
     path = Path(name)
     if inputs is not None:
         return name, inputs

@@ -41,7 +41,7 @@ class Unreachable(Exception):
 
 
 def fetch(file: PublicFile) -> bytes:
-    """The file's bytes from the mirror if one is named, else from the public address. Raises Unreachable."""
+    """The file's bytes from the mirror that is named, or the public address. Raises Unreachable."""
     mirror = os.environ.get(MIRROR_VARIABLE)
     failures = []
     for address in ([f"{mirror.rstrip('/')}/{file.name}"] if mirror else []) + [file.address]:
@@ -73,7 +73,7 @@ def _read(address: str) -> bytes:
 
 
 def fetch_package(package: tuple[str, str], *options: str) -> bytes:
-    """The archive of a package alone, whose hash pip checks before anything else. Raises Unreachable."""
+    """The archive of a package, pinned by its hash. Raises Unreachable."""
     requirement, sha256 = package
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder, "pinned.txt")
@@ -94,8 +94,7 @@ def fetch_package(package: tuple[str, str], *options: str) -> bytes:
 def reach_hub(repository: str, kind: str) -> str:
     """The commit of a repository on the Hugging Face hub, a "model" or a "dataset". Raises Unreachable.
 
-    The hub is asked once. Where there is no network, the library's other requests are repeated for half a
-    minute, with a warning each time; its warnings are off from here on.
+    It is asked once: without a network the library repeats other requests for half a minute, with warnings.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import logging
@@ -111,7 +110,7 @@ def reach_hub(repository: str, kind: str) -> str:
 
 @contextmanager
 def hub_errors(what: str, advice: str = "") -> Iterator[None]:
-    """Turn an error of the hub's libraries, which have no common base, into a UserError about `what`."""
+    """Turn an error of the hub's libraries, which have no common base, into a UserError."""
     try:
         yield
     except UserError:

@@ -71,7 +71,7 @@ class Split:
         self.tokens = int(self._ends[-1]) if self._parts else 0
 
     def _stretches(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """The files that hold the tokens `start` to `start + count`: number, and where in it from and to."""
+        """The number of each file that holds some of the tokens, and where in it from and to."""
         while count:
             number = int(np.searchsorted(self._ends, start, side="right"))
             begin = start - (int(self._ends[number]) - len(self._parts[number]))
@@ -151,7 +151,7 @@ class Dataset:
     fingerprint: str
 
     def separator(self, documents: str) -> int | None:
-        """The token that begins a document, and ends the one before; None for "joined". Raises UserError."""
+        """The token that begins a document; None for "joined". Raises UserError."""
         if self.train.is_masked and documents != "aligned":
             raise UserError(
                 f"{self.folder} holds conversations, and each is read from its beginning: add "
@@ -221,7 +221,7 @@ def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
 
 
 def no_dataset(name: str, root: Path) -> str:
-    """The sentence for a data set that is not there: what may be meant, which there are, what makes it."""
+    """The sentence for a data set that is not there: what may be meant, and what makes it."""
     meant = _name_of_path(name, root)
     if meant is not None:
         return f"{name} is a path, and data sets go by their names in {root}/; did you mean {meant}?"
@@ -247,7 +247,7 @@ def _name_of_path(name: str, root: Path) -> str | None:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The content of a meta.json, every field that the program relies on checked. Raises UserError."""
+    """The content of a meta.json, checked. Raises UserError."""
     meta = read_json_object(path, ADVICE)
     if meta.get("format") != FORMAT:
         raise UserError(
@@ -273,7 +273,6 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def _listed(folder: Path, meta: dict[str, Any]) -> Iterator[tuple[Path, int, str]]:
-    """The files that a meta.json lists, with the bytes and the SHA-256 that they have by it."""
     for entry in meta["files"]:
         size = entry["header_bytes"] + entry["tokens"] * np.dtype(meta["dtype"]).itemsize
         yield folder / entry["path"], size, entry["sha256"]

@@ -14,7 +14,7 @@ COMMONEST = 20
 
 
 def describe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> None:
-    """Print counts, sources, a few decoded samples and the commonest tokens. Raises UserError."""
+    """Print what a data set holds. Raises UserError."""
     data = open_dataset(name, 0, root)
     meta = data.meta
     tokens = f"{data.train.tokens:,} training and {data.val.tokens:,} validation tokens"

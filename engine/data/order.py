@@ -62,7 +62,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def evaluation_windows(split: Split, block_size: int, windows: int | None) -> int:
-    """How many windows an evaluation reads: `windows`, but no more than the grid has; all of it for None."""
+    """How many windows an evaluation reads: `windows`, at most all of the grid; all for None."""
     grid = -(-(split.tokens - 1) // block_size)  # the last one may be short
     return grid if windows is None else min(grid, windows)
 

@@ -34,7 +34,7 @@ OPENERS: dict[str, Callable[[io.BufferedReader], Any]] = {
 
 @contextmanager
 def open_decompressed(path: str) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
-    """A file's content, decompressed and seekable; and what tells the share read so far. Raises UserError."""
+    """A file's content, decompressed, and what tells the share read so far. Raises UserError."""
     try:
         with open(path, "rb") as raw, OPENERS.get(Path(path).suffix.lower(), nullcontext)(raw) as content:
             size = max(1, Path(path).stat().st_size)

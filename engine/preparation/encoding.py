@@ -44,7 +44,7 @@ class Job:
     tokenizer: dict[str, Any] | None = None  # None where it is still to be made
 
     def training_characters(self, number: int) -> int | None:
-        """How many characters of a long text's piece are for training; None: all, if the piece is."""
+        """How many characters of a long text's piece are for training; None: all."""
         if self.border is None or number < self.border[0]:
             return None
         return self.border[1] if number == self.border[0] else 0
@@ -107,7 +107,7 @@ def survey(piece: Piece) -> tuple[int, str]:
 
 
 def training_texts(number: int, piece: Piece) -> list[str]:
-    """The texts of a piece to learn a vocabulary from: those for training, cut at end-of-text marks."""
+    """The texts to learn a vocabulary from: those for training, cut at end-of-text marks."""
     texts = []
     for found in texts_of(piece, Counter()):
         if _job.border is not None:
@@ -164,17 +164,17 @@ def id_type(vocab_size: int) -> np.dtype:
 
 
 def split_hash(digest: bytes) -> int:
-    """The number, 0 to 2⁶⁴ - 1, that decides which split a document belongs to, from its SHA-256."""
+    """The number, 0 to 2⁶⁴ - 1, that decides a document's split, from its SHA-256."""
     return int.from_bytes(digest[-8:], "little")
 
 
 def _is_val(piece: Piece, document_hash: int) -> bool:
-    """Whether a document is for validation: by its content alone, so that adding others moves none."""
+    """By a document's content alone, so that adding others moves none."""
     return piece[0].val if _job.val_below is None else document_hash < _job.val_below
 
 
 def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[Text]:
-    """The texts of a piece; the documents left out are counted. Raises UserError for what is no text."""
+    """The texts of a piece; those left out are counted. Raises UserError."""
     for found in _decoded(piece):
         if found is None:
             dropped["not UTF-8"] += 1
@@ -185,7 +185,7 @@ def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[Text]:
 
 
 def _decoded(piece: Piece) -> Iterator[Text | None]:
-    """The texts of a piece, and None for each that is dropped as it is not UTF-8. Raises UserError."""
+    """The texts of a piece; None for each that is not UTF-8 and dropped."""
     for part in piece:
         content, file = part.contents[0], part.file
         if part.kind == "lines":
@@ -205,7 +205,7 @@ def _decoded(piece: Piece) -> Iterator[Text | None]:
 
 
 def _decode(content: bytes, where: str, file: str, place: Place | None = None) -> Text | None:
-    """Decode a text as the job's `errors` says; None if it is dropped. Messages name `where` and `place`."""
+    """The text, as the job's `errors` says; None if it is dropped. Raises UserError."""
     try:
         if _job.errors == "strict" and content.find(0, 0, LOOKED_AT) >= 0:
             check_not_utf16(content, file)
@@ -225,7 +225,7 @@ def _decode(content: bytes, where: str, file: str, place: Place | None = None) -
 
 
 class Workers:
-    """A number of processes that work on a job; this process alone where the number is 1."""
+    """Processes that work on a job; this one alone where their number is 1."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -241,7 +241,7 @@ class Workers:
     def map_in_order(
         self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
     ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Each task and the function's answer to it, in the tasks' order; a few are under way at a time."""
+        """Each task and its answer, in order; a few are under way at a time."""
         if self._pool is None:
             for task in tasks:
                 yield task, function(*task)

@@ -56,7 +56,7 @@ class Input:
 
 
 class Place(NamedTuple):
-    """Where to read on: in which input, after how much of it (bytes or records), after how many lines."""
+    """Where to read on: in which input, after how many bytes or records, and lines."""
 
     index: int = 0
     offset: int = 0
@@ -67,7 +67,7 @@ BEGINNING = Place()
 
 
 class Part(NamedTuple):
-    """A plain file or a part of it, some lines of JSON, some records, or a stretch of one long text."""
+    """A plain file or a part of it, lines of JSON, records, or a stretch of one long text."""
 
     contents: list[bytes]  # of records one each; else one
     kind: str  # text (of one long text), file, lines or records
@@ -83,7 +83,7 @@ Piece = list[Part]  # what is sent to a worker and written at a time: plain file
 
 
 def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
-    """The files that arguments name, without hidden ones; those of folders in order. Raises UserError."""
+    """The files that arguments name, none that is hidden. Raises UserError."""
     found = []
     for argument in arguments:
         if argument.startswith(HUB):

@@ -96,7 +96,7 @@ class Preparation:
         self._name_empty_files()
 
     def run(self) -> dict[str, Any]:
-        """Do what is left to do; returns the content of meta.json, whose files lie in the staging folder."""
+        """Do what is left; returns the content of meta.json. The files lie in the staging folder."""
         small = self.size <= IN_ONE_PROCESS and all(item.format != "hub" for item in self.inputs)
         number = 1 if small else self.request.workers or available_cores()
         with contextlib.closing(Workers(number)) as workers:
@@ -158,7 +158,7 @@ class Preparation:
         return enumerate(found, start=state.number)
 
     def _complete_job(self, workers: Workers) -> None:
-        """Find the vocabulary and the border, or take those of an interrupted run of the same request."""
+        """Find vocabulary and border, or take those of an interrupted run of the same request."""
         saved = self._load(JOB)
         if saved is not None:
             self.job = Job(**saved)
@@ -236,7 +236,7 @@ class Preparation:
     def _write(
         self, piece: Piece, found: Encoded, state: State, writer: TokenWriter, hashes: sqlite3.Connection
     ) -> None:
-        """Count a piece's documents and write them to their splits, except duplicates of earlier ones."""
+        """Count a piece's documents and write them to their splits, without duplicates."""
         documents = found.documents
         kept = np.ones(len(documents), dtype=bool)
         if self.request.dedup:
@@ -266,7 +266,7 @@ class Preparation:
                 state.text_bytes[split] += int(documents["text_bytes"][chosen].sum())
 
     def _document_hashes(self, state: State) -> sqlite3.Connection:
-        """The hashes of the documents so far, on disk, as they were at a state; without --dedup none."""
+        """The hashes of the documents up to a state, on disk; without --dedup none."""
         hashes = sqlite3.connect(self.staging / "seen.sqlite" if self.request.dedup else ":memory:")
         hashes.execute("PRAGMA cache_size = -65536")  # 64 MiB
         hashes.execute(

@@ -13,7 +13,7 @@ INTERVAL = 20.0  # seconds between two lines
 
 
 class PreparationProgress:
-    """Shows the share of the input's bytes that is done; only the rate where the size is unknown."""
+    """Shows the share of the input's bytes that is done, or the rate alone."""
 
     def __init__(self, inputs: list[Input], say: Callable[[str], None], place: Place) -> None:
         self.say = say

@@ -21,7 +21,7 @@ from engine.preparation.token_files import describe_token_files, holds_token_fil
 from engine.system import write_whole
 from tasks import texts
 
-# Those that are made in one way; train.py prepares them by itself. tasks/ writes those of the assistant.
+# Those that are made in one way; train.py prepares them by itself.
 RECIPES: dict[str, dict[str, Any]] = {
     "shakespeare_char": {"tokenizer": "char"},
     "shakespeare": {"tokenizer": "gpt2"},
@@ -105,7 +105,7 @@ def _prepare_small(name: str, say: Callable[[str], None], root: Path) -> Path:
 
 
 def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str, dict[str, Any]]:
-    """Tiny Shakespeare, or the complete plays where it cannot be had; the text, and where it is from."""
+    """Tiny Shakespeare, or else the complete plays; the text, and where it is from."""
     file = TINY_SHAKESPEARE
     source = {"name": "tiny Shakespeare", "sha256": file.sha256, "address": file.address}
     for other in dict.fromkeys((name, "shakespeare_char", "shakespeare")):

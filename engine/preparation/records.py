@@ -66,7 +66,7 @@ def read_records(path: str, form: str, field: str | None, skip: int) -> Iterator
 
 
 def parse_line(line: str, where: str, file: str) -> Any:
-    """The value in a line of JSON. Raises UserError, with the command that writes one object a line."""
+    """The value in a line of JSON. Raises UserError."""
     try:
         value, problem = json.loads(line), None
     except (ValueError, RecursionError) as error:
@@ -199,7 +199,7 @@ def parquet_records(path: str, field: str | None, skip: int) -> Records:
 
 
 def hub_records(path: str, field: str | None, skip: int) -> Records:
-    """A data set of the Hugging Face hub, streamed: NAME, NAME:CONFIGURATION or NAME:CONFIGURATION:SPLIT."""
+    """A data set of the Hugging Face hub, streamed: NAME[:CONFIGURATION[:SPLIT]]."""
     try:
         import datasets
     except ImportError as error:

@@ -68,7 +68,7 @@ class State:
 
 
 def version_of(item: Input) -> Any:
-    """What differs once an input has changed: its size and time, or what is known of its content."""
+    """What differs once an input has changed."""
     if item.format == "hub":
         return None
     if item.hub_file is not None:

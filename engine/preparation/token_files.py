@@ -103,7 +103,7 @@ def _split_of(file: Path) -> str:
 
 
 def read_header(file: Path) -> np.dtype | None:
-    """The type of ids by a file's header, None if it has none. Raises UserError for another length."""
+    """The type of ids by a file's header; None without one. Raises UserError."""
     try:
         with open(file, "rb") as content:
             numbers = content.read(HEADER_BYTES)

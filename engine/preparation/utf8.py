@@ -22,7 +22,7 @@ WESTERN = "CP1252"
 
 
 def check_not_utf16(beginning: bytes, file: str) -> None:
-    """Raise UserError where a file begins as UTF-16 or UTF-32 does: with its mark, or every other byte 0."""
+    """Raise UserError where a file begins as UTF-16 or UTF-32 does."""
     beginning = beginning[:LOOKED_AT]
     found = [encoding for mark, encoding in MARKS.items() if beginning.startswith(mark)]
     for encoding, zeros in (("UTF-16LE", beginning[1::2]), ("UTF-16BE", beginning[0::2])):

@@ -58,7 +58,7 @@ def from_characters(word: str) -> bytes:
 
 
 class BytePairTokenizer:
-    """A byte-pair encoding through tiktoken; `<|endoftext|>` in a text is the end-of-text token."""
+    """A byte-pair encoding through tiktoken."""
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self.encoding = encoding
@@ -224,7 +224,7 @@ class MergesTokenizer:
 
 
 def check_merges(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> None:
-    """Raise ValueError for files that contradict themselves, on which the library would crash or guess."""
+    """Raise ValueError for files that contradict themselves."""
     ids = vocabulary.values()
     if not ids or not all(type(index) is int and 0 <= index < LARGEST_ID for index in ids):
         raise ValueError(f"every entry needs an id of 0 or more, below {LARGEST_ID}")

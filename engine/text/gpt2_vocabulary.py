@@ -31,7 +31,7 @@ def ensure_gpt2_vocabulary(contents: Mapping[str, bytes] | None = None) -> None:
 
 
 def keep_gpt2_vocabulary(contents: Mapping[str, bytes]) -> bool:
-    """Put vocab.bpe and encoder.json where tiktoken looks, if these are GPT-2's; returns whether they are."""
+    """Put vocab.bpe and encoder.json where tiktoken looks, if they are GPT-2's; returns whether."""
     if not all(file.is_content(contents[file.name]) for file in GPT2_VOCABULARY):
         return False
     ensure_gpt2_vocabulary(contents)

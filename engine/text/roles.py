@@ -21,7 +21,7 @@ class ChatTokenizer:
     """A tokenizer and, after its ids, added tokens: roles, end of a turn, end of text where it has none."""
 
     def __init__(self, base: BaseTokenizer, added: Sequence[str] | None = None) -> None:
-        """`added` names the tokens in the order of their ids. Raises ValueError where one is missing."""
+        """`added` names the tokens in the order of their ids. Raises ValueError."""
         needed = [f"<|{role}|>" for role in ROLES] + [END_OF_TURN]
         if base.end_of_text is None:
             needed.insert(0, END_OF_TEXT)

@@ -55,7 +55,7 @@ def tokenizer_from_dict(description: Any) -> Tokenizer:
 
 
 def with_roles(tokenizer: Tokenizer, added: Sequence[str] | None = None) -> ChatTokenizer:
-    """The tokenizer with tokens for a conversation's roles; as it is where it has them. Raises ValueError."""
+    """The tokenizer with tokens for roles; as it is where it has them. Raises ValueError."""
     if isinstance(tokenizer, ChatTokenizer):
         return tokenizer
     if not isinstance(tokenizer, BaseTokenizer):

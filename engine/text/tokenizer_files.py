@@ -32,7 +32,7 @@ from engine.text.roles import END_OF_TURN, ROLES, BaseTokenizer, ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
 SINGLE_CHARACTER = r"[\s\S]"
-# Our own note in tokenizer_config.json: the added tokens of a chat tokenizer, by which it comes back as one.
+# Our own note in tokenizer_config.json: the added tokens of a chat tokenizer.
 ROLE_TOKENS = "role_tokens"
 
 
@@ -114,7 +114,7 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers give the same ids the same meaning, however they are described."""
+    """Whether two tokenizers give the same ids the same meaning."""
     if one.to_dict() == other.to_dict():
         return True
     left, right = byte_pairs_of(one), byte_pairs_of(other)
@@ -189,7 +189,7 @@ def chat_template(special: Sequence[str], end: str, marks_targets: bool = True) 
 
 
 def openai_files(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, bytes]:
-    """A vocabulary as OpenAI published GPT-2's, byte for byte, so that hashes tell whether it is that one."""
+    """A vocabulary byte for byte as OpenAI published GPT-2's, for their hashes."""
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     return {"encoder.json": json.dumps(vocabulary).encode(), "vocab.bpe": ("\n".join(lines) + "\n").encode()}
 
@@ -310,7 +310,7 @@ def _from_byte_pairs(folder: Path, config: dict[str, Any], content: dict[str, An
 def _added_tokens(
     folder: Path, config: dict[str, Any], listed: list[dict[str, Any]], names: dict[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Added tokens by their content; last those that are only named, with no "id" if no file has one."""
+    """Added tokens by their content; last those that are only named, which may have no "id"."""
     older = _read_object(folder / "added_tokens.json").items()
     found = [{"content": name, "id": index, "special": False} for name, index in older] + listed
     decoder = config.get("added_tokens_decoder") or {}
