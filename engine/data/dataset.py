@@ -45,7 +45,6 @@ FIELDS_OF_A_FILE = {
     "mask": str,
     "mask_sha256": str,
 }
-MASK_FIELDS = ("mask", "mask_sha256")
 NO_TARGET = -100  # in the place of a token's id where it is not learned
 ADVICE = "prepare the data set again"
 
@@ -56,7 +55,6 @@ class Split:
     def __init__(
         self, name: str, folder: Path, entries: list[dict[str, Any]], dtype: np.dtype, vocab_size: int
     ) -> None:
-        """`entries` are those of meta.json's list of files."""
         self.name, self.vocab_size = name, vocab_size
         self._parts: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
@@ -205,10 +203,8 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
         raise UserError(
             f"{path}: vocab_size {meta['vocab_size']} is not its tokenizer's {tokenizer.vocab_size}"
         )
-    identity = [
-        [entry[field] for field in ("path", "split", "tokens", "sha256", *MASK_FIELDS) if field in entry]
-        for entry in meta["files"]
-    ]
+    named = ("path", "split", "tokens", "sha256", "mask", "mask_sha256")
+    identity = [[entry[field] for field in named if field in entry] for entry in meta["files"]]
     fingerprint = hashlib.sha256(json.dumps([identity, meta["tokenizer"]]).encode()).hexdigest()
     return Dataset(name, folder, meta, tokenizer, **splits, fingerprint=fingerprint)
 
@@ -262,7 +258,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     if masked and "longest" not in meta.get("conversations", {}):
         raise UserError(f"{path}: nothing says how long the longest conversation is; {ADVICE}")
     for entry in meta["files"]:
-        optional = () if masked else MASK_FIELDS
+        optional = () if masked else ("mask", "mask_sha256")
         check_fields(entry, FIELDS_OF_A_FILE, f"{path}: an entry of files", optional=optional, advice=ADVICE)
         for file in (entry["path"], entry.get("mask", entry["path"])):
             if not file or "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:

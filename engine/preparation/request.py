@@ -1,8 +1,4 @@
-"""What is requested of a preparation, and how far it is.
-
-The state is saved with the request's hash: an interrupted preparation continues from it only if the same is
-requested again, and the files have not changed.
-"""
+"""What is requested of a preparation, and how far it is: saved with the request's hash, to go on from."""
 
 import dataclasses
 import hashlib
