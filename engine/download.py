@@ -26,7 +26,7 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file with one right content; where its hash is published nowhere, the caller checks it."""
+    """A file with one right content; without a hash the caller checks it."""
 
     name: str
     address: str
@@ -37,7 +37,7 @@ class PublicFile:
 
 
 class Unreachable(Exception):
-    """A source did not answer, or not with the right bytes; the text says which and why."""
+    """A source did not answer, or not with the right bytes."""
 
 
 def fetch(file: PublicFile) -> bytes:

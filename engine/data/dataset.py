@@ -83,7 +83,7 @@ class Split:
         return np.concatenate(found).astype(np.int64) if found else np.zeros(0, dtype=np.int64)
 
     def are_targets(self, start: int, count: int) -> np.ndarray:
-        """Whether the tokens `start` to `start + count` are trained on, (count,) bool."""
+        """Whether the tokens are trained on, (count,) bool."""
         targets = np.ones(count, dtype=bool)
         if self._masks:
             done = 0
@@ -165,7 +165,7 @@ class Dataset:
         return self.tokenizer.end_of_text
 
     def bytes_per_token(self, split: Split) -> float | None:
-        """Bytes of text for each token of a split, where the data set recorded them."""
+        """Bytes of text for each token of a split, where they are recorded."""
         text_bytes = self.meta.get("text_bytes", {}).get(split.name)
         return text_bytes / split.tokens if text_bytes and split.tokens else None
 
@@ -233,7 +233,7 @@ def no_dataset(name: str, root: Path) -> str:
 
 
 def _name_of_path(name: str, root: Path) -> str | None:
-    """The data set in `root` at which a path points, such as "data/base" and "base/"; None for a name."""
+    """The data set in `root` at which a path such as "base/" points; None for a name."""
     if Path(name).name == name:
         return None
     for path in (Path(name), root / name):

@@ -48,7 +48,7 @@ def describe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) ->
 
 
 def verify(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> None:
-    """Read every file and compare its SHA-256. Raises UserError for one that differs."""
+    """Compare every file's SHA-256. Raises UserError."""
     data = open_dataset(name, 0, root)
     verify_hashes(data.folder, data.meta, name)
     say(f"{data.folder}: all {len(data.meta['files'])} files are as they were made")

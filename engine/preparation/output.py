@@ -163,7 +163,7 @@ def write_masks(staging: Path, entries: Sequence[dict[str, Any]]) -> list[dict[s
 
 
 def move_into_place(staging: Path, folder: Path, meta: dict[str, Any]) -> None:
-    """Move what the staging folder holds into place, meta.json last; delete what only the old one lists."""
+    """Move what is staged into place, meta.json last; delete what only the old one lists."""
     write_whole(staging / "meta.json", json.dumps(meta, indent=1).encode())
     old: list[str] = []
     with contextlib.suppress(UserError):  # there was no data set, or none that can be read

@@ -96,7 +96,7 @@ class Preparation:
         self._name_empty_files()
 
     def run(self) -> dict[str, Any]:
-        """Do what is left; returns the content of meta.json. The files lie in the staging folder."""
+        """Do what is left; returns the content of meta.json, whose files are staged."""
         small = self.size <= IN_ONE_PROCESS and all(item.format != "hub" for item in self.inputs)
         number = 1 if small else self.request.workers or available_cores()
         with contextlib.closing(Workers(number)) as workers:

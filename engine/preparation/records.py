@@ -125,7 +125,7 @@ def json_records(path: str, field: str | None, skip: int) -> Records:
 
 
 def csv_records(path: str, field: str | None, skip: int) -> Records:
-    """A column of a table, separated by the sign with which its first line has the column."""
+    """A column of a table, whose first line tells what separates the columns."""
     if field is None:
         raise UserError(f"{path}: tables hold documents; conversations are read from .jsonl, .json, .parquet")
     csv.field_size_limit(LONGEST_CELL)

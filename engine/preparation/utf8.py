@@ -54,7 +54,7 @@ def not_utf8(where: str, position: str, error: UnicodeDecodeError, file: str) ->
 
 
 def likely_encoding(content: bytes, start: int) -> str:
-    """CP1252, where bytes beyond ASCII stand alone or in twos, as in Western words; else "ENCODING"."""
+    """CP1252, where bytes beyond ASCII stand alone or in twos; else "ENCODING"."""
     try:
         content.decode(WESTERN)
     except UnicodeDecodeError:

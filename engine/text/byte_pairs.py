@@ -113,7 +113,7 @@ class OwnBytePairTokenizer(BytePairTokenizer):
 
 
 def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> OwnBytePairTokenizer:
-    """Learn a vocabulary of so many entries, fewer where the texts have no pair twice. Raises UserError."""
+    """Learn a vocabulary of so many entries, or fewer if no pair comes twice. Raises UserError."""
     if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
         raise UserError(
             f"--vocab_size is {vocab_size}; it must be {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY}"

@@ -66,7 +66,7 @@ class ByteTokenizer:
 
 
 class NumberTokenizer:
-    """Ids of an unknown vocabulary, written as numbers ("15496 995"): for token files without one."""
+    """Ids of an unknown vocabulary, written as numbers: "15496 995"."""
 
     end_of_text: int | None = None
 
@@ -89,7 +89,7 @@ class NumberTokenizer:
         return self.encode(text)  # nothing is known to end it
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The ids as numbers, a space before each: so the texts of parts make the text of the whole."""
+        """The ids as numbers, a space before each, so that parts make the whole."""
         return "".join(f" {int(index)}" for index in ids)
 
     def to_dict(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ ROLE_TOKENS = "role_tokens"
 
 
 def tokenizer_of_file(path: Path) -> Tokenizer:
-    """The tokenizer in a file of ranks, of another data set, or of a folder in Hugging Face's layout."""
+    """The tokenizer in a file of ranks, a data set, or a folder in Hugging Face's layout."""
     if path.is_dir() and (found := read_tokenizer(path)) is not None:
         return found
     if path.is_dir() or path.suffix == ".json":
@@ -211,7 +211,7 @@ class UnsupportedTokenizer(UserError):
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """A folder's tokenizer, None if it has none. Raises UnsupportedTokenizer for another kind, UserError."""
+    """A folder's tokenizer, or None. Raises UnsupportedTokenizer for another kind, UserError."""
     try:
         return _read(folder)
     except UserError:
