@@ -126,7 +126,7 @@ def format_of(name: str) -> str:
 
 
 def are_conversations(inputs: Sequence[Input], field: str) -> bool:
-    """Whether the first record is a conversation without a field `field`, or has its turns there."""
+    """Whether the first record is a conversation, and not a text in `field`."""
     names = _first_fields(inputs[0])
     return field in LISTS or (field not in names and is_conversation(names))
 

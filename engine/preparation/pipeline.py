@@ -158,7 +158,7 @@ class Preparation:
         return enumerate(found, start=state.number)
 
     def _complete_job(self, workers: Workers) -> None:
-        """Find vocabulary and border, or take those of an interrupted run of the same request."""
+        """Find vocabulary and border, or take those of an interrupted run."""
         saved = self._load(JOB)
         if saved is not None:
             self.job = Job(**saved)
