@@ -38,6 +38,7 @@ TOKENIZERS = (*NAMED, "numbers")
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Prepare, show or verify a data set with the options of a command line. Raises UserError."""
     options = read_options(arguments)
     if options.show:
         describe(options.show, print)
@@ -73,6 +74,7 @@ def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str]
 
 
 def prepare_inputs(name: str, inputs: list[str], chosen: dict[str, Any]) -> Path:
+    """Make a data set of inputs, or take token files as they are. Raises UserError."""
     request = Request(name, inputs, **chosen)
     if not are_token_files(inputs):
         return prepare(request, print)
@@ -91,6 +93,7 @@ def training_command(name: str) -> str:
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:
+    """The command line, checked; options not given are absent. Raises UserError."""
     parser = Parser(description=__doc__, argument_default=SUPPRESS)
     add = parser.add_argument
     what = "a known data set, a text file or folder, or what to call one made from --input"

@@ -140,6 +140,8 @@ def _first(found: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Dataset:
+    """An open data set: both splits, tokenizer, and a hash of its content."""
+
     name: str
     folder: Path
     meta: dict[str, Any]
@@ -210,6 +212,7 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
 
 
 def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
+    """The number of tokens of each split in a meta.json."""
     tokens = {"train": 0, "val": 0}
     for entry in meta["files"]:
         tokens[entry["split"]] += entry["tokens"]

@@ -118,6 +118,7 @@ def training_texts(number: int, piece: Piece) -> list[str]:
 
 
 def encode(number: int, piece: Piece) -> Encoded:
+    """The tokens and documents of a piece, which is number `number` of the input. Raises UserError."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
     encode_text = _tokenizer.encode if piece[0].kind == "text" else _tokenizer.encode_document
     dtype = id_type(_tokenizer.vocab_size)
@@ -232,6 +233,7 @@ class Workers:
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self, job: Job) -> None:
+        """Give all workers a job, this process included. Raises UserError for a job that cannot be done."""
         self.close()
         # This process too: it finds out what is wrong with the job before others are started.
         start_worker(job)

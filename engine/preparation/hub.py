@@ -15,6 +15,8 @@ from engine.system import hashes_of
 
 @dataclass(frozen=True)
 class HubFolder:
+    """A folder in a data set's repository on the Hugging Face hub."""
+
     repository: str
     folder: str
 
@@ -33,6 +35,7 @@ class HubFile:
 
     @property
     def place(self) -> Path:
+        """Where the file is once it is downloaded."""
         return self.downloads / self.path
 
 
@@ -56,6 +59,7 @@ def list_parquet(source: HubFolder, downloads: Path) -> list[HubFile]:
 
 
 def download(file: HubFile) -> None:
+    """Download a file, resuming an earlier attempt, and check its SHA-256. Raises UserError."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
 

@@ -122,6 +122,7 @@ def _files_of(folder: Path) -> list[str]:
 
 
 def format_of(name: str) -> str:
+    """The format that a file's ending stands for, without that of a compression; "text" for others."""
     return FORMATS.get(without_suffix(name).suffix.lower(), "text")
 
 

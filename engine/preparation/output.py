@@ -28,11 +28,13 @@ USUAL_BLOCK = 256  # tokens; splits no longer than that are remarked upon
 
 
 def check_name(name: str, root: Path) -> None:
+    """Raise UserError for a name that no data set's folder can have."""
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"{name!r} cannot name a data set: it becomes a folder in {root}")
 
 
 def check_lengths(name: str, tokens: Mapping[str, int], say: Callable[[str], None]) -> None:
+    """Raise UserError for a split that is too short to train on; note one that is shorter than usual."""
     for split, number in tokens.items():
         if number < FEWEST_TOKENS:
             raise UserError(
@@ -114,6 +116,7 @@ class TokenWriter:
         self._open_last(split, "w")
 
     def write(self, split: str, *arrays: np.ndarray) -> None:
+        """Append ids, and with two dtypes their targets, to a split. Raises OSError if the disk is full."""
         assert [array.dtype for array in arrays] == self.dtypes, "the numbers are not of the files' types"
         while len(arrays[0]):
             if self.files[split][-1][1] == self.shard_tokens:
@@ -142,6 +145,7 @@ def _paths(folder: Path, name: str) -> list[Path]:
 
 
 def are_intact(folder: Path, files: Files, dtypes: list[np.dtype]) -> bool:
+    """Whether all files exist with at least the tokens that a saved state lists."""
     for name, tokens in itertools.chain(*files.values()):
         for path, dtype in zip(_paths(folder, name), dtypes, strict=False):
             if not path.is_file() or path.stat().st_size < tokens * dtype.itemsize:

@@ -59,6 +59,7 @@ def _there_are(names: list[str]) -> str:
 
 
 def read_records(path: str, form: str, field: str | None, skip: int) -> Iterator[tuple[bytes, float]]:
+    """The texts (UTF-8) of a file's records after the first `skip`, and the share read. Raises UserError."""
     for number, (value, share) in enumerate(READERS[form](path, field, skip), start=skip + 1):
         if not isinstance(value, bytes):
             value = record_text(value, field, f"{path}, record {number}")
@@ -93,6 +94,7 @@ def _one_object_a_line(file: str) -> str:
 
 
 def holds_json_lines(path: str, form: str) -> bool:
+    """Whether a file has one JSON object per line, whatever its ending says."""
     if form != "json":
         return form == "jsonl"
     with open_decompressed(path) as (file, _):
@@ -167,6 +169,7 @@ def _no_column(path: str, field: str, head: list[str]) -> UserError:
 
 
 def parquet_records(path: str, field: str | None, skip: int) -> Records:
+    """The values of a column, and the share read. Raises UserError."""
     try:
         import pyarrow
         import pyarrow.parquet

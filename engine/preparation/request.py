@@ -18,6 +18,8 @@ PIPELINE = 5  # raised when the same request would give other files, or a state 
 
 @dataclass(frozen=True)
 class Request:
+    """What a data set is to be made of, and how."""
+
     name: str
     inputs: list[str]
     tokenizer: str = "char"  # one of NAMED, or a file
@@ -75,6 +77,7 @@ def version_of(item: Input) -> Any:
 
 
 def request_hash(request: Request, inputs: list[Input], versions: list[Any]) -> str:
+    """A hash that changes with the request, its files, and the program's way of preparing."""
     asked = dataclasses.asdict(request) | {"workers": None}
     files = [[item.path, item.val] for item in inputs]
     return hashlib.sha256(json.dumps([PIPELINE, asked, files, versions]).encode()).hexdigest()

@@ -36,6 +36,7 @@ def holds_token_files(folder: Path) -> bool:
 
 
 def are_token_files(inputs: list[str]) -> bool:
+    """Whether all inputs are token files. Raises UserError for a missing one."""
     return STDIN not in inputs and all(item.path.endswith(".bin") for item in find_inputs(inputs))
 
 
@@ -151,6 +152,7 @@ def _entries(
 
 
 def largest_id(file: Path, dtype: np.dtype, header_bytes: int, tokens: int) -> int:
+    """The largest id of a file; -1 for an empty one."""
     if not tokens:
         return -1
     ids = np.memmap(file, dtype=dtype, mode="r", offset=header_bytes, shape=(tokens,))

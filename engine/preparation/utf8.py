@@ -33,6 +33,7 @@ def check_not_utf16(beginning: bytes, file: str) -> None:
 
 
 def not_utf8(where: str, position: str, error: UnicodeDecodeError, file: str) -> UserError:
+    """The error for bytes that are not UTF-8: what they seem to be, and how to convert the file."""
     content, start = error.object, error.start
     half = HALF_OF_A_PAIR.match(content, start)
     if half is not None:
@@ -64,6 +65,7 @@ def likely_encoding(content: bytes, start: int) -> str:
 
 
 def conversion(file: str, encoding: str) -> str:
+    """Advice on converting a file to UTF-8."""
     command = f"iconv -f {encoding} -t UTF-8"
     if file == STANDARD_INPUT:
         return f"pipe it through {command}"

@@ -105,6 +105,7 @@ class OwnBytePairTokenizer(BytePairTokenizer):
 
     @classmethod
     def from_base64(cls, words: Sequence[str]) -> "OwnBytePairTokenizer":
+        """The tokenizer of sequences in base64, in the order of their ids. Raises ValueError."""
         return cls([base64.b64decode(word, validate=True) for word in words])
 
     def to_dict(self) -> dict[str, Any]:

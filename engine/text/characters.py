@@ -22,6 +22,7 @@ class CharTokenizer:
 
     @classmethod
     def of_text(cls, text: str) -> "CharTokenizer":
+        """The tokenizer of the characters in a text."""
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:

@@ -37,6 +37,7 @@ class ChatTokenizer:
         self.end_of_turn = self.ids[END_OF_TURN]
 
     def role(self, name: str) -> int:
+        """The id of a role's token."""
         return self.ids[f"<|{name}|>"]
 
     def is_special(self, index: int) -> bool:

@@ -89,6 +89,7 @@ def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
 
 
 def role_tokens(tokenizer: ChatTokenizer) -> list[AddedToken]:
+    """The added tokens as Hugging Face describes them: special, and spelled exactly."""
     return [AddedToken(name, special=True, normalized=False) for name in tokenizer.added]
 
 
@@ -203,6 +204,8 @@ ADDED_TOKEN_OPTIONS = ("single_word", "lstrip", "rstrip", "normalized", "special
 
 
 class UnsupportedTokenizer(UserError):
+    """A tokenizer of a kind that this program does not run, though it can train on its ids."""
+
     def __init__(self, where: Path, kind: str) -> None:
         super().__init__(
             f"{where} holds a tokenizer of another kind than GPT-2's byte-level BPE ({kind}); encode the "
