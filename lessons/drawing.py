@@ -61,6 +61,14 @@ def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | 
     axes.set(title=title, xlabel="looks at", ylabel="position")
 
 
+def arrows(axes: Axes, vectors: Tensor, title: str) -> None:
+    """Vectors (N, 2) from one point, the longest of about 1."""
+    for x, y in vectors.tolist():
+        axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": "C0", "lw": 2})
+    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
+    finish(axes, title=title)
+
+
 def tiled(pictures: Tensor, rows: int) -> Tensor:
     """Pictures (N, H, W) in so many rows, as one, with a white line around each."""
     framed = F.pad(pictures, (1, 1, 1, 1), value=math.nan)

@@ -113,7 +113,7 @@ def learn_reward(base: GPT, better: Tensor, worse: Tensor, steps: int) -> Reward
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(steps):
         some = torch.randint(len(better), (64,))
-        descend(model, optimizer, -F.logsigmoid(model(better[some]) - model(worse[some])).mean())
+        descend(optimizer, -F.logsigmoid(model(better[some]) - model(worse[some])).mean())
     return model.requires_grad_(False)
 
 
@@ -142,7 +142,7 @@ def please(reward: RewardModel, base: GPT, price: float, steps: int) -> Course:
         with torch.no_grad():
             divergence = likely - log_probability(base, ids)
         worth = score - price * divergence
-        descend(policy, optimizer, -((worth - worth.mean()) * likely).mean(), clip=1.0)
+        descend(optimizer, -((worth - worth.mean()) * likely).mean(), clip=1.0)
         seen.reward.append(score.mean().item())
         seen.liking.append(liking(ids).mean().item())
         seen.divergence.append(divergence.mean().item())

@@ -41,14 +41,22 @@ def test_nearly_all_angles_are_right_and_the_rest_are_not_and_features_are_found
 
 def test_no_three_vectors_in_a_plane_are_farther_apart_than_welchs_bound() -> None:
     superposition = lesson("4_inside/1_superposition")
-    angles = torch.tensor([0.0, 60.0, 120.0]).deg2rad()  # lines, 60° apart: the bound is reached
-    seen = superposition.angles_of(torch.stack((angles.cos(), angles.sin()), dim=1))
-    assert torch.minimum(seen, 180 - seen).min().item() == pytest.approx(superposition.welch(3, 2), abs=1e-3)
+    turns = torch.tensor([0.0, 60.0, 120.0]).deg2rad()  # lines, 60° apart: the bound is reached
+    shares, smallest = superposition.angles(torch.stack((turns.cos(), turns.sin()), dim=1))
+    assert smallest == pytest.approx(superposition.welch(3, 2), abs=1e-3)
+    assert shares[59:61].sum() == pytest.approx(1)
     torch.manual_seed(SEEDS[0])
     for n, d in ((40, 10), (200, 20)):
-        seen = superposition.angles_of(torch.randn(n, d))
-        assert len(seen) == n * (n - 1)
-        assert torch.minimum(seen, 180 - seen).min() < superposition.welch(n, d)
+        vectors = torch.randn(n, d)
+        shares, smallest = superposition.angles(vectors)
+        unit = F.normalize(vectors, dim=1)
+        pairs = (unit @ unit.T)[*torch.triu_indices(n, n, 1)].abs().acos().rad2deg()
+        assert shares.tolist() == pytest.approx(
+            (torch.histc(pairs, 90, 0, 90) / len(pairs)).tolist(), abs=2e-4
+        )
+        assert smallest == pytest.approx(pairs.min().item(), abs=1e-3) and smallest < superposition.welch(
+            n, d
+        )
 
 
 def test_answers_about_superposition() -> None:
