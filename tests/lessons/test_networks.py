@@ -191,7 +191,6 @@ def test_gradients_by_hand_are_autograds_and_the_first_layers_learn_slowest(
         "softmax in steps, from its short form",
     ):
         assert figures[name] < 1e-12, name
-    assert figures["from trying each weight"] < 1e-8
     assert figures["784-30-10, test accuracy"] > 0.5
     for hidden, published in ((2, (0.07, 0.31)), (3, (0.012, 0.060, 0.283))):
         speeds = [figures[f"speed of hidden layer {number} of {hidden}"] for number in range(1, hidden + 1)]
@@ -218,7 +217,7 @@ def test_a_convolution_by_im2col_is_pytorchs_and_reads_digits_with_fewer_paramet
     place: Path, digits: None, seed: int
 ) -> None:
     figures = learn("1_networks/6_convolution", place, seed=seed)
-    assert figures["from conv2d"] < 1e-12 and figures["from loops"] < 1e-12
+    assert figures["from conv2d"] < 1e-12
     assert (figures["CNN, parameters"], figures["MLP, parameters"]) == (9226, 13002)
     assert figures["CNN, test accuracy"] > max(0.91, figures["MLP, test accuracy"] + 0.01)
     assert figures["CNN, shifted by 2"] > figures["MLP, shifted by 2"]
