@@ -110,9 +110,9 @@ class SparseAutoencoder(nn.Module):
 
     def __init__(self, m: int, K: int) -> None:
         super().__init__()
-        self.directions, self.middle = nn.Parameter(torch.randn(K, m)), nn.Parameter(torch.zeros(m))
-        self.encode = nn.Linear(m, K)
-        self.encode.weight.data.copy_(F.normalize(self.directions, dim=1))
+        self.directions = nn.Parameter(F.normalize(torch.randn(K, m), dim=1))
+        self.middle, self.encode = nn.Parameter(torch.zeros(m)), nn.Linear(m, K)
+        self.encode.weight.data.copy_(self.directions)
         nn.init.zeros_(self.encode.bias)
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,13 +22,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import LETTERS, beside, descend, fit, names, run, size
+from common import LETTERS, beside, descend, fit, fresh_gpt, names, run, size
 from drawing import finish, panels, save, written_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine import kernels
-from model import GPT, GPTConfig
+from model import GPT
 
 LENGTH = 14  # of the longest name and its end
 VOWELS = "aeiouy"
@@ -37,10 +36,8 @@ PRICE = 0.2  # of a nat of divergence, in deviations of the reward
 
 def rows(words: list[str]) -> Tensor:
     """Ids (N, LENGTH + 1): "." begins a name and ends it, and fills the rest."""
-    cut = [word[: LENGTH - 1] for word in words]
-    return torch.tensor(
-        [[LETTERS.index(letter) for letter in f".{word}".ljust(LENGTH + 1, ".")] for word in cut]
-    )
+    filled = [f".{word[: LENGTH - 1]}".ljust(LENGTH + 1, ".") for word in words]
+    return torch.tensor([[LETTERS.index(letter) for letter in word] for word in filled])
 
 
 def words(ids: Tensor) -> list[str]:
@@ -137,8 +134,7 @@ def please(reward: RewardModel, base: GPT, price: float, steps: int) -> Course:
     usual = reward(drawn(base, 2000))
     for _ in range(steps):
         ids = drawn(policy, 128)
-        score = (reward(ids) - usual.mean()) / usual.std()
-        likely = log_probability(policy, ids)
+        score, likely = (reward(ids) - usual.mean()) / usual.std(), log_probability(policy, ids)
         with torch.no_grad():
             divergence = likely - log_probability(base, ids)
         worth = score - price * divergence
@@ -168,9 +164,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Learn names, learn a reward, please it with and without a price; returns the figures."""
     torch.manual_seed(seed)
     known = rows(names().train)
-    base = GPT(GPTConfig(len(LETTERS), LENGTH, n_layer=2, n_head=2, n_embd=32, bias=True))
-    base.init_weights(seed)
-    kernels.install(base)  # the same arithmetic, faster
+    base = fresh_gpt(seed, len(LETTERS), LENGTH, n_layer=2, n_head=2, n_embd=32, bias=True)
     fit(base, known[:, :-1], targets(known), size(quick, 150, 500), batch=128)
     reward = learn_reward(base, *ranked(base, 3000), size(quick, 60, 200))
     one, other = drawn(base, size(quick, 500, 2000)), drawn(base, size(quick, 500, 2000))
@@ -184,22 +178,16 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         "pairs ranked as the person would": agrees.double().mean().item(),
         "liking at first": liking(one).mean().item(),
         "liking at best": likes[best].item(),
-        "steps until then": float(best),
         "liking in the end": likes[-1].item(),
         "liking in the end, with a price": smooth(held.liking)[-1].item(),
-        "reward at best": smooth(far.reward)[best].item(),
         "reward in the end": smooth(far.reward)[-1].item(),
         "reward in the end, with a price": smooth(held.reward)[-1].item(),
         "divergence in the end": smooth(far.divergence)[-1].item(),
         "divergence in the end, with a price": smooth(held.divergence)[-1].item(),
     }
     beside(dict.fromkeys(figures), figures)
-    shown = {
-        "at first": far.names[0],
-        "at best": far.names[best],
-        "too long": far.names[-1],
-        "with a price": held.names[-1],
-    }
+    shown = {"at first": far.names[0], "at best": far.names[best], "too long": far.names[-1]}
+    shown["with a price"] = held.names[-1]
     for name, some in shown.items():
         print(f"    {name:<14}{', '.join(some)}")
     draw(far, held, figures, shown)

@@ -171,8 +171,7 @@ def test_a_names_probability_ends_with_the_name_and_drawn_names_end() -> None:
     ids = preferences.rows(["emma", "o"])
     assert preferences.words(ids) == ["emma", "o"]
     assert (preferences.targets(ids) >= 0).sum(dim=1).tolist() == [5, 2]  # the letters and the end
-    model = preferences.GPT(preferences.GPTConfig(27, preferences.LENGTH, n_layer=1, n_head=1, n_embd=8))
-    model.init_weights(SEEDS[0])
+    model = preferences.fresh_gpt(SEEDS[0], 27, preferences.LENGTH, n_layer=1, n_head=1, n_embd=8)
     with torch.no_grad():
         table = model(ids[1:, :-1])[0].log_softmax(dim=-1)
         by_hand = table[0, ids[1, 1]] + table[1, 0]
