@@ -203,8 +203,10 @@ def draw(curves: dict, by_heart: dict, one_weight: dict, begun: dict[str, Layers
     weight = one_weight.pop("the weight")
     for (name, values), color in zip(one_weight.items(), ("C0", "C2", "C3"), strict=True):
         axes["C"].plot(weight, torch.tensor(values) / max(values), color, label=name)
+    low, high = axes["C"].get_ylim()
+    axes["C"].set_ylim(low - 0.6 * (high - low), high)  # room for the legend
     finish(
-        axes["C"], title="one weight moves: a slope, and stairs", xlabel="the weight", ylabel="of the largest"
+        axes["C"], title="one weight moves: a slope, and stairs", xlabel="the weight", ylabel="of the most"
     )
     for name, (size_at_first, layers) in zip("DE", begun.items(), strict=True):
         signed(axes[name], pictures_of(layers), 4, f"16 neurons, begun {size_at_first}")
