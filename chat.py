@@ -33,7 +33,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("model", nargs="?", help="a run of an assistant (default: the newest one in out/)")
-    add("--system", help="an instruction that stands before the conversation")
+    add("--system", help="an instruction at the beginning of the conversation")
     add("--temperature", type=float, default=0.3, help="0: always the most probable token (default: 0.3)")
     add("--top_k", type=at_least_one, help="draw among the k most probable tokens (default: among all)")
     add("--max_new_tokens", type=at_least_one, default=100, help="of an answer, at most (default: 100)")
@@ -73,7 +73,7 @@ from tasks.calculator import answer_to
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Talk as a command line says."""
+    """Talk with the options of a command line."""
     talk(read_options(arguments))
 
 
@@ -90,7 +90,7 @@ def talk(options: Namespace) -> None:
 
 
 def load(source: str, options: Namespace) -> Assistant:
-    """The assistant of a run or a folder, ready to answer. Raises UserError where it is none."""
+    """The assistant of a run or a folder, ready to answer. Raises UserError if it is not an assistant."""
     found = read_pretrained(source, options.checkpoint)
     tokenizer = found.known_tokenizer()
     if not isinstance(tokenizer, ChatTokenizer):
@@ -119,7 +119,7 @@ def serve_assistant(source: str, assistant: Assistant, options: Namespace) -> No
 
 
 def page_server(api: Api, explorer: Explorer, system: str | None, port: int) -> HTTPServer:
-    """A server of the page, and of the explorer's, which shows what the model sees. Raises UserError."""
+    """A server of the chat page, and of the explorer's page, which shows the inside. Raises UserError."""
 
     def answer(path: str, question: Any) -> dict[str, Any] | Answers:
         return (explorer if path in explorer.answers else api).answer(path, question)
@@ -129,7 +129,7 @@ def page_server(api: Api, explorer: Explorer, system: str | None, port: int) -> 
 
 
 def sampling(temperature: str | float, options: Namespace) -> Sampling:
-    """How tokens are drawn at a temperature. Raises UserError."""
+    """The sampling options at a temperature. Raises UserError."""
     try:
         return Sampling(temperature=float(temperature), top_k=options.top_k)
     except ValueError as error:
@@ -137,7 +137,7 @@ def sampling(temperature: str | float, options: Namespace) -> Sampling:
 
 
 def newest_assistant() -> Path:
-    """The run in out/ that was last saved, of those that answer. Raises UserError where there is none."""
+    """The assistant in out/ that was saved last. Raises UserError if there is none."""
     for run in find_runs():
         if answers(read_json_object(checkpoint_folders(run)[0] / "meta.json")):
             return run
@@ -148,24 +148,24 @@ def newest_assistant() -> Path:
 
 
 def answers(meta: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's model writes answers: it has roles, and does more than score answers."""
+    """Whether a checkpoint's model writes answers: it knows roles, and is not a reward model."""
     tokenizer, settings = meta.get("tokenizer"), meta.get("settings")
     has_roles = isinstance(tokenizer, dict) and tokenizer.get("kind") == "chat"
     return has_roles and not (isinstance(settings, dict) and settings.get("method") == "reward")
 
 
 class Chat:
-    """One conversation, and what the user may do with it."""
+    """One conversation, and the commands of the user."""
 
     def __init__(self, assistant: Assistant, options: Namespace) -> None:
         self.assistant, self.options = assistant, options
         self.sampling = sampling(options.temperature, options)
-        self.asked = 0  # questions so far: the answer to each has random numbers of its own
+        self.asked = 0  # questions so far: each answer has its own random numbers
         self.messages: list[Message] = []
         self.begin(options.system)
 
     def begin(self, system: str | None) -> None:
-        """Forget the conversation; the next one stands under this instruction."""
+        """Start a new conversation with this instruction."""
         self.system = system
         self.messages = [] if system is None else [Message("system", system)]
 
@@ -191,7 +191,7 @@ class Chat:
                 print(f"error: {error}")
 
     def obey(self, command: str = "", value: str = "") -> None:
-        """Do what a line that begins with / says. Raises UserError for one that says nothing."""
+        """Execute a line that begins with /. Raises UserError for an unknown command."""
         match command:
             case "system":
                 self.begin(value or None)
@@ -223,7 +223,7 @@ class Chat:
         print(f"(added to {path})")
 
     def retry(self) -> None:
-        """Answer the last question once more. Raises UserError where there is none."""
+        """Answer the last question again. Raises UserError if there is none."""
         questions = [number for number, message in enumerate(self.messages) if message.role == "user"]
         if not questions:
             raise UserError("there is no question to answer again")
@@ -233,7 +233,7 @@ class Chat:
         self.ask(question)
 
     def ask(self, question: str) -> None:
-        """Answer a question, calling the calculator where the assistant does. Raises UserError."""
+        """Answer a question, with the calculator if the assistant calls it. Raises UserError."""
         before = list(self.messages)
         self.messages.append(Message("user", question))
         self.asked += 1
@@ -245,11 +245,11 @@ class Chat:
         except UserError:
             self.messages = before
             raise
-        if not self.messages[-1].content.strip():  # nothing that a conversation could hold
+        if not self.messages[-1].content.strip():  # an empty answer cannot stay in a conversation
             self.messages = before
 
     def show(self, turn: Turn) -> None:
-        """Print a turn as it is written, and what came before it; Ctrl-C stops it."""
+        """Print a turn as it is written, after the result of the calculator; Ctrl-C stops it."""
         if self.messages[-1].role == "tool":
             print(f"(calculator: {self.messages[-1].content})")
         if turn.left_out:
@@ -264,16 +264,16 @@ class Chat:
 
 
 def shown(text: str) -> str:
-    """A text without control characters, which could do anything to a terminal."""
+    """The text without control characters, which could change the terminal."""
     return "".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 @contextlib.contextmanager
 def history() -> Iterator[None]:
-    """The lines of earlier conversations at the arrow keys, and these after them, on a terminal."""
+    """Lines of earlier conversations at the arrow keys, on a terminal; new lines are added to them."""
     try:
         import readline
-    except ImportError:  # not everywhere, and then without
+    except ImportError:  # Windows has none
         readline = None
     if readline is None or not sys.stdin.isatty():
         yield

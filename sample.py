@@ -6,9 +6,9 @@
     python sample.py --interactive=True --stop="\\n\\n"
     python sample.py --init_from=gpt2 --start "The meaning of life is"
 
-Without --out_dir the newest run in out/ is taken. Samples are drawn together, the first is shown as it
-comes. The same seed gives the same text on the same machine; a sample depends on the seed and its number,
-not on how many are drawn.
+Without --out_dir it takes the newest run in out/. All samples are drawn together; the first is shown as it
+is written. The same seed gives the same text on the same machine; a sample depends on the seed and its
+number, not on how many are drawn.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from model import GPT
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Sample as a command line says."""
+    """Sample with the options of a command line."""
     sample(read_options(arguments))
 
 
@@ -69,7 +69,7 @@ def sample(sources: Sources) -> None:
 
 
 def write_samples(model: GPT, tokenizer: Tokenizer, start: str | None, settings: SampleSettings) -> None:
-    """Print `num_samples` continuations of a prompt: the first as it is drawn, the others behind it."""
+    """Print `num_samples` continuations of a prompt: the first as it is drawn, then the others."""
     prompt = encode_prompt(tokenizer, start)
     stop = None if settings.stop is None else settings.stop.replace("\\n", "\n")
     end = getattr(tokenizer, "end_of_text", None) if settings.stop_at_end else None

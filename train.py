@@ -49,15 +49,15 @@ from model import derive_seed
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train as a command line says; see `train`."""
+    """Train with the settings of a command line; returns the exit status."""
     return train(read_options(arguments))
 
 
 def train(sources: Sources) -> int:
-    """Set up, then train. Returns the exit status: 0, or 128 + the number of the signal that ended it.
+    """Set up and train. Returns the exit status: 0, or 128 + the number of the signal that stopped the run.
 
-    The end is an order: work saved and told, processes agreed, threads joined, the group left. After an error
-    none of it is waited for, since other processes may never come.
+    A normal end joins all threads before it leaves the process group. After an error it waits for nothing,
+    because other processes may never arrive.
     """
     world = join(sources.get("timeout"), sources.get("device"))
     console = Console(world.is_main)
@@ -100,7 +100,7 @@ def update(run: Run, forward: Any, batch: Batch, step: int) -> Update:
             # The mean over the step's targets; DDP and FSDP divide by the number of processes.
             scaler.scale(loss * (run.world.size / batch.targets)).backward()
         loss_sum += loss.detach()
-        del loss  # the nodes of its graph would lie scattered over the memory that the next one needs
+        del loss  # free its graph before the next one is built: what is left of it would fragment the memory
     scaler.unscale_(optimizer)
     norm = clip_gradients(run.model.parameters(), settings.grad_clip)
     scaler.step(optimizer)
@@ -114,7 +114,7 @@ def update(run: Run, forward: Any, batch: Batch, step: int) -> Update:
 
 
 def train_until_done(run: Run, state: RunState, requests: StopRequests) -> None:
-    """Train; explain a divergence; say how the run ended."""
+    """Train; name the cause of a divergence; print how the run ended."""
     with training_forward(run, state.sequences) as forward:
         try:
             with Watchdog(run.world, state, run.settings.timeout / 3):
@@ -178,9 +178,9 @@ def loop(run: Run, forward: Any, state: RunState, requests: StopRequests) -> Non
 
 
 def finish_step(run: Run, pending: PendingReport, guard: LossGuard, clock: Clock) -> bool:
-    """Read a step's report, check it, record and print it; whether some process was asked to stop.
+    """Read a step's report, check it, record and print it. Returns whether any process was asked to stop.
 
-    Raises Diverged or UserError for a loss that ends the run, before anything of it is saved.
+    Raises Diverged or UserError if the loss ends the run; nothing of that step is saved.
     """
     report = pending.read()
     guard.check(report)
@@ -192,7 +192,7 @@ def finish_step(run: Run, pending: PendingReport, guard: LossGuard, clock: Clock
 
 
 def record_step(run: Run, report: Report, clock: Clock) -> str:
-    """Record a step's numbers; its learning rate and the speed, to be printed."""
+    """Record a step's numbers. Returns its learning rate and the speed as text."""
     tokens_per_second = clock.steps_per_second(report.step, report.seconds) * run.tokens_per_step
     mfu = run.mfu(tokens_per_second)
     values = {"loss": report.loss, "lr": report.learning_rate, "grad_norm": report.gradient_norm}
@@ -211,7 +211,7 @@ def evaluate_and_record(run: Run, state: RunState) -> Evaluation:
 
 
 def show(run: Run, state: RunState, losses: Evaluation, sample: bool) -> None:
-    """Print the losses of this step, and a sample; at the end of the run `conclude` prints a longer one."""
+    """Print the losses of this step, and a sample; `conclude` prints a longer one at the end of the run."""
     run.console.say(f"step {state.step}: {losses}{' (best)' if state.best_step == state.step else ''}")
     if sample:
         print_sample(run, run.settings.sample_tokens)

@@ -1,4 +1,4 @@
-"""Command lines and configuration files, read into checked settings; and the frame of every script.
+"""Read command lines and configuration files into checked settings, and run scripts.
 
 A script reads its command line above its slow imports, so that `--help` and mistakes are answered at once:
 
@@ -46,7 +46,7 @@ Options = TypeVar("Options")
 
 
 def read_early(read: Callable[[Sequence[str]], Options]) -> Options:
-    """What `read` makes of this process's command line; a UserError ends the script."""
+    """Apply `read` to the command line of this process; a UserError ends the script."""
     with errors_end_the_script():
         return read(_arguments())
 
@@ -63,10 +63,10 @@ def _arguments() -> list[str]:
 
 @contextlib.contextmanager
 def errors_end_the_script() -> Iterator[None]:
-    """End the script for a UserError in one line and status 2; leave a traceback to bugs.
+    """For a UserError, print one line and exit with status 2; other errors keep their traceback.
 
-    With `--debug` a UserError shows its traceback too. Under `torchrun` every process meets the same error as
-    a rule: the first prints it, and torchrun ends the others meanwhile; one that met it alone prints later.
+    With `--debug` a UserError keeps its traceback, too. Under `torchrun` usually all processes raise the same
+    error: rank 0 prints it at once and torchrun ends the others, which would print five seconds later.
     """
     escape_what_cannot_be_shown()
     try:
@@ -88,7 +88,7 @@ def errors_end_the_script() -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its complaints as UserErrors of one line, and `--max-iters` for `--max_iters`."""
+    """argparse with its errors as UserErrors of one line; also takes `--max-iters` for `--max_iters`."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(
@@ -109,7 +109,7 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"command line: {name}: invalid choice: {value!r}{meant}")
 
     def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        """The options in a command line. Raises UserError for what is none, naming the closest one."""
+        """The options in a command line. Raises UserError for an unknown one, with the closest name."""
         known, unknown = self.parse_known_args([self._as_declared(argument) for argument in arguments])
         for argument in unknown:
             if not argument.startswith("-"):
@@ -123,7 +123,7 @@ class Parser(argparse.ArgumentParser):
         return known
 
     def _as_declared(self, argument: str) -> str:
-        """`--max-iters=5` as `--max_iters=5` where that is the option; anything else as it is."""
+        """`--max-iters=5` as `--max_iters=5` if that is an option; other arguments unchanged."""
         name, equals, value = argument.partition("=")
         with_underscores = "--" + name[2:].replace("-", "_")
         known = name.startswith("--") and with_underscores in self._option_string_actions
@@ -141,7 +141,7 @@ def at_least_one(text: str) -> int:
 def read_settings(kind: type, arguments: Sequence[str], description: str | None) -> "Sources":
     """Read a command line, and the configuration file that it may name, into checked values.
 
-    Raises UserError for what is not a setting of `kind` or not of its type. `--help` prints and exits.
+    Raises UserError for an unknown setting or a value of the wrong type. `--help` prints and exits.
     """
     takes_file = issubclass(kind, TrainSettings)
     usage = f"%(prog)s {'[CONFIG_FILE] ' if takes_file else ''}[--NAME=VALUE ...]"
@@ -176,19 +176,19 @@ def read_settings(kind: type, arguments: Sequence[str], description: str | None)
 
 
 def unused(kind: type) -> tuple[str, ...]:
-    """The settings that a script inherits from another and has no use for."""
+    """Settings that a script inherits from another and does not use."""
     return getattr(kind, "UNUSED", ())
 
 
 def retired(kind: type) -> dict[str, str]:
-    """The names in RETIRED that are not settings of this script."""
+    """The part of RETIRED that this script has no settings for."""
     names = {field.name for field in dataclasses.fields(kind)}
     return {name: why for name, why in RETIRED.items() if name not in names}
 
 
 @dataclass
 class Sources:
-    """Where settings come from, kept apart until it is known whether the device is a CPU."""
+    """Settings by their source, kept apart until it is known whether the device is a CPU."""
 
     kind: type
     path: str | None
@@ -197,10 +197,10 @@ class Sources:
     command_line: dict[str, Any]
     remarks: list[str]
     verbose: bool = False
-    nanogpt_mark: str | None = None  # what the file sets that tells it from files made for this program
+    nanogpt_mark: str | None = None  # the setting by which the file is recognised as nanoGPT's
 
     def given(self, on_cpu: bool) -> dict[str, Any]:
-        """What the user sets."""
+        """The settings that the user gives."""
         return self.file | (self.cpu if on_cpu else {}) | self.command_line
 
     def get(self, name: str) -> Any:
@@ -209,16 +209,16 @@ class Sources:
         return self.command_line.get(name, self.file.get(name, default))
 
     def settings(self, on_cpu: bool, base: Mapping[str, Any] | None = None) -> Any:
-        """The settings object, checked. `base` takes the place of the defaults, for a run that goes on."""
+        """The settings object, checked. `base` replaces the defaults when a run is resumed."""
         settings = self.kind(**dict(base or {}) | self.given(on_cpu))
         settings.check()
         return settings
 
 
 def read_config_file(sources: Sources, path: str) -> None:
-    """Run a configuration file, and take over its settings and those of its `cpu` dictionary.
+    """Run a configuration file, and take its settings and those of its `cpu` dictionary.
 
-    Modules, functions, classes and names that begin with an underscore are the file's own affair.
+    Modules, functions, classes and names that begin with an underscore are ignored.
     """
     kind, remarks = sources.kind, sources.remarks
     namespace = _run_config_file(kind, path, remarks)
@@ -259,10 +259,10 @@ def read_config_file(sources: Sources, path: str) -> None:
 
 
 def _run_config_file(kind: type, path: str, remarks: list[str]) -> dict[str, Any]:
-    """The names that a configuration file leaves behind. Raises UserError where it does not run.
+    """The names that a configuration file defines. Raises UserError if it does not run.
 
-    nanoGPT runs its files inside train.py, so some use its imports and defaults without defining them: a name
-    that is missing and was there is given to the file, and said.
+    nanoGPT runs its files inside train.py, so some use its imports and defaults without defining them. A
+    missing name that nanoGPT provides is given to the file, with a remark.
     """
     found = _find_config_file(path)
     available = {field.name: field.default for field in dataclasses.fields(kind)}
@@ -277,7 +277,7 @@ def _run_config_file(kind: type, path: str, remarks: list[str]) -> dict[str, Any
                 raise UserError(f"{path} does not run: NameError: {error}") from error
             given[error.name] = available[error.name]
             remarks.append(f"{path} uses {error.name} without defining it, as nanoGPT's files may")
-        except Exception as error:  # whatever a file of the user's raises is the user's to see
+        except Exception as error:  # the user's file may raise anything
             raise UserError(f"{path} does not run: {type(error).__name__}: {error}") from error
         else:
             own = namespace.keys() - {name for name in given if namespace.get(name) is given[name]}
@@ -297,7 +297,7 @@ def _find_config_file(path: str) -> str:
 
 
 def check_value(kind: type, name: str, value: Any, where: str) -> Any:
-    """A value of the setting's type and within its limits, else UserError. An integer serves as a float."""
+    """Check a value's type and limits, and return it; an integer becomes a float. Raises UserError."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if name not in fields:
         meant = did_you_mean(name, fields, ALIASES, otherwise="; --help lists them all")
@@ -323,7 +323,7 @@ def check_value(kind: type, name: str, value: Any, where: str) -> Any:
 
 
 def parse_text(kind: type, name: str, text: str) -> Any:
-    """The value that a command-line text stands for: `1e-3`, `true`, `none`, or the text itself."""
+    """The value of a command-line text: a number (`1e-3`), `true`, `none`, or the text itself."""
     (wanted,) = (field.type for field in dataclasses.fields(kind) if field.name == name)
     choices = alternatives(wanted)
     candidates: list[Any] = []
@@ -343,7 +343,7 @@ def parse_text(kind: type, name: str, text: str) -> Any:
 
 
 def _converted(kind: Any, value: Any) -> Any:
-    """A number as a setting of this type holds it: 1 as a float, 1e3 as an integer. Others as they are."""
+    """A number converted to the type of a setting: 1 to a float, 1e3 to an integer. Others unchanged."""
     choices = alternatives(kind)
     if type(value) is int and int not in choices and float in choices:
         return float(value)

@@ -1,4 +1,4 @@
-"""Printing that never ends or cuts short the work: any terminal, any encoding, a pipe that closes."""
+"""Printing that never stops the program: any terminal, any encoding, a pipe that closes."""
 
 import io
 import os
@@ -7,14 +7,14 @@ from typing import TextIO
 
 
 def escape_what_cannot_be_shown() -> None:
-    """Let characters that a terminal or log has no place for be printed as \\u2192, instead of raising."""
+    """Print characters that the terminal's encoding lacks as \\u2192, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str = "") -> None:
-    """Print a line at once; where nobody reads any more, go on in silence."""
+    """Print a line at once; if the reader has gone, discard this and all further output."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -22,5 +22,5 @@ def say(text: str = "") -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Send everything that is still written to a stream to nowhere."""
+    """Discard everything that is written to a stream from now on."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

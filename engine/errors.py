@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Something that the user can put right; its text is one line that names the thing and the fix.
+    """An error that the user can fix; its text is one line that names the thing and the fix.
 
-    What the text quotes from a user or a file may hold line breaks or terminal codes: they are shown escaped.
+    Line breaks and terminal codes in quoted text are shown escaped.
     """
 
     def __init__(self, text: str) -> None:
@@ -20,7 +20,7 @@ def did_you_mean(
 ) -> str:
     """The end of a sentence about an unknown name: "; did you mean max_iters?", or `otherwise`.
 
-    `aliases` maps what people type to the name that is meant. Of a path the last part alone is a name, too.
+    `aliases` maps other words for a name to it. The last part of a path counts as its name, too.
     """
     meant = {known.rstrip("/").rpartition("/")[2]: known for known in names}
     meant |= {known: known for known in meant.values()}
@@ -30,5 +30,5 @@ def did_you_mean(
 
 
 def similar_file(path: str | Path) -> str:
-    """`did_you_mean` for a file that is not there, among those beside it."""
+    """`did_you_mean` for a missing file, among the files in its folder."""
     return did_you_mean(str(path), (str(file) for file in sorted(Path(path).parent.glob("*"))))

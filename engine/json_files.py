@@ -1,4 +1,4 @@
-"""JSON that a stranger may have written: read, and checked by type before anything relies on it.
+"""Read JSON that anyone may have written, and check its types before anything relies on it.
 
 meta = read_json_object(path)
 check_fields(meta, {"step": COUNT, "best_loss": float | None}, str(path))
@@ -45,7 +45,7 @@ def check_fields(
     optional: Collection[str] = (),
     advice: str = "",
 ) -> dict[str, Any]:
-    """`content` itself, once it is an object whose fields are of these types; others are not looked at.
+    """Check that `content` is an object whose fields have these types, and return it. Other fields may exist.
 
     Raises UserError that names the field; `where` begins the sentence, `advice` ends it.
     """
@@ -65,9 +65,9 @@ def check_fields(
 def dataclass_from(
     kind: type[AnyDataclass], content: object, where: str, *, required: Collection[str] = ()
 ) -> AnyDataclass:
-    """A dataclass from an object with its fields; those that have a default may be missing, if not required.
+    """A dataclass made from an object with its fields. Fields with a default may be missing, unless required.
 
-    Raises UserError for what is missing, unknown, or of another type, and for a ValueError of the dataclass.
+    Raises UserError for a missing or unknown field, a wrong type, and a ValueError of the dataclass.
     """
     kinds = typing.get_type_hints(kind, include_extras=True)
     fields = dataclasses.fields(typing.cast(Any, kind))

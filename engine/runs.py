@@ -18,7 +18,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 
 def find_runs(root: Path = RUNS_FOLDER, name: str | None = None) -> list[Path]:
-    """Folders that hold checkpoints, the last saved first; with `name`, NAME, NAME-2, NAME-3, … alone."""
+    """Folders with checkpoints, the last saved first; with `name` only NAME, NAME-2, NAME-3, …."""
     if not root.is_dir():
         return []
     pattern = re.compile(r".+" if name is None else re.escape(name) + r"(-\d+)?")
@@ -27,7 +27,7 @@ def find_runs(root: Path = RUNS_FOLDER, name: str | None = None) -> list[Path]:
 
 
 def newest_run(purpose: str) -> Path:
-    """The run in out/ that was saved last. Raises UserError where there is none for a purpose ("to draw")."""
+    """The run in out/ that was saved last. Raises UserError, naming the purpose, if there is none."""
     runs = find_runs()
     if not runs:
         raise UserError(
@@ -38,5 +38,5 @@ def newest_run(purpose: str) -> Path:
 
 
 def similar_run(name: str, others: Iterable[str] = (), otherwise: str = "") -> str:
-    """`did_you_mean` for what names no run; `others` can be named there, too."""
+    """`did_you_mean` for the name of a run, or one of `others`, that does not exist."""
     return did_you_mean(name, [*map(str, find_runs()), *others], otherwise=otherwise)

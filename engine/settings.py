@@ -1,4 +1,4 @@
-"""Settings: every name, default, meaning and check, for every script. Imports no torch: `--help` is quick.
+"""Settings of all scripts: names, defaults, meanings and checks. Imports no torch, so `--help` is quick.
 
     defaults < configuration file < its `cpu` part, on a CPU < command line
 
@@ -8,7 +8,7 @@ The names are nanoGPT's where nanoGPT has the setting, and so are the defaults, 
     device, dtype, compile   "auto": what the machine has
     out_dir                  None: out/NAME, named after the configuration file
     lr_decay_iters, min_lr   None: max_iters and a tenth of learning_rate (as nanoGPT's numbers are)
-    num_samples              3: ten texts scroll off the screen
+    num_samples              3: ten texts do not fit on a screen
 """
 
 import ast
@@ -24,10 +24,10 @@ from engine.runs import similar_run
 
 AUTO = "auto"
 STARTS = ("scratch", "resume", "auto")
-NEWEST = "run:"  # before the name of a run: the newest one of this name, which must be finished
+NEWEST = "run:"  # run:NAME is the newest run of this name, which must be finished
 GPT2_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MODEL_FILE = Path(__file__).resolve().parents[1] / "model.py"
-FROM_DATA = ("vocab_size", "separator")  # fields of GPTConfig that are no settings
+FROM_DATA = ("vocab_size", "separator")  # fields of GPTConfig that are not settings
 
 
 def setting(default: Any, meaning: str, **limits: float) -> Any:
@@ -52,7 +52,7 @@ def model_settings() -> Iterator[tuple[str, Any, Any]]:
 
 
 def type_of(annotation: ast.expr) -> Any:
-    """The type that an annotation stands for, such as `int`, `float | None` or `Literal["a", "b"]`."""
+    """The type of an annotation such as `int`, `float | None` or `Literal["a", "b"]`. Raises UserError."""
     match annotation:
         case ast.Name(id="int" | "float" | "bool" | "str" as name):
             return {"int": int, "float": float, "bool": bool, "str": str}[name]
@@ -194,9 +194,9 @@ class TrainSettings(ModelSettings):
 
 @dataclass(frozen=True)
 class TuneSettings(TrainSettings):
-    """Settings of tune.py: those of train.py but for UNUSED, and its own."""
+    """Settings of tune.py: its own, and those of train.py except UNUSED."""
 
-    # Settings of train.py that it has no use for: the shape comes with the weights, and there is no data set.
+    # Settings of train.py without a use here: the shape comes with the weights, and there is no data set.
     UNUSED: ClassVar[tuple[str, ...]] = (
         *ModelSettings.__dataclass_fields__, "dataset", "gradient_accumulation_steps", "documents",
         "eval_iters", "eval_only", "compile", "parallel", "recompute", "loss_spike", "sample_tokens",
@@ -285,7 +285,7 @@ class SampleSettings:
         None, "draw among tokens this share as probable as the first", above=0, at_most=1
     )
     repetition_penalty: float = setting(
-        1.0, "above 1: tokens that stand in the text already get less likely", above=0
+        1.0, "above 1: tokens that the text already contains get less likely", above=0
     )
     stop: str | None = setting(None, "end a sample before this text; \\n stands for a line break")
     stop_at_end: bool = setting(
@@ -310,7 +310,7 @@ class SampleSettings:
 
 
 def check_start(init_from: str, ways: Sequence[str]) -> None:
-    """Raise UserError for an `init_from` that is none of the ways to start, no GPT-2, and no path."""
+    """Raise UserError for an `init_from` that is neither one of `ways`, nor a GPT-2, nor a path."""
     names = (*ways, *GPT2_SIZES)
     if init_from in names or "@" in init_from or init_from.startswith(NEWEST) or Path(init_from).exists():
         return
@@ -332,7 +332,7 @@ SECTIONS = {
     "start": "sampling",
     "seed": "machine",
 }
-# What people type for a setting that has another name here.
+# Other words for settings, for suggestions.
 ALIASES = {
     "lr": "learning_rate",
     "epochs": "max_iters",
@@ -351,18 +351,18 @@ ALIASES = {
     "data": "dataset",
     "grad_accum": "gradient_accumulation_steps",
 }
-# nanoGPT's settings that a script of ours has no use for: taken with this remark, so that its files run.
+# nanoGPT's settings without a use here: accepted with this remark, so that its files run.
 RETIRED = {
     "compile": "sampling runs as it is, one token at a time",
     "always_save_checkpoint": "every evaluation saves; the best and the newest checkpoints are kept",
     "vocab_size": "the vocabulary follows from the data set",
     "backend": "the backend follows from the device: nccl on GPUs, gloo on CPUs",
 }
-# Every file of nanoGPT sets one of these; what such a file leaves out has nanoGPT's default.
+# Every nanoGPT file sets one of these; settings that such a file leaves out have nanoGPT's default.
 NANOGPT_MARKS = ("out_dir", "wandb_log", "always_save_checkpoint", "backend")
-# What a nanoGPT configuration file finds imported.
+# Modules that nanoGPT has imported when it runs a configuration file.
 NANOGPT_IMPORTS = {"os": "os", "time": "time", "math": "math", "np": "numpy", "torch": "torch"}
-# nanoGPT's configuration files, and what to type here.
+# nanoGPT's configuration files, and the arguments that replace them here.
 NANOGPT_CONFIGS = {
     "train_shakespeare_char": "configs/shakespeare_char.py",
     "train_gpt2": "configs/gpt2.py",

@@ -1,7 +1,7 @@
-"""Whether a value is of a type, and what a message calls the type: for settings and for JSON.
+"""Check values against types, and describe types in words, for settings and for JSON.
 
-Types are plain ones, None, unions, Literal, list[…], dict[str, …], and two that say which values there are:
-Annotated[int, range(1, 9)] is 1 to 8, and Annotated[str, ("a", "b")] one of the two.
+Types are plain ones, None, unions, Literal, list[…], dict[str, …], and two that list the allowed values:
+Annotated[int, range(1, 9)] for 1 to 8, and Annotated[str, ("a", "b")] for one of the two.
 """
 
 import types
@@ -17,7 +17,7 @@ WORDS = {
     list: "a list",
     dict: "an object",
 }
-UNBOUNDED = 2**63  # the end of a range that has none
+UNBOUNDED = 2**63  # the end of a range without a limit
 
 
 def alternatives(kind: Any) -> list[Any]:
@@ -30,7 +30,7 @@ def alternatives(kind: Any) -> list[Any]:
 
 
 def is_of_type(value: object, kind: Any) -> bool:
-    """Whether a value is of a type. An integer serves as a float, and True serves as neither."""
+    """Whether a value is of a type. An integer counts as a float; True is neither."""
     return any(_is_one(value, choice) for choice in alternatives(kind))
 
 

@@ -1,4 +1,4 @@
-"""What a result was computed with: the program, its commit, and the libraries that decide on rounding."""
+"""Versions that a result depends on: the program, its commit, and the libraries that decide on rounding."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def versions() -> dict[str, str | None]:
-    """Versions of what a result depends on, as every checkpoint holds them."""
+    """The versions that every checkpoint records."""
     return {
         "plaingpt": engine.__version__,
         "commit": commit_of(ROOT),
@@ -28,7 +28,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit that a git checkout stands at, with "-dirty" where files differ from it; None if unknown."""
+    """The current commit of a git checkout, with "-dirty" if files differ from it; None if unknown."""
     if not (folder / ".git").exists():  # a folder inside somebody else's checkout has no commit of its own
         return None
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]

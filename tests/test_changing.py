@@ -1,6 +1,6 @@
 """docs/changing.md: each of its changes, applied to a copy of the repository, trains, resumes and samples."""
 
-import os
+import json
 import re
 import shlex
 import shutil
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.commands import ROOT, TEXT
+from support.commands import ROOT
 
 PAGE = (ROOT / "docs/changing.md").read_text(encoding="utf-8")
 # Heading, diff, and the options of the last command behind it.
@@ -18,16 +18,27 @@ CHANGES = re.findall(
 )
 SMALL = "--n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --batch_size=4 --gradient_accumulation_steps=2"
 QUICK = (
-    f"--dataset=topics {SMALL} --eval_interval=3 --eval_iters=2 --sample_tokens=8 --out_dir=run --device=cpu"
+    f"--dataset=topics {SMALL} --eval_interval=3 --eval_iters=2 --sample_tokens=8 --out_dir=run --device=cpu "
+    f"--lr_decay_iters=6 --warmup_iters=1"
 )
+# Runs command lines one after the other in one process, which imports torch once.
+RUN_ALL = """
+import importlib, json, sys
+for script, *arguments in json.loads(sys.argv[1]):
+    print("$", script, flush=True)
+    assert not importlib.import_module(script).main(arguments)
+"""
 
 
-def run(folder: Path, line: str) -> str:
-    """A line of the page, run in a folder of the copy; its output."""
-    words = [sys.executable if word == "python" else word for word in shlex.split(line)]
-    finished = subprocess.run(words, cwd=folder, env=os.environ, capture_output=True, text=True)
+def run(folder: Path, *lines: str) -> list[str]:
+    """Run lines such as "python train.py ..." with the code in a folder; the output of each."""
+    words = [shlex.split(line)[1:] for line in lines]
+    commands = [[script.removesuffix(".py"), *arguments] for script, *arguments in words]
+    finished = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, json.dumps(commands)], cwd=folder, capture_output=True, text=True
+    )
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-3000:]
-    return finished.stdout
+    return re.split(r"^\$ \w+\n", finished.stdout, flags=re.M)[1:]
 
 
 def test_the_page_holds_six_changes_of_at_most_15_lines() -> None:
@@ -37,24 +48,24 @@ def test_the_page_holds_six_changes_of_at_most_15_lines() -> None:
         assert 0 < len(changed) <= 15, heading
 
 
-@pytest.mark.slow(reason="six copies of the repository, and twenty starts of torch")
+@pytest.mark.slow(reason="six copies of the repository")
 @pytest.mark.parametrize(("heading", "diff", "line"), CHANGES, ids=[change[0] for change in CHANGES])
-def test_a_change_trains_resumes_and_samples(heading: str, diff: str, line: str, tmp_path: Path) -> None:
+def test_a_change_trains_resumes_and_samples(
+    heading: str, diff: str, line: str, prepared: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     for name in ("engine", "configs", "tasks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.glob("*.py"):
         shutil.copy(file, copy)
     subprocess.run(["git", "apply", "-"], cwd=copy, input=diff, text=True, check=True)
-    (copy / "topics.txt").write_text(TEXT[:30_000], encoding="utf-8")
-    run(copy, "python prepare.py topics.txt")
+    (copy / "data").symlink_to(prepared / "data", target_is_directory=True)
     options = line.replace("--n_kv_head=2", "--n_kv_head=1")  # of the two heads of a model so small
-    run(copy, f"{options} {QUICK} --max_iters=3 --lr_decay_iters=6 --warmup_iters=1")
-    said = run(
-        copy, f"{options} {QUICK} --max_iters=6 --lr_decay_iters=6 --warmup_iters=1 --init_from=resume"
+    _, resumed, sample, count = run(
+        copy,
+        f"{options} {QUICK} --max_iters=3",
+        f"{options} {QUICK} --max_iters=6 --init_from=resume",
+        "python sample.py --out_dir=run --num_samples=1 --max_new_tokens=40 --device=cpu",
+        "python count.py run",
     )
-    assert "step 6: training loss" in said, said
-    assert run(
-        copy, "python sample.py --out_dir=run --num_samples=1 --max_new_tokens=40 --device=cpu"
-    ).strip()
-    assert "parameters" in run(copy, "python count.py run")
+    assert "step 6: training loss" in resumed and sample.strip() and "parameters" in count

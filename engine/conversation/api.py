@@ -1,12 +1,11 @@
-"""OpenAI's chat API as far as a model here can answer it, for the server of engine/web.
+"""The part of OpenAI's chat API that a model here can answer, for the server of engine/web.
 
-    GET  /v1/models              the one model that there is
+    GET  /v1/models              the one model that is served
     POST /v1/chat/completions    an answer, whole or as server-sent events
     POST /tokenize               {"messages": …}: the ids of the prompt that they make
 
-What this server adds to OpenAI's fields: `left_out_messages`, the number of the oldest ones for which there
-was no room, and `tool_turns`, the assistant's calls of its tool with their results, which are no part of the
-content.
+Fields that this server adds: `left_out_messages`, the number of oldest messages for which there was no room,
+and `tool_turns`, the assistant's calls of its tool with their results, which are not part of the content.
 """
 
 import itertools
@@ -40,7 +39,7 @@ FIELDS = {
     "stream_options": dict[str, bool],
 }
 MOST_STOPS = 4
-# Fields that ask for what no model here can do, and the values with which they ask for nothing.
+# Fields for abilities that no model here has, and the values that ask for nothing.
 NEUTRAL = {
     "n": 1,
     "logprobs": False,
@@ -55,7 +54,7 @@ NEUTRAL = {
 
 @dataclass(frozen=True)
 class Request:
-    """What a program asks for, checked."""
+    """A checked request."""
 
     messages: list[Message]
     options: AnswerOptions
@@ -65,7 +64,7 @@ class Request:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """A UserError as a refusal."""
+    """Turn a UserError into a refusal."""
     try:
         yield
     except TooLong as error:
@@ -75,9 +74,9 @@ def refusals() -> Iterator[None]:
 
 
 class Api:
-    """Answers requests for an assistant that is called `name`, one at a time; the others wait.
+    """Answers requests for the assistant `name`, one at a time; others wait.
 
-    `defaults` stand where a request is silent. Its seed makes a new one for each request.
+    `defaults` apply to options that a request leaves out. Each request gets a new seed, derived from theirs.
     """
 
     def __init__(self, name: str, assistant: Assistant, defaults: AnswerOptions) -> None:
@@ -136,7 +135,7 @@ class Api:
         )
 
     def _sampling(self, given: dict[str, Any]) -> Sampling:
-        """How the tokens are drawn. Raises UserError."""
+        """The sampling options of a request. Raises UserError."""
         default = self.defaults.sampling
         top_p = given.get("top_p", default.top_p)
         try:
@@ -147,7 +146,7 @@ class Api:
             raise UserError(str(error)) from error
 
     def _chunks(self, request: Request, first: Turn, more: Iterator[Turn]) -> Answers:
-        """An answer in OpenAI's chunks, as its text comes; calls of the tool are held back and told apart."""
+        """An answer in OpenAI's chunks, as it is written; calls of the tool are kept out of its content."""
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         head["object"] = "chat.completion.chunk"
 
@@ -180,7 +179,7 @@ class Api:
 
 
 def whole(chunks: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The answer that chunks are the parts of."""
+    """The whole answer, put together from its chunks."""
     content, finish, left_out, turns, last = "", None, 0, [], {}
     for last in chunks:
         for choice in last["choices"]:

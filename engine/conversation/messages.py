@@ -33,7 +33,7 @@ def is_conversation(names: Collection[str]) -> bool:
 
 
 def read_conversation(record: Any, where: str) -> list[Message]:
-    """The messages of a record, checked. Raises UserError that names the first thing wrong with it."""
+    """The messages of a record, checked. Raises UserError that names the first mistake."""
     if not isinstance(record, dict) or not is_conversation(record):
         forms = ", ".join([*LISTS, *(" and ".join(pair) for pair in PAIRS)])
         raise UserError(f"{where} is no conversation; one has the fields {forms}")
@@ -63,9 +63,9 @@ def read_turns(value: Any, role: str, where: str) -> list[Message]:
 
 
 def read_question(turns: Any, where: str) -> list[Message]:
-    """The messages of a conversation that waits for an answer, as OpenAI's API writes them, checked.
+    """The messages of a conversation that waits for an answer, in the form of OpenAI's API, checked.
 
-    A content may be a list of texts, and a developer is the system. Raises UserError.
+    A content may be a list of texts; the role developer means system. Raises UserError.
     """
     messages = [
         _message(_plain(turn), "role", "content", f"{where}, turn {number}")
@@ -78,7 +78,7 @@ def read_question(turns: Any, where: str) -> list[Message]:
 
 
 def _plain(turn: Any) -> Any:
-    """A turn of the API with its content as one text, where it is made of texts."""
+    """A turn of the API, with a content that is a list of texts joined to one text."""
     if not isinstance(turn, dict):
         return turn
     content = turn.get("content")
@@ -117,17 +117,17 @@ def _text(value: Any, what: str) -> str:
 
 
 def check_messages(messages: Sequence[Message], where: str) -> None:
-    """Raise UserError where the turns are no conversation to learn from."""
+    """Raise UserError if the turns are not a conversation to learn from."""
     check_order(messages, where)
     if not any(role == "assistant" for role, _ in messages):
         raise UserError(f"{where} has no assistant turn, so nothing to learn from")
 
 
 def check_order(messages: Sequence[Message], where: str) -> None:
-    """Raise UserError where the turns are in no order that a conversation has.
+    """Raise UserError if the roles of the turns are out of order.
 
-    That is: a system message or none; then user and assistant in turn. An assistant's turn that calls a tool
-    is followed by the tool's, and that by another of the assistant.
+    The order is: at most one system message, then user and assistant in turn. A turn of the assistant that
+    calls a tool is followed by one of the tool, and that by another one of the assistant.
     """
     allowed = {
         None: ("system", "user"), "system": ("user",), "user": ("assistant",),
@@ -149,5 +149,5 @@ def to_json(messages: Sequence[Message]) -> str:
 
 
 def from_json(text: str) -> list[Message]:
-    """What `to_json` wrote."""
+    """The messages that `to_json` wrote."""
     return [Message(role, content) for role, content in json.loads(text)]

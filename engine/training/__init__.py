@@ -1,1 +1,1 @@
-"""What train.py stands on: from settings to a finished run."""
+"""The code behind train.py: from settings to a finished run."""

@@ -16,7 +16,7 @@ from engine.training.run import Run
 class Batch(NamedTuple):
     """One step's micro-batches of this process, and the number of targets over all processes."""
 
-    # Ids and targets, each (B, T), on the device; of tune.py what its losses take.
+    # Ids and targets, each (B, T), on the device; in tune.py what its losses take.
     micro_batches: Iterator[tuple[Any, Any]]
     targets: int  # that are not NO_TARGET, over all processes
 
@@ -25,7 +25,7 @@ class Batches:
     """This process's micro-batches, step after step."""
 
     def __init__(self, run: Run, consumed: int) -> None:
-        """Begin after `consumed` sequences."""
+        """Start after `consumed` sequences."""
         settings = run.settings
         self.split, self.seed, self.block_size = run.data.train, settings.seed, settings.block_size
         self.sequences, self.consumed = settings.sequences_per_step(), consumed

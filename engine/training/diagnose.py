@@ -1,4 +1,4 @@
-"""Find where a run diverged: replay the failing update from the last checkpoint, with hooks."""
+"""Find the cause of a divergence: replay the failing update from the last checkpoint, with hooks."""
 
 import contextlib
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""The end of a run: when it has come, and what is printed then."""
+"""The end of a run: whether it is reached, and what is printed."""
 
 import shlex
 import time
@@ -13,12 +13,12 @@ from engine.training.run import Run, RunState
 
 
 def out_of_patience(settings: TrainSettings, state: RunState) -> bool:
-    """Whether `patience` evaluations in a row brought nothing better."""
+    """Whether the last `patience` evaluations were all without a better loss."""
     return settings.patience is not None and state.evaluations_without_gain >= settings.patience
 
 
 def conclude(run: Run, state: RunState, was_stopped: bool) -> None:
-    """Say how the run ended, and what to type next."""
+    """Print how the run ended, and the command to try next."""
     say, settings, folder = run.console.say, run.settings, shlex.quote(str(run.folder))
     if run.metrics is not None:
         run.metrics.close()

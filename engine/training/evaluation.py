@@ -34,17 +34,17 @@ class Evaluation:
 
 
 def windows_of(settings: TrainSettings) -> int | None:
-    """How many windows a run that begins with these settings evaluates on; None: all of a split.
+    """The number of windows that a run with these settings evaluates on; None: all of a split.
 
-    The number is kept for the whole run, so that its losses can be compared whatever `batch_size` becomes.
+    It is fixed at the start of a run, so that losses stay comparable if `batch_size` changes.
     """
     return None if settings.eval_iters is None else settings.eval_iters * settings.batch_size
 
 
 def evaluate(run: Run, windows: int | None) -> Evaluation:
-    """The losses on so many windows of either split, None: on all of the validation split's.
+    """The losses on this many windows of each split; None: as many as the validation split has.
 
-    The plain model computes them: compiling it for each shape of window would take longer.
+    The uncompiled model computes them: compiling for each shape of window would take longer.
     """
     block_size = run.settings.block_size
     count = evaluation_windows(run.data.val, block_size, windows)
@@ -59,7 +59,7 @@ def evaluate(run: Run, windows: int | None) -> Evaluation:
 
 @torch.no_grad()
 def mean_loss(run: Run, split: Split, windows: int) -> float:
-    """Mean loss in nats over the targets of so many fixed windows, shared out over the processes."""
+    """Mean loss in nats over the targets of this many fixed windows, divided among the processes."""
     world, settings = run.world, run.settings
     at_once = run.compute.evaluation_batch or settings.batch_size
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
@@ -86,15 +86,15 @@ def mean_loss(run: Run, split: Split, windows: int) -> float:
 
 
 def some_have_work(model: nn.Module, world: World, own: bool) -> bool:
-    """Whether any process has a batch left: a sharded model's forward pass takes all, idle ones too."""
+    """Whether any process has a batch left: the forward pass of a sharded model needs all of them."""
     return is_sharded(model) and int(world.all_reduce(torch.tensor(int(own)))) > 0
 
 
 @contextlib.contextmanager
 def inference_mode_of(model: nn.Module) -> Iterator[None]:
-    """The model without dropout; afterwards as it was before.
+    """Switch the model to evaluation mode, and back afterwards.
 
-    Of a sharded model what is around the blocks is gathered meanwhile, since sampling looks at it.
+    The parameters of a sharded model outside its blocks are gathered meanwhile, because sampling reads them.
     """
     before = model.training
     model.eval()
@@ -109,9 +109,9 @@ def inference_mode_of(model: nn.Module) -> Iterator[None]:
 
 
 def print_sample(run: Run, tokens: int) -> None:
-    """Print what the model writes after a line break, or its answer to the validation split's first question.
+    """Print what the model writes after a line break, or its answer to the first validation conversation.
 
-    Rank 0 writes, or all processes a sharded model.
+    Rank 0 generates it; with a sharded model, all processes do.
     """
     if not tokens or not (run.world.is_main or is_sharded(run.model)):
         return

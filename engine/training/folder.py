@@ -1,4 +1,4 @@
-"""A run's folder: chosen, claimed, locked, and written to."""
+"""The folder of a run: choose it, lock it, save checkpoints in it."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from engine.weights.training_state import optimizer_tensors
 
 
 def refuse_taken_folder(folder: Path) -> None:
-    """Raise UserError where a folder that the user named already holds a run."""
+    """Raise UserError if a folder that the user named already holds a run."""
     if (folder / "config.json").exists() or checkpoint_folders(folder):
         raise UserError(
             f"{folder} already holds a run; resume it with --init_from=resume, or give another --out_dir "
@@ -43,7 +43,7 @@ def claim_folder(
     checkpoint: Checkpoint | None,
     cleanup: contextlib.ExitStack,
 ) -> None:
-    """Make or take the run's folder, lock it, tidy it, open its logs. The lock dies with this process."""
+    """Create or reuse the run's folder, lock it until the process ends, clean it up, open its logs."""
     settings = run.settings
     problem = None
     if run.world.is_main:
@@ -91,7 +91,7 @@ def claim_folder(
 
 
 def usual_folder(settings: TrainSettings, sources: Sources) -> Path:
-    """The folder that the user names; otherwise out/NAME, named after the file or the data set."""
+    """The folder that the user names, otherwise out/NAME, after the configuration file or the data set."""
     return Path(settings.out_dir or RUNS_FOLDER / (run_name(sources) or settings.dataset))
 
 
@@ -116,10 +116,10 @@ def new_folder(settings: TrainSettings, usual: Path) -> Path:
 
 
 def save(run: Run, state: RunState) -> None:
-    """Write a checkpoint of this step, point `last` (and `best`) at it, delete what is no longer kept.
+    """Write a checkpoint of this step, point `last` (and `best`) at it, delete old checkpoints.
 
-    A sharded model's processes write together, otherwise rank 0 writes. Raises UserError where the disk does
-    not take it, unless save_errors is "continue".
+    The processes of a sharded model write together, otherwise rank 0 writes. Raises UserError if writing
+    fails, unless save_errors is "continue".
     """
     assert run.folder is not None, "a run that saves has claimed a folder"
     writers = run.world if is_sharded(run.model) else ALONE
@@ -139,7 +139,9 @@ def save(run: Run, state: RunState) -> None:
     }
     parts: dict[str, dict[str, Tensor]] = {"model": {}}
     for name, parameter in run.model.named_parameters():
-        part = "score" if name.startswith("score.") else "model"  # tune.py's second head is none of the GPT
+        part = (
+            "score" if name.startswith("score.") else "model"
+        )  # the second head of tune.py is not part of the GPT
         parts.setdefault(part, {})[name] = parameter
     parts["optimizer"] = optimizer_tensors(run.model, run.optimizer)
     try:

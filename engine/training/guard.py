@@ -1,4 +1,4 @@
-"""Stop a run that has gone wrong, before its weights are saved."""
+"""Stop a run whose loss diverges, before its weights are saved."""
 
 import math
 import statistics

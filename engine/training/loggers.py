@@ -1,7 +1,4 @@
-"""Programs that show a run's figures, if asked for: Weights & Biases, trackio, TensorBoard.
-
-Each is a function in LOGGERS that starts logging and returns a Logger; their packages are imported there.
-"""
+"""Optional loggers: Weights & Biases, trackio, TensorBoard. Their packages are imported when one is used."""
 
 import shlex
 from collections.abc import Callable
@@ -20,24 +17,24 @@ class LoggedRun:
     name: str
     folder: Path
     settings: dict[str, Any]
-    id: str | None  # the logger's own name of the run that goes on
-    step: int  # the completed steps; 0 at a new run
+    id: str | None  # the logger's own name for the run, if it is resumed
+    step: int  # completed steps; 0 for a new run
     repeats: bool  # steps after this one were logged before
 
     @property
     def part_name(self) -> str:
-        """A name for what is logged from this step on."""
+        """The name of the part that starts at this step."""
         return f"{self.name} from step {self.step}" if self.step else self.name
 
 
 class Logger(Protocol):
-    """What runs need of a logger. Any of its methods may raise whatever it likes."""
+    """What a run needs of a logger. Its methods may raise anything."""
 
     id: str | None  # kept in checkpoints, for LoggedRun.id
     to_see_it: str | None  # a command
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """Take the fields of one line of metrics.jsonl."""
+        """Log the fields of one line of metrics.jsonl."""
         ...
 
     def finish(self) -> Any:
@@ -48,9 +45,8 @@ class Logger(Protocol):
 class Wandb:
     """A run of Weights & Biases, or a new part of one, in the group of the run's name.
 
-    Weights & Biases drops steps that come a second time, and of two offline parts with one id the second
-    replaces the first when they are synced. So a resumed run gets a new part if it repeats steps or is
-    offline; otherwise it goes on.
+    Weights & Biases drops steps that it has seen before, and syncing two offline parts with one id keeps only
+    the second. So a resumed run becomes a new part if it repeats steps or is offline.
     """
 
     def __init__(self, run: LoggedRun) -> None:
@@ -81,7 +77,7 @@ class Wandb:
 
 
 class Trackio:
-    """A run in trackio's local database; a resumed run that repeats steps is a new part."""
+    """A run in trackio's local database; a resumed run that repeats steps becomes a new part."""
 
     id: str | None = None
 
@@ -102,7 +98,7 @@ class Trackio:
 
 
 class TensorBoard:
-    """Event files in the run's folder. TensorBoard hides what was logged before steps were repeated."""
+    """Event files in the run's folder. TensorBoard hides the older values of repeated steps."""
 
     id: str | None = None
 
@@ -130,7 +126,7 @@ LOGGERS: dict[str, Callable[[LoggedRun], Logger]] = {
 
 
 class GuardedLogger:
-    """A logger whose first error becomes a warning, after which it gets nothing more; training goes on."""
+    """A logger that is switched off, with a warning, at its first error; training continues."""
 
     def __init__(self, kind: str, run: LoggedRun, console: Console) -> None:
         self.kind, self.console = kind, console
@@ -143,7 +139,7 @@ class GuardedLogger:
             self._give_up(error)
 
     def record(self, values: dict[str, Any]) -> None:
-        """Hand over a line of metrics.jsonl."""
+        """Log a line of metrics.jsonl."""
         if self._logger is not None:
             try:
                 self._logger.log(values, step=values["step"])
@@ -151,7 +147,7 @@ class GuardedLogger:
                 self._give_up(error)
 
     def finish(self) -> None:
-        """End the logging, and say how to see it."""
+        """End the logging, and print the command that shows it."""
         if self._logger is not None:
             try:
                 self._logger.finish()

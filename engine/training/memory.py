@@ -1,4 +1,4 @@
-"""Predict the memory that training takes, and find out how much the machine has.
+"""Predict the memory that training takes, and read how much is free.
 
 One training step runs on fake tensors (PyTorch's `FakeTensorMode`), which have shapes and types but no data,
 and the bytes of all live tensors are counted. So the prediction follows any change of the model. Three
@@ -55,7 +55,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All of them together."""
         return sum(asdict(self).values())
 
     def __str__(self) -> str:
@@ -172,7 +172,7 @@ class TrainingMemory:
             return weights, gradients, live.now - gradients - weights, live.peak - live.now
 
     def saved_bytes(self, sequences: int) -> int:
-        """Bytes stored by a forward pass for its backward pass, with half-precision copies of weights."""
+        """Bytes that a forward pass stores for the backward pass, with half-precision copies of weights."""
         with self.fake_model() as (model, live):
             before = live.now
             loss = self.loss(model, sequences)
@@ -243,7 +243,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# what a machine has
+# free memory
 
 
 def available_bytes(device: torch.device, processes_here: int = 1) -> int | None:
@@ -268,7 +268,7 @@ def _free_in_the_system() -> Iterator[int]:
 
 
 def _free_in_cgroups(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """What remains of the limit of each control group (version 2) of this process."""
+    """The bytes left within the limit of each control group (version 2) of this process."""
     try:
         lines = own.read_text().splitlines()
     except OSError:

@@ -19,8 +19,8 @@ from engine.errors import UserError
 class Console:
     """Prints lines, and on a terminal a progress bar below them; prints nothing unless `is_main`.
 
-    A closed pipe or a lost terminal silences it; the run goes on. `details` are the lines that go to
-    config.json and are printed with --verbose alone.
+    If the pipe or the terminal is closed, it falls silent and the run continues. `details` are lines for
+    config.json, printed with --verbose only.
     """
 
     def __init__(self, is_main: bool) -> None:
@@ -32,7 +32,7 @@ class Console:
 
     @staticmethod
     def _knows_its_width() -> bool:
-        """Whether the terminal tells how wide it is, as a bar needs to know."""
+        """Whether the width of the terminal, which a bar needs, is known."""
         try:
             return os.get_terminal_size(sys.stdout.fileno()).columns > 0
         except (OSError, ValueError):
@@ -64,13 +64,13 @@ class Console:
                 self.bar.update(step - self.bar.n)
 
     def busy(self, what: str) -> None:
-        """Show beside the bar what goes on between two steps."""
+        """Show beside the bar what is done between two steps."""
         if self.bar is not None:
             with self._silence_when_closed():
                 self.bar.set_postfix_str(what)
 
     def stop_bar(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             with self._silence_when_closed():
                 self.bar.close()
@@ -78,7 +78,7 @@ class Console:
 
     @contextlib.contextmanager
     def _silence_when_closed(self) -> Iterator[None]:
-        """On an OSError of the output, discard all further output, including what Python flushes at exit."""
+        """After an OSError of the output, discard all further output, including the flush at exit."""
         try:
             yield
         except OSError:
@@ -97,9 +97,9 @@ class MetricsLog:
         self._file: TextIO | None = None
 
     def start(self, step: int) -> bool:
-        """Open for appending, without the lines after `step` and without a line that a crash cut short.
+        """Open for appending; delete the lines after `step`, and a last line that a crash cut short.
 
-        Returns whether there were such lines, so that the run repeats steps that it has reported before.
+        Returns whether any were deleted: then the run repeats steps that it has reported before.
         """
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
@@ -111,7 +111,7 @@ class MetricsLog:
         return len(kept) < len(lines)
 
     def record(self, values: dict[str, Any]) -> None:
-        """Append one line. Numbers that are not finite become null, as JSON requires."""
+        """Append one line. Infinities and NaN become null, as JSON requires."""
         assert self._file is not None, "the log is not open"
         tidy = {
             key: None if value != value or value in (math.inf, -math.inf) else value
@@ -133,7 +133,7 @@ class MetricsLog:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line; infinity for a line that is no record, so that it is dropped."""
+    """The step of a line; infinity for an invalid line, so that it is dropped."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

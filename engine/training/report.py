@@ -1,4 +1,4 @@
-"""What a step reports, and the clock of training time."""
+"""The report of a step, and the clock that measures training time."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from engine.parallel.world import World
 
 
 class Update(NamedTuple):
-    """What one update tells. The tensors are scalars on the device."""
+    """The results of one update. The tensors are scalars on the device."""
 
     loss_sum: Tensor  # in nats, over this process's targets
     targets: int  # over all processes
@@ -28,13 +28,13 @@ class Report:
     learning_rate: float
     loss: float | None  # mean in nats over the step's targets; None: it had none
     gradient_norm: float
-    stop_asked: bool  # of some process
+    stop_asked: bool  # whether any process was asked to stop
 
 
 class PendingReport:
-    """A report whose numbers are on their way from the device.
+    """A report whose numbers are still being copied from the device.
 
-    `read` waits for them, so reading a step later costs the GPU no pause.
+    `read` waits for them. Calling it one step later lets the GPU work on meanwhile.
     """
 
     def __init__(self, step: int, seconds: float, update: Update, stop_asked: bool, world: World) -> None:
@@ -51,7 +51,7 @@ class PendingReport:
             self._arrived.record()
 
     def read(self) -> Report:
-        """The numbers, when they have arrived."""
+        """Wait for the numbers and return them."""
         if self._arrived is not None:
             self._arrived.synchronize()
         loss_sum, norms, stops = self._numbers.tolist()
@@ -66,7 +66,7 @@ class PendingReport:
 
 
 class Clock:
-    """Seconds of training: it is paused while something else is done."""
+    """Counts seconds of training; pause it during other work."""
 
     def __init__(self, step: int, seconds: float) -> None:
         self._before = seconds
@@ -79,13 +79,13 @@ class Clock:
         return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def steps_per_second(self, step: int, seconds: float) -> float:
-        """The speed up to a step that ended at `seconds`, since this was last asked, or since the start."""
+        """Steps per second since the last call (or the start), up to a step that ended at `seconds`."""
         steps, spent = step - self._asked[0], seconds - self._asked[1]
         self._asked = (step, seconds)
         return steps / spent if spent > 0 else 0.0
 
     def start(self) -> None:
-        """Run, if it does not."""
+        """Start counting, if paused."""
         if self._since is None:
             self._since = time.perf_counter()
 

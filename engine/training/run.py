@@ -1,4 +1,4 @@
-"""A training run: what stays the same while it goes on, and how far it is."""
+"""A training run: what stays the same during it (Run), and its progress (RunState)."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from model import GPT
 
 @dataclass
 class RunState:
-    """How far a run is; every checkpoint holds it."""
+    """The progress of a run, stored in every checkpoint."""
 
     step: int = 0  # completed updates
     sequences: int = 0  # consumed by them
@@ -29,12 +29,12 @@ class RunState:
     best_step: int | None = None
     best_loss: float | None = None
     evaluations_without_gain: int = 0
-    evaluation_windows: int | None = None  # that an evaluation covers; None: all of a split
-    steps_without_targets: int = 0  # whose sequences held nothing to learn, so that no update was made
+    evaluation_windows: int | None = None  # windows that an evaluation covers; None: all of a split
+    steps_without_targets: int = 0  # steps that made no update, since their sequences held no target
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any]) -> "RunState":
-        """What a checkpoint's meta.json says of it. Raises UserError for a number that cannot be."""
+        """The state in a checkpoint's meta.json. Raises UserError for an impossible number."""
         windows, empty = meta.get("evaluation_windows"), meta.get("steps_without_targets", 0)
         if not (windows is None or (type(windows) is int and windows > 0)) or type(empty) is not int:
             raise UserError("the checkpoint's evaluation_windows or steps_without_targets is damaged")
@@ -43,7 +43,7 @@ class RunState:
         )
 
     def count_evaluation(self, val_loss: float) -> None:
-        """Note an evaluation at this step: whether it is the best one so far, or one more without a gain."""
+        """Record an evaluation at this step: the best one so far, or one more without a gain."""
         if self.best_loss is None or val_loss < self.best_loss:
             self.best_loss, self.best_step = val_loss, self.step
             self.evaluations_without_gain = 0
@@ -51,13 +51,13 @@ class RunState:
             self.evaluations_without_gain += 1
 
     def forget_best(self) -> None:
-        """Start the search for the best loss anew, since later ones cannot be compared with those before."""
+        """Restart the search for the best loss: later losses are not comparable with earlier ones."""
         self.best_loss, self.best_step, self.evaluations_without_gain = None, None, 0
 
 
 @dataclass
 class Run:
-    """What stays the same while a run goes on."""
+    """What stays the same during a run."""
 
     settings: TrainSettings
     world: World
@@ -74,7 +74,7 @@ class Run:
     micro_batch: int = 1  # sequences that this process works on at a time
     micro_steps: int = 1  # micro-batches of a step
     memory: Memory | None = None  # predicted
-    folder: Path | None = None  # None where nothing is written, and so are the logs but on rank 0
+    folder: Path | None = None  # None if nothing is written; the two logs are None on all ranks but 0
     metrics: MetricsLog | None = None
     logger: GuardedLogger | None = None
 
@@ -84,7 +84,7 @@ class Run:
         return self.settings.sequences_per_step() * self.settings.block_size
 
     def mfu(self, tokens_per_second: float) -> float | None:
-        """The share of the hardware's peak that the model's arithmetic takes; None where that is unknown."""
+        """Model FLOPs utilisation: the share of the hardware's peak in use; None if the peak is unknown."""
         peak = peak_flops(self.device, self.compute.dtype)
         if peak is None:
             return None

@@ -1,4 +1,4 @@
-"""Everything before the first step: which run, machine, data and model; and what to tell the user."""
+"""Everything before the first step: choose run, device, data and model, and describe them to the user."""
 
 import contextlib
 import dataclasses
@@ -52,9 +52,9 @@ from model import GPT, GPTConfig
 def set_up(
     sources: Sources, world: World, console: Console, cleanup: contextlib.ExitStack
 ) -> tuple[Run, RunState] | None:
-    """The run and where it stands; None where all its steps are made.
+    """The run and its state; None if all its steps are done.
 
-    Writes to its folder only when all has succeeded.
+    Nothing is written to its folder before everything else has succeeded.
     """
     for remark in sources.remarks:
         console.say(f"note: {remark}")
@@ -64,7 +64,7 @@ def set_up(
     device = choose_device(sources, checkpoint, world)
     on_cpu = device.type == "cpu" if checkpoint is None else bool(checkpoint.meta["used_cpu_part"])
     settings = choose_settings(sources, checkpoint, on_cpu, console)
-    model_config(settings, vocab_size=1)  # a shape that no model has is an error before anything is said
+    model_config(settings, vocab_size=1)  # an impossible shape is an error before anything is printed
     compute = choose_compute(settings, checkpoint, device, world, console)
     pretrained = read_weights(settings, sources, on_cpu, world, console)
     if pretrained is not None:
@@ -109,9 +109,9 @@ def set_up(
 
 
 def add_settings_for_data(sources: Sources, world: World, console: Console) -> None:
-    """Set what the user leaves out to what suits the size of the data set that he names, and say it.
+    """Choose the settings that the user leaves out for the size of the data set that they name; print them.
 
-    A file of nanoGPT's keeps nanoGPT's defaults.
+    A nanoGPT file keeps nanoGPT's defaults.
     """
     if not names_dataset(sources) or sources.get("eval_only"):
         return
@@ -129,7 +129,7 @@ def add_settings_for_data(sources: Sources, world: World, console: Console) -> N
 
 
 def ensure_prepared(name: str, world: World, console: Console) -> None:
-    """Let rank 0 prepare a data set that is not there, while the others wait as long as it takes."""
+    """Let rank 0 prepare a missing data set, while the other ranks wait as long as it takes."""
     if world.is_main and not (DATA_FOLDER / name / "meta.json").is_file():
         console.say(f"preparing the data set {name}")
         summary = f"{DATA_FOLDER / name}: "  # which the run's own line on its data repeats
@@ -138,14 +138,14 @@ def ensure_prepared(name: str, world: World, console: Console) -> None:
 
 
 def choose_device(sources: Sources, checkpoint: Checkpoint | None, world: World) -> torch.device:
-    """The device of this process; a resumed run takes the kind that it had, where there is one.
+    """The device of this process; a resumed run takes the kind that it had before, if available.
 
-    Raises UserError for a device that is not there, or cannot be shared by several processes.
+    Raises UserError for a device that is absent, or that several processes cannot share.
     """
     wanted = sources.get("device")
     if wanted == "auto" and checkpoint is not None:
         recorded = Compute.from_dict(checkpoint.meta["choices"])
-        with contextlib.suppress(UserError):  # the device of then is not here: choose again
+        with contextlib.suppress(UserError):  # that device is not available here: choose again
             wanted = find_device(recorded.device).type
     device = find_device(wanted)
     if world.size > 1 and device.type not in ("cpu", "cuda"):
@@ -160,9 +160,9 @@ def choose_device(sources: Sources, checkpoint: Checkpoint | None, world: World)
 def choose_settings(
     sources: Sources, checkpoint: Checkpoint | None, on_cpu: bool, console: Console
 ) -> TrainSettings:
-    """The run's settings; on a CPU the file's cpu part applies.
+    """The run's settings; on a CPU with the file's cpu part.
 
-    A resumed run keeps those of its checkpoint that neither the file nor the command line sets.
+    A resumed run keeps the settings of its checkpoint that neither the file nor the command line sets.
     """
     if on_cpu and sources.cpu:
         part = ", ".join(f"{name}={value}" for name, value in sources.cpu.items())
@@ -188,9 +188,10 @@ def choose_compute(
     world: World,
     console: Console,
 ) -> Compute:
-    """What is computed with, the same on all processes.
+    """Device, precision, compiler and threads, the same on all processes.
 
-    A resumed run keeps what its checkpoint recorded on this kind of device, but for what the user sets now.
+    On the same kind of device a resumed run keeps the choices in its checkpoint, unless the user changes
+    them.
     """
     compiling, reason = choose_compile(settings.compile, device)
     compute = Compute(
@@ -224,7 +225,7 @@ def choose_compute(
 def starting_state(
     settings: TrainSettings, data: Dataset, checkpoint: Checkpoint | None, console: Console
 ) -> RunState:
-    """Where the run stands. Raises UserError where it cannot go on, or its folder holds another run."""
+    """The state to start from. Raises UserError if the run cannot continue, or its folder holds another."""
     if checkpoint is not None:
         check_resumable(settings, data, checkpoint)
         if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
@@ -239,7 +240,7 @@ def starting_state(
 def probe(
     compute: Compute, settings: TrainSettings, micro_batch: int, world: World, console: Console
 ) -> None:
-    """Let rank 0 find the fastest exact kernels for this machine; all use them."""
+    """Let rank 0 find the fastest exact kernels for this machine; all ranks use them."""
     if world.is_main and compute.device == "cpu":
         shape = (micro_batch, settings.block_size, settings.n_head, settings.n_embd)
         found = kernels.probe(compute.dtype, *shape, settings.dropout)
@@ -259,9 +260,9 @@ def fit_memory(
     console: Console,
     resumed: bool,
 ) -> tuple[int, int, Memory]:
-    """(micro-batch, micro-batches a step, predicted memory): `batch_size`, halved until it fits everywhere.
+    """(micro-batch, micro-batches per step, predicted memory): `batch_size`, halved until it fits everywhere.
 
-    The sequences of a step stay the same. A resumed run begins with the size that its checkpoint recorded.
+    The sequences of a step stay the same. A resumed run starts with the size in its checkpoint.
     """
     wanted, sequences = compute.batch_size or settings.batch_size, settings.sequences_per_step()
     free = [own for own in world.all_gather(available_bytes(device, world.local_size)) if own is not None]
@@ -297,7 +298,7 @@ def make_model(
     checkpoint: Checkpoint | None,
     pretrained: Pretrained | None,
 ) -> GPT:
-    """The model with the weights that the run starts from, whole or this process's shards of it."""
+    """The model with its first weights: the whole model, or the shards of this process."""
     sharded = functools.partial(sharded_model, compute.gathered_dtype(), world)
     empty = sharded if uses_fsdp(settings, world) else empty_model
     dtype = compute.weights_dtype()
@@ -315,7 +316,7 @@ def make_model(
 
 
 def note_details(run: Run) -> None:
-    """Note what config.json records of the machine, and `--verbose` says."""
+    """Collect the details that config.json records and `--verbose` prints."""
     note = run.console.details.append
     note(f"memory: a process is predicted to take up to {run.memory}")
     note(f"processes: {describe_ranks(run.ranks)}")
@@ -326,7 +327,7 @@ def note_details(run: Run) -> None:
 
 
 def describe(run: Run, state: RunState, sources: Sources, resuming: str | None) -> None:
-    """Say in four lines which run this is, its data, its model, and its steps with the way to stop them."""
+    """Print four lines: the run, its data, its model, its steps and how to stop them."""
     settings, config, say = run.settings, run.model.config, run.console.say
     if resuming is not None:
         say(f"run: {resuming}")

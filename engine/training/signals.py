@@ -1,4 +1,4 @@
-"""Catch the signals that end a run, agree on them among all processes, and save."""
+"""Catch the signals that end a run, so that all processes stop at the same step and save."""
 
 import contextlib
 import os
@@ -20,15 +20,15 @@ AGREEMENT_SECONDS = 10.0
 class StopRequests:
     """Catches the signals by which people and schedulers end a run, so that it can save first.
 
-    All processes must agree on the step to stop at. If they do not within `patience` seconds of updating, one
-    must be gone or stuck, and this process exits without writing. A second Ctrl-C exits at once. An ignored
-    SIGHUP, as under nohup, stays ignored. Outside the main thread, the only one that gets signals in Python,
-    nothing is caught.
+    All processes must agree on the step to stop at. If they have not done so after `patience` seconds of
+    updates, one of them is gone or stuck, and this process exits without saving. A second Ctrl-C exits at
+    once. SIGHUP stays ignored if it is ignored (nohup). Python delivers signals to the main thread only, so
+    in another thread nothing is caught.
     """
 
     def __init__(self, world: World) -> None:
         self.received: int | None = None
-        # Set by the loop: between evaluations and saves, when agreement can be expected.
+        # Set by the loop; False during evaluations and saves, when processes cannot agree.
         self.updating = False
         self.patience = AGREEMENT_SECONDS
         self._world = world
@@ -51,7 +51,7 @@ class StopRequests:
                 continue
             self._handlers_before[number] = signal.signal(number, self._receive)
         if self._world.size > 1:
-            # Python runs no handler while the main thread waits for other processes; a byte arrives anyhow.
+            # Python runs no handler while the main thread waits for other processes, but this byte arrives.
             self._wake.setblocking(False)
             signal.set_wakeup_fd(self._wake.fileno())
             self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
@@ -76,12 +76,12 @@ class StopRequests:
             if self._world.is_main:
                 with contextlib.suppress(OSError):  # the terminal is gone
                     os.write(2, b"stopping: a checkpoint is written after the step in progress\n")
-        # torchrun passes on a Ctrl-C that has arrived already.
+        # A terminal sends Ctrl-C to all processes, and torchrun passes it on once more.
         elif number == signal.SIGINT and now - self._at > 2:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
-        """In a thread: wait for a signal, then until the patience is over."""
+        """In a thread: wait for a signal, then exit the process when `patience` has passed."""
         number = self._woken.recv(1)[0]
         waited = 0.0
         while waited < self.patience:

@@ -23,14 +23,14 @@ from engine.weights.nanogpt import NANOGPT_FILE
 from engine.weights.pretrained import Pretrained, read_pretrained
 from engine.weights.training_state import require_resumable
 
-# What a resumed run may not change: the shape of the model, and what determines its sequences.
+# Settings that a resumed run must not change: the shape of the model, and what determines its sequences.
 NEVER_CHANGED = (
     "n_layer", "n_head", "n_embd", "block_size", "bias", "activation", "position", "qk_norm", "zero_init",
     "token_shift", "tied_head", "documents", "dataset", "seed", "optimizer", "method",
 )  # fmt: skip
-# What belongs to one start of a run rather than to the run: a resumed run does not take it over.
+# Settings of one start rather than of the run: a resumed run does not keep them.
 NOT_TAKEN_OVER = ("out_dir", "init_from", "checkpoint", "eval_only")
-# What the learning rate of a step follows from.
+# Settings that determine the learning rate of a step.
 SCHEDULE = (
     "learning_rate", "muon_learning_rate", "decay_lr", "schedule", "decay_share", "warmup_iters",
     "lr_decay_iters", "min_lr",
@@ -40,10 +40,10 @@ SCHEDULE = (
 def read_weights(
     settings: TrainSettings, sources: Sources, on_cpu: bool, world: World, console: Console
 ) -> Pretrained | None:
-    """The weights that `init_from` names, first read (perhaps downloaded) by rank 0; None for none.
+    """The weights that `init_from` names, or None. Rank 0 reads (and perhaps downloads) them first.
 
-    Raises UserError where a setting that the user gave asks for another shape than theirs. As in nanoGPT,
-    bias=False is none, nor is the block_size of a configuration file, which is cut to their positions.
+    Raises UserError if a setting of the user contradicts their shape. As in nanoGPT, bias=False is ignored
+    and the block_size of a configuration file is reduced to their positions.
     """
     if settings.init_from in STARTS:
         return None
@@ -70,9 +70,9 @@ def read_weights(
 
 
 def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) -> Pretrained:
-    """The weights with the run's dropout, and its way with documents.
+    """The weights with the run's dropout and its separator of documents.
 
-    Raises UserError where the data set's ids mean something else to them.
+    Raises UserError if the data set was made with another vocabulary.
     """
     pretrained = pretrained.with_roles_of(data.tokenizer)
     pretrained.check_reads(data.tokenizer, str(data.folder))
@@ -81,7 +81,7 @@ def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) ->
 
 
 def find_start(sources: Sources, world: World, console: Console) -> tuple[Path | None, Checkpoint | None]:
-    """The folder and checkpoint to go on from; (None, None) for a new run. Rank 0 looks, all read."""
+    """The folder and checkpoint to resume; (None, None) for a new run. Rank 0 searches, all ranks read."""
     init_from, out_dir, which = (sources.get(name) for name in ("init_from", "out_dir", "checkpoint"))
     found: list[str] | None = None
     if world.is_main and init_from in ("resume", "auto"):
@@ -102,7 +102,7 @@ def find_start(sources: Sources, world: World, console: Console) -> tuple[Path |
 def _find_checkpoint(
     sources: Sources, init_from: str, out_dir: str | None, which: str, console: Console
 ) -> list[str] | None:
-    """[run folder, checkpoint folder], or None where "auto" finds nothing to go on from. Raises UserError."""
+    """[run folder, checkpoint folder], or None if "auto" finds no run. Raises UserError."""
     name = run_name(sources)
     runs = [Path(out_dir)] if out_dir is not None else find_runs(name=name)
     runs = [run for run in runs if checkpoint_folders(run)]
@@ -127,12 +127,12 @@ def _find_checkpoint(
 
 
 def run_name(sources: Sources) -> str | None:
-    """The run's name where the user gave no out_dir: that of the configuration file; None without one."""
+    """The name of the configuration file, which names the run's folder; None without one."""
     return None if sources.path is None else Path(sources.path).stem
 
 
 def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoint) -> None:
-    """Raise UserError for settings or data with which the checkpoint's run cannot go on."""
+    """Raise UserError for settings or data with which the checkpoint's run cannot continue."""
     before, now = checkpoint.meta["settings"], dataclasses.asdict(settings)
     for name in NEVER_CHANGED:
         if name in before and before[name] != now[name]:
@@ -149,7 +149,7 @@ def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
 
 
 def describe_resume(settings: TrainSettings, checkpoint: Checkpoint) -> str:
-    """Where the run goes on, and what differs from before: settings, learning rate."""
+    """The checkpoint that is resumed, the settings that changed, and a jump of the learning rate, as text."""
     before, now = checkpoint.meta["settings"], dataclasses.asdict(settings)
     changed = [
         f"{name}: {before[name]} → {now[name]}"
@@ -162,10 +162,10 @@ def describe_resume(settings: TrainSettings, checkpoint: Checkpoint) -> str:
 
 
 def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: int) -> str | None:
-    """What to say where update `step` has another learning rate than with the settings of `before`.
+    """A sentence if update `step` has another learning rate than with the settings `before`, else None.
 
-    E.g. "the learning rate goes from 0.00033 to 0.00195; --lr_decay_iters=20 keeps it where it was". None
-    where it is the same, or no update is to come.
+    E.g. "the learning rate goes from 0.00033 to 0.00195; --lr_decay_iters=20 keeps it where it was". Also
+    None if no update follows.
     """
     names = {field.name for field in dataclasses.fields(TrainSettings)}
     old = TrainSettings(**{name: value for name, value in before.items() if name in names})
@@ -188,7 +188,7 @@ def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: in
 
 
 def _schedule_of(settings: TrainSettings, other: TrainSettings) -> dict[str, Any]:
-    """The settings of the schedule; where one of the two gives none, the end of the decay that follows."""
+    """The settings of the schedule, with the values that lr_decay_iters and min_lr take by default."""
     found = {name: getattr(settings, name) for name in SCHEDULE}
     found["lr_decay_iters"] = settings.decay_steps()
     if settings.min_lr is not None or other.min_lr is not None:
@@ -197,10 +197,10 @@ def _schedule_of(settings: TrainSettings, other: TrainSettings) -> dict[str, Any
 
 
 def resumed_state(checkpoint: Checkpoint, settings: TrainSettings, console: Console) -> RunState:
-    """Where the checkpoint's run stands. What it evaluates on stays, unless `eval_iters` is changed.
+    """The state in a checkpoint. Its evaluation windows stay the same unless `eval_iters` changes.
 
-    Checkpoints that do not hold the number of windows yet get one now. Losses on other windows cannot be
-    compared, so `best` starts anew where they change.
+    A checkpoint from before windows were recorded gets their number now. Losses on different windows are not
+    comparable, so the search for the best one restarts if they change.
     """
     state = RunState.from_meta(checkpoint.meta)
     known = "evaluation_windows" in checkpoint.meta

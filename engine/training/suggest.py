@@ -1,7 +1,7 @@
-"""Settings from the size of a data set, for what the user leaves out; and what those that he sets contradict.
+"""Choose settings for the size of a data set where the user gives none; find settings that contradict.
 
-The smallest models see a text often and need dropout; from 30 million tokens on four epochs are made, which
-teach nearly as much as fresh text would (Muennighoff et al., 2023), and from 3 billion on one.
+Small data sets are read for many epochs, with dropout. From 30 million tokens on it is four epochs, which
+teach nearly as much as new text would (Muennighoff et al., 2023), and from 3 billion tokens on it is one.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ MEDIUM = dict(n_layer=8, n_head=8, n_embd=512, block_size=512, batch_size=64, le
 GPT2 = dict(
     n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12
 )  # its smallest, and nanoGPT's batch
-# Up to so many training tokens: epochs, and the settings.
+# (largest number of training tokens, epochs, settings)
 SIZES: list[tuple[float, float, dict[str, Any]]] = [
     (3e6, 30, SMALL | dict(dropout=0.2)),
     (3e7, 10, SMALL | dict(dropout=0.1)),
@@ -25,23 +25,23 @@ SIZES: list[tuple[float, float, dict[str, Any]]] = [
     (3e9, 4, GPT2 | dict(gradient_accumulation_steps=20)),
     (float("inf"), 1, GPT2),
 ]
-# Without an accelerator: minutes, whatever the data's size.
+# Without an accelerator: a run of minutes, whatever the size of the data.
 ON_CPU = dict(
     n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, dropout=0.0, learning_rate=3e-3, beta2=0.99
 )
 CPU_STEPS = 2000
 FEWEST_STEPS, MOST_STEPS = 500, 600_000
 FROM_WEIGHTS = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
-FINETUNING = 1 / 20  # of the learning rate: weights are to be adapted, not replaced
+FINETUNING = 1 / 20  # of the learning rate, so that pretrained weights are adapted and not replaced
 
 
 def suggest(
     meta: dict[str, Any], on_cpu: bool, given: dict[str, Any], from_weights: bool = False
 ) -> dict[str, Any]:
-    """Settings for the data set that a meta.json describes; those that the user has `given` are left out.
+    """Settings for the data set of a meta.json, without those that the user has `given`.
 
-    What depends on a given setting follows it: the heads divide the width, and the steps fit the batch.
-    Weights to start from bring their shape.
+    They fit the given ones: the heads divide the width, and the steps depend on the batch. With
+    `from_weights` the shape comes from the weights and is left out.
     """
     tokens = tokens_of(meta)
     epochs, shape = next((epochs, settings) for limit, epochs, settings in SIZES if tokens["train"] <= limit)
@@ -80,18 +80,18 @@ def suggest(
 
 
 def names_dataset(sources: Sources) -> bool:
-    """Whether the user names a data set; without one the defaults are those of GPT-2 on OpenWebText."""
+    """Whether the user names a data set. Without one the defaults are GPT-2's on OpenWebText."""
     return "dataset" in sources.file | sources.command_line
 
 
 def settings_for_data(sources: Sources, on_cpu: bool) -> dict[str, Any]:
-    """Settings that suit the data set that the user names, which is prepared, for what he leaves out."""
+    """The settings that the user leaves out, chosen for the prepared data set that they name."""
     meta = read_meta(DATA_FOLDER / sources.get("dataset") / "meta.json")
     return suggest(meta, on_cpu, sources.given(on_cpu), sources.get("init_from") not in STARTS)
 
 
 def find_contradictions(settings: TrainSettings, training_tokens: int) -> list[str]:
-    """What settings do that nobody wants, in figures: a sentence for each."""
+    """A sentence, with figures, for each consequence of the settings that nobody can want."""
     found = []
     rate, steps, warmup = settings.learning_rate, settings.max_iters, settings.warmup_iters
     end = settings.lr_decay_iters

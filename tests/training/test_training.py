@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import HANG, ROOT, command, several
+from support.commands import HANG, ROOT, command
 from support.runs import losses, same, tensors, train
 
 from engine.errors import UserError
@@ -98,24 +98,6 @@ def test_auto_starts_and_then_goes_on(place: Path) -> None:
     assert "resuming out/tiny/" in train(place, "--init_from=auto", "--max_iters=20")
     (line,) = train(place, "--init_from=auto", "--max_iters=20").splitlines()
     assert line == "nothing left to do: out/tiny has made its 20 steps; --max_iters=40 goes on"
-
-
-def test_two_processes_see_the_same_sequences_and_learn_the_same(place: Path) -> None:
-    alike = ("--dtype=float64", "--out_dir")
-    train(place, *alike, "one")
-    finished = several(place, 2, "train.py", "tiny.py", *alike, "two")
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("step 20: training loss") == 1
-    one, two = tensors(place / "one"), tensors(place / "two")
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-12)
-    for step, loss in losses(place / "one").items():
-        assert losses(place / "two")[step] == pytest.approx(loss, abs=1e-12)
-    for step, loss in losses(place / "one", "eval").items():
-        assert losses(place / "two", "eval")[step] == pytest.approx(loss, abs=1e-12)
-    output = train(place, "--out_dir=two", "--init_from=resume", "--max_iters=21", "--dtype=float64")
-    assert "resuming" in output
 
 
 def test_evaluation_equals_a_loop_over_the_split(place: Path) -> None:
