@@ -13,9 +13,8 @@
     python bench.py profile   a trace of training steps of several processes, and what communication costs
 
 Every figure is a median over rounds with its spread (10th to 90th percentile); ours and the baseline take
-turns in processes of their own, so a machine that slows down slows both. The baseline is what one writes
-first: products by the default library, scaled_dot_product_attention, AdamW unfused, nothing compiled, memory
-as the C library handles it; for sampling, no cache.
+turns, so a machine that slows down slows both. The baseline is what one writes first: PyTorch's defaults,
+AdamW unfused, nothing compiled; for sampling, no cache.
 """
 
 from argparse import Namespace
@@ -23,13 +22,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from engine.command_line import Parser, run_script
+from engine.measure.command_speed import measure_loss, measure_preparing, measure_start
 from engine.measure.gpu_report import measure_gpu
-from engine.measure.loss_speed import measure_loss
 from engine.measure.memory_check import measure_memory
 from engine.measure.parallel_speed import measure_network, measure_profile, measure_scaling
-from engine.measure.prepare_speed import measure_preparing
 from engine.measure.sampling_speed import measure_sampling
-from engine.measure.start_speed import measure_start
 from engine.measure.training_speed import measure_training
 from train import update
 

@@ -5,8 +5,8 @@
     python convert.py gpt2 --to run out/gpt2                         a run folder of ours, foreign weights
     python convert.py out-shakespeare-char/ckpt.pt --text input.txt --to run out/from-nanogpt
 
-The source can be a run, gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a
-folder in its GPT-2 layout, or a nanoGPT checkpoint, and any of them can go to any target.
+The source can be a run, gpt2 to gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its GPT-2
+layout, or a nanoGPT checkpoint.
 """
 
 import shlex
@@ -17,28 +17,21 @@ from pathlib import Path
 from engine.command_line import Parser, at_least_one, read_early, run_script
 from engine.errors import UserError
 
-TARGETS = ("hf", "gguf", "run")
-
 
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
     parser = Parser(description=__doc__)
-    parser.add_argument("source", help="a run, the name of a GPT-2, a folder, or a nanoGPT ckpt.pt")
-    parser.add_argument(
-        "--to", nargs=2, required=True, metavar=("KIND", "PLACE"), help="hf FOLDER, gguf FILE, or run FOLDER"
-    )
-    parser.add_argument(
-        "--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)"
-    )
-    parser.add_argument(
-        "--text", type=Path, help="the text that a nanoGPT model of characters was trained on"
-    )
-    parser.add_argument("--block_size", type=at_least_one, help="keep so many positions (default: all)")
+    add = parser.add_argument
+    add("source", help="a run, the name of a GPT-2, a folder, or a nanoGPT ckpt.pt")
+    targets = "hf FOLDER, gguf FILE, or run FOLDER"
+    add("--to", nargs=2, required=True, metavar=("KIND", "PLACE"), help=targets)
+    add("--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)")
+    add("--text", type=Path, help="the text that a nanoGPT model of characters was trained on")
+    add("--block_size", type=at_least_one, help="keep so many positions (default: all)")
     options = parser.parse_args(arguments)
-    if options.to[0] not in TARGETS:
-        raise UserError(
-            f"--to {options.to[0]}: it can be {', '.join(TARGETS)}, and then the place to write to"
-        )
+    kind = options.to[0]
+    if kind not in ("hf", "gguf", "run"):
+        raise UserError(f"--to {kind}: it can be hf, gguf, run, and then the place to write to")
     return options
 
 
@@ -79,23 +72,20 @@ def report(found: Pretrained, kind: str, place: str) -> None:
     elif kind == "hf" and found.tokenizer.to_dict()["kind"] == "numbers":
         print("note: the vocabulary of these ids is unknown, so no tokenizer was written; add its files")
     if kind == "gguf" and config.activation == "gelu":
-        print(
-            "note: llama.cpp computes the tanh form of GELU, this model the exact one: "
-            "its logits differ slightly"
-        )
+        forms = "llama.cpp computes the tanh form of GELU, this model the exact one"
+        print(f"note: {forms}: its logits differ slightly")
     load = f"from transformers import AutoModelForCausalLM as M; print(M.from_pretrained({place!r}))"
     if isinstance(found.tokenizer, ChatTokenizer):
         load = (
             f"from transformers import pipeline; print(pipeline('text-generation', {place!r})"
             "([{'role': 'user', 'content': 'Hi'}], max_new_tokens=100, do_sample=False))"
         )
-    next_step = {
-        "hf": ("to load it", ["python", "-c", load]),
-        "gguf": ("to sample from it", ["llama-cli", "-m", place]),
-        "run": ("to sample from it", ["python", "sample.py", f"--out_dir={place}"]),
-    }
-    words, command = next_step[kind]
-    print(f"{words}: {shlex.join(command)}")
+    command = {
+        "hf": ["python", "-c", load],
+        "gguf": ["llama-cli", "-m", place],
+        "run": ["python", "sample.py", f"--out_dir={place}"],
+    }[kind]
+    print(f"to {'load' if kind == 'hf' else 'sample from'} it: {shlex.join(command)}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@
     python count.py configs/shakespeare_char.py
     python count.py out/shakespeare_char
 
-A preset (gpt2, gpt2-medium, gpt2-large, gpt2-xl, gpt3), a configuration file or a run, without one the
-newest in out/. Matrices are counted
-apart from positions, norms and biases. gpt3 has the shape of GPT-3 175B (Brown et al., 2020, table 2.1),
-with a head of its own.
+Presets are gpt2, gpt2-medium, gpt2-large, gpt2-xl, and gpt3: the shape of GPT-3 175B (Brown et al., 2020,
+table 2.1), with a head of its own. Matrices are counted apart from positions, norms and biases.
 
 Memory to train is that of weights, gradients and AdamW's two moments, all in float32 (bfloat16 adds a copy of
 the weights for the products), and for each sequence what the backward pass needs, with a GPU's attention.
@@ -24,7 +22,8 @@ from engine.command_line import Parser, read_early, read_settings, run_script
 from engine.errors import UserError
 from engine.settings import TrainSettings
 
-# n_layer, n_head, n_embd, block_size, tied_head. GPT-2: Radford et al. (2019) and the published weights.
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "tied_head")
+# Of GPT-2: Radford et al. (2019) and the published weights.
 PRESETS = {
     "gpt2": (12, 12, 768, 1024, True),
     "gpt2-medium": (24, 16, 1024, 1024, True),
@@ -32,27 +31,19 @@ PRESETS = {
     "gpt2-xl": (48, 25, 1600, 1024, True),
     "gpt3": (96, 96, 12288, 2048, False),
 }
-BYTES = {"float32": 4, "bfloat16": 2}
 TOKENS_PER_PARAMETER = 20  # about the best use of a fixed amount of arithmetic (Hoffmann et al., 2022)
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "what", nargs="?", help="a preset, a configuration file, or a run's folder (default: the newest run)"
-    )
-    parser.add_argument("--cpu", action="store_true", help="apply the configuration file's part for CPUs")
-    parser.add_argument(
-        "--vocab_size", type=int, help="vocabulary, where the configuration's data is not prepared yet"
-    )
-    parser.add_argument("--tokens", type=float, help="tokens to train on (default: 20 for each parameter)")
-    parser.add_argument(
-        "--flops",
-        type=float,
-        default=400e12,
-        help="FLOP/s that training reaches (default: 400e12, an H100 at 40%%)",
-    )
+    add = parser.add_argument
+    add("what", nargs="?", help="a preset, a configuration file, or a run's folder (default: the newest run)")
+    add("--cpu", action="store_true", help="apply the configuration file's part for CPUs")
+    add("--vocab_size", type=int, help="vocabulary, where the configuration's data is not prepared yet")
+    add("--tokens", type=float, help="tokens to train on (default: 20 for each parameter)")
+    reached = "FLOP/s that training reaches (default: 400e12, an H100 at 40%%)"
+    add("--flops", type=float, default=400e12, help=reached)
     options = parser.parse_args(arguments)
     for name in ("tokens", "flops", "vocab_size"):
         value = getattr(options, name)
@@ -64,10 +55,13 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 # Above the slow imports, so that --help and mistakes are answered at once.
 OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
+from engine.data.dataset import DATA_FOLDER, read_meta
 from engine.device import Compute
 from engine.runs import newest_run, similar_run
-from engine.shape import MATRICES, count_parameters, flops_per_token
+from engine.shape import MATRICES, count_parameters, flops_per_token, model_config
 from engine.training.memory import TrainingMemory
+from engine.training.suggest import names_dataset, settings_for_data
+from engine.weights.checkpoint import open_checkpoint
 from model import GPTConfig
 
 
@@ -87,27 +81,13 @@ def count(options: Namespace) -> None:
 
 
 def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> GPTConfig:
-    """The shape that a preset, a configuration file or a run's folder stands for. Raises UserError."""
+    """The shape of a preset, a configuration file or a run. Raises UserError."""
     if what in PRESETS:
-        n_layer, n_head, n_embd, block_size, tied = PRESETS[what]
-        return GPTConfig(
-            block_size=block_size,
-            n_layer=n_layer,
-            n_head=n_head,
-            n_embd=n_embd,
-            bias=True,
-            activation="gelu_tanh",
-            tied_head=tied,
-        )
+        shape: dict = dict(zip(SHAPE, PRESETS[what], strict=True))
+        return GPTConfig(**shape, bias=True, activation="gelu_tanh")
     if Path(what).is_dir():
-        from engine.weights.checkpoint import open_checkpoint
-
         return open_checkpoint(Path(what), "best").model_config()
     if what.endswith(".py"):
-        from engine.data.dataset import DATA_FOLDER, read_meta
-        from engine.shape import model_config
-        from engine.training.suggest import names_dataset, settings_for_data
-
         sources = read_settings(TrainSettings, [what], "")
         meta = DATA_FOLDER / sources.get("dataset") / "meta.json"
         if meta.is_file() and names_dataset(sources) and sources.nanogpt_mark is None:
@@ -146,37 +126,33 @@ def costs(config: GPTConfig, parameters: int, tokens: float, flops: float) -> li
         f"FLOPs per token at {config.block_size} positions: {training:,} to train, {training // 3:,} to read",
         f"{'memory':<10}{'to train':>12}{'+ a sequence':>14}{'to sample':>12}{'+ a sequence':>14}",
     ]
-    for dtype, size in BYTES.items():
+    for dtype, size in {"float32": 4, "bfloat16": 2}.items():
         copies, sequence = activation_bytes(config, dtype)
         cache = 2 * config.n_layer * config.block_size * config.n_embd * size  # keys and values
-        sizes = 16 * parameters + copies, sequence, parameters * size, cache
-        cells = [in_bytes(size) for size in sizes]
-        lines.append(f"{dtype:<10}{cells[0]:>12}{cells[1]:>14}{cells[2]:>12}{cells[3]:>14}")
+        train, sample = in_bytes(16 * parameters + copies), in_bytes(parameters * size)
+        lines.append(f"{dtype:<10}{train:>12}{in_bytes(sequence):>14}{sample:>12}{in_bytes(cache):>14}")
     work = tokens * training
-    duration = in_time(work / flops)
-    return [
-        *lines,
-        f"training on {tokens:,.0f} tokens takes {work:.3g} FLOPs: {duration} at {flops:.3g} FLOP/s",
-    ]
+    time = f"{in_time(work / flops)} at {flops:.3g} FLOP/s"
+    return [*lines, f"training on {tokens:,.0f} tokens takes {work:.3g} FLOPs: {time}"]
 
 
 def activation_bytes(config: GPTConfig, dtype: str) -> tuple[int, int]:
-    """What autograd saves on a GPU: bytes of copies of the weights, and of a sequence.
+    """Bytes that autograd saves on a GPU, for copies of the weights and for a sequence."""
 
-    Counted for one layer and for two, since every further one adds the same.
-    """
-    compute, settings = Compute("cuda", dtype, False, 1), TrainSettings()
-    shapes = (dataclasses.replace(config, n_layer=layers) for layers in (1, 2))
-    one, two = (TrainingMemory(shape, settings, compute) for shape in shapes)
-    first, second = (
-        one.saved_bytes(number) + (config.n_layer - 1) * (two.saved_bytes(number) - one.saved_bytes(number))
-        for number in (1, 2)  # sequences
-    )
+    def saved(sequences: int) -> int:
+        shapes = (dataclasses.replace(config, n_layer=layers) for layers in (1, 2))
+        compute = Compute("cuda", dtype, False, 1)
+        one, two = (
+            TrainingMemory(shape, TrainSettings(), compute).saved_bytes(sequences) for shape in shapes
+        )
+        return one + (config.n_layer - 1) * (two - one)
+
+    first, second = saved(1), saved(2)
     return 2 * first - second, second - first
 
 
 def in_bytes(size: float) -> str:
-    """A size in the unit that gives one to four digits before the point, e.g. 1.86 GiB."""
+    """A size with one to four digits before the point, e.g. 1.86 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

@@ -8,9 +8,8 @@
     python eval.py gpt2-medium --tasks hellaswag lambada                 public benchmarks, zero-shot
     python eval.py exported/ --tasks hellaswag --hellaswag val.jsonl --limit 1000
 
-The model is a run, gpt2, gpt2-medium, gpt2-large, gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a
-folder in its GPT-2 layout, or a nanoGPT ckpt.pt. Every figure comes with its standard error;
-docs/evaluation.md says more.
+The model is a run, gpt2 to gpt2-xl, OWNER/NAME@COMMIT on the Hugging Face hub, a folder in its GPT-2 layout,
+or a nanoGPT ckpt.pt. Every figure comes with its standard error; docs/evaluation.md says more.
 """
 
 import dataclasses
@@ -18,14 +17,12 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tasks
 from engine.command_line import Parser, at_least_one, read_early, run_script
 from engine.errors import UserError, similar_file
 
-BENCHMARKS = ("loss", "hellaswag", "lambada")
-TASKS = (*BENCHMARKS, *tasks.TASKS)
+TASKS = ("loss", "hellaswag", "lambada", *tasks.TASKS)
 PROBLEMS = 500  # asked of a task, if --limit does not say
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -34,20 +31,12 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add(
-        "model",
-        nargs="?",
-        help="a run, the name of a GPT-2, a folder, or a nanoGPT ckpt.pt (default: the newest run in out/)",
-    )
+    add("model", nargs="?", help="a run, a GPT-2's name, a folder, or a ckpt.pt (default: the newest run)")
     add("--tasks", nargs="+", choices=TASKS, default=["loss"], help="default: loss")
     add("--dataset", help="for loss: a prepared data set (default: the one of the run)")
     add("--split", choices=("train", "val"), default="val", help="its split (default: val)")
     add("--text", type=Path, help="for loss: a text file in UTF-8, in place of a data set")
-    add(
-        "--stride",
-        type=at_least_one,
-        help="tokens that a window moves on by (default: block_size)",
-    )
+    add("--stride", type=at_least_one, help="tokens that a window moves on by (default: block_size)")
     add("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl (default: downloaded)")
     add("--lambada", type=Path, metavar="FILE", help="lambada_test.jsonl (default: downloaded)")
     add("--limit", type=at_least_one, help="the first so many examples, or tokens of a text (default: all)")
@@ -63,12 +52,13 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 # Above the slow imports, so that --help and mistakes are answered at once.
 OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
+import numpy as np
 import torch
 
 from engine.data.dataset import open_dataset
 from engine.device import Compute, choose_threads, find_device
 from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
-from engine.measure.scoring import score_text
+from engine.measure.scoring import Figures, score_text
 from engine.measure.tasks import score_task
 from engine.runs import newest_run
 from engine.system import write_whole
@@ -92,61 +82,63 @@ def score(options: Namespace) -> None:
     compute.apply()
     found = read_pretrained(options.model, options.checkpoint)
     model = found.model(device, compute.weights_dtype()).eval()
-    results: dict[str, Any] = {"model": options.model, "dtype": options.dtype}
-    results["block_size"] = model.config.block_size
+    results = {"model": options.model, "dtype": options.dtype, "block_size": model.config.block_size}
     with compute.autocast():
         for task in options.tasks:
-            if task == "loss":
-                scores = score_data(options, found, model)
-            elif task == "hellaswag":
-                examples = read_hellaswag(options.hellaswag, options.limit)
-                scores = score_hellaswag(model, found.known_tokenizer(), examples, options.batch_size)
-            elif task == "lambada":
-                examples = read_lambada(options.lambada, options.limit)
-                scores = score_lambada(model, found.known_tokenizer(), examples, options.batch_size)
-            else:
-                count = options.limit or PROBLEMS
-                scores = score_task(model, found.known_tokenizer(), task, count, options.batch_size)
-            report(task, scores)
-            results[task] = dataclasses.asdict(scores)
+            results[task] = figures = score_one(task, options, found, model)
+            for name, value in figures.items():
+                if value is not None:
+                    shown = f"{value:,}" if isinstance(value, int) else value
+                    print(f"{task:9}  {name.replace('_', ' '):18}  {shown}")
     if options.output is not None:
-        write_whole(options.output, json.dumps(results, indent=1).encode())
+        write_whole(options.output, json.dumps(results, indent=1, default=dataclasses.asdict).encode())
 
 
-def score_data(options: Namespace, found: Pretrained, model: GPT) -> Any:
-    """The scores of a text file, or of a data set's split. Raises UserError."""
+def score_one(task: str, options: Namespace, found: Pretrained, model: GPT) -> Figures:
+    """The figures of a task. Raises UserError."""
+    if task == "loss":
+        return score_data(options, found, model)
+    tokenizer, limit, batch_size = found.known_tokenizer(), options.limit, options.batch_size
+    if task == "hellaswag":
+        return score_hellaswag(model, tokenizer, read_hellaswag(options.hellaswag, limit), batch_size)
+    if task == "lambada":
+        return score_lambada(model, tokenizer, read_lambada(options.lambada, limit), batch_size)
+    return score_task(model, tokenizer, task, limit or PROBLEMS, batch_size)
+
+
+def score_data(options: Namespace, found: Pretrained, model: GPT) -> Figures:
+    """The figures of a text file, or of a data set's split. Raises UserError."""
     block_size = model.config.block_size
     stride = options.stride or block_size
     if stride > block_size:
         raise UserError(
             f"--stride is {stride}; the model sees {block_size} positions, so it can be 1 to {block_size}"
         )
-    ids, bytes_per_token = read_ids(options, found)
-    if options.limit is not None:
-        ids = ids[: options.limit]
+    ids, bytes_per_token = read_text(options.text, found) if options.text else read_data(options, found)
+    ids = torch.from_numpy(ids[: options.limit])
     if len(ids) < 2:
         raise UserError("the text has fewer than two tokens; there is nothing to predict")
-    return score_text(model, torch.from_numpy(ids), bytes_per_token, stride, options.batch_size)
+    return score_text(model, ids, bytes_per_token, stride, options.batch_size)
 
 
-def read_ids(options: Namespace, found: Pretrained) -> tuple[Any, float | None]:
-    """The token ids to score, (tokens,) int64, and the bytes of text for each, where known. UserError."""
-    if options.text is not None:
-        tokenizer = found.known_tokenizer()
-        try:
-            content = Path(options.text).read_bytes()
-        except OSError as error:
-            why = f"{error.strerror}{similar_file(options.text)}"
-            raise UserError(f"{options.text} cannot be read: {why}") from error
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{options.text} is not UTF-8 (byte {error.start})") from error
-        if text.startswith(BYTE_ORDER_MARK):
-            print_note(f"{options.text} begins with a byte-order mark (U+FEFF), which is left out")
-            text = text.removeprefix(BYTE_ORDER_MARK)
-        ids = tokenizer.encode(text)
-        return ids, len(text.encode()) / max(1, len(ids))
+def read_text(path: Path, found: Pretrained) -> tuple[np.ndarray, float]:
+    """The token ids of a text file, and the bytes of text for each. Raises UserError."""
+    tokenizer = found.known_tokenizer()
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}{similar_file(path)}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start})") from error
+    if text.startswith(BYTE_ORDER_MARK):
+        print_note(f"{path} begins with a byte-order mark (U+FEFF), which is left out")
+        text = text.removeprefix(BYTE_ORDER_MARK)
+    ids = tokenizer.encode(text)
+    return ids, len(text.encode()) / max(1, len(ids))
+
+
+def read_data(options: Namespace, found: Pretrained) -> tuple[np.ndarray, float | None]:
+    """The same of a data set's split; None where the bytes are unknown. Raises UserError."""
     name = options.dataset or found.dataset
     if name is None:
         raise UserError(
@@ -163,17 +155,6 @@ def read_ids(options: Namespace, found: Pretrained) -> tuple[Any, float | None]:
     ids = split.read(0, split.tokens)
     split.check_ids(ids)
     return ids, data.bytes_per_token(split)
-
-
-def report(task: str, scores: Any) -> None:
-    """A line for each figure of a task."""
-    for field in dataclasses.fields(scores):
-        value = getattr(scores, field.name)
-        if value is not None:
-            print(
-                f"{task:9}  {field.name.replace('_', ' '):18}  "
-                f"{f'{value:,}' if isinstance(value, int) else value}"
-            )
 
 
 if __name__ == "__main__":

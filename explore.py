@@ -5,9 +5,8 @@
     python explore.py gpt2                                      weights as in train.py's init_from
     python explore.py out/shakespeare_char --html romeo.html --prompt "ROMEO:"      one file, no server
 
-The page is served on this machine's loopback address only and needs no network. Ctrl-C ends it. With
---html it is written to a file that shows one prompt and can be sent to anyone; its sliders work,
-typing another prompt does not.
+The page is served on this machine alone and needs no network; Ctrl-C ends it. With --html it is a file to
+send to anyone: it shows one prompt, and its sliders work.
 """
 
 from argparse import Namespace
@@ -17,7 +16,6 @@ from urllib.parse import quote
 
 from engine.command_line import Parser, read_early, run_script
 from engine.errors import UserError
-from engine.settings import AUTO
 
 PROMPT = "To be, or not to be"
 
@@ -25,19 +23,14 @@ PROMPT = "To be, or not to be"
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "source", nargs="?", help="a run, gpt2 … gpt2-xl, or a folder (default: the newest run in out/)"
-    )
-    parser.add_argument(
-        "--checkpoint", default="best", help="best, last, or a name such as step-00000250 (default: best)"
-    )
-    parser.add_argument("--prompt", default=PROMPT, help=f"the text to begin with (default: {PROMPT!r})")
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write the page to a file instead of serving it"
-    )
-    parser.add_argument("--port", type=int, default=0, help="port of the page (default: any that is free)")
-    parser.add_argument("--no-open", action="store_true", help="print the address without opening a browser")
-    parser.add_argument("--device", default=AUTO, help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
+    add = parser.add_argument
+    add("source", nargs="?", help="a run, gpt2 … gpt2-xl, or a folder (default: the newest run in out/)")
+    add("--checkpoint", default="best", help="best, last, or a name such as step-00000250 (default: best)")
+    add("--prompt", default=PROMPT, help=f"the text to begin with (default: {PROMPT!r})")
+    add("--html", type=Path, metavar="FILE", help="write the page to a file instead of serving it")
+    add("--port", type=int, default=0, help="port of the page (default: any that is free)")
+    add("--no-open", action="store_true", help="print the address without opening a browser")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
     options = parser.parse_args(arguments)
     try:
         options.prompt.encode()

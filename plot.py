@@ -39,21 +39,12 @@ LEGIBLE = 24  # tokens that can be written along an axis; longer texts get numbe
 def read_options(arguments: Sequence[str]) -> Namespace:
     """The command line, checked. Raises UserError."""
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "runs", nargs="*", type=Path, help="folders of runs or sweeps (default: the newest run in out/)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="the PNG to write (default: loss.png or attention.png in the first run's folder)",
-    )
-    parser.add_argument(
-        "--x", choices=tuple(AXES), default="step", help="the horizontal axis (default: step)"
-    )
-    parser.add_argument(
-        "--attention", metavar="TEXT", help="draw where each head looks while the model reads TEXT"
-    )
+    add = parser.add_argument
+    add("runs", nargs="*", type=Path, help="folders of runs or sweeps (default: the newest run in out/)")
+    written = "the PNG to write (default: loss.png or attention.png in the first run's folder)"
+    add("--output", type=Path, metavar="FILE", help=written)
+    add("--x", choices=tuple(AXES), default="step", help="the horizontal axis (default: step)")
+    add("--attention", metavar="TEXT", help="draw where each head looks while the model reads TEXT")
     options = parser.parse_args(arguments)
     if options.attention is not None and len(options.runs) > 1:
         raise UserError("--attention draws one model; name one run")
@@ -94,10 +85,7 @@ def plot(options: Namespace) -> None:
 
 
 def read_curves(folders: Sequence[Path]) -> dict[str, list[Lines]]:
-    """The metrics of runs by the names of their curves: one run, or all that differ in their seed alone.
-
-    Raises UserError for a folder that holds no run.
-    """
+    """The metrics of runs by curve: those that differ in their seed alone. Raises UserError."""
     groups: dict[str, dict[Any, Path]] = {}
     names: dict[Path, str] = {}
     for folder in folders:
@@ -117,7 +105,7 @@ def read_curves(folders: Sequence[Path]) -> dict[str, list[Lines]]:
 
 
 def name_in_sweep(run: Path, swept: Sequence[Path]) -> str:
-    """The sweep's folder, and the settings in the run's name, but for its seed, that others do not share."""
+    """The sweep's folder, and the settings in the run's name that others do not share."""
     shared = set.intersection(*(set(other.name.split(",")) for other in swept))
     own = [part for part in run.name.split(",") if part not in shared and not part.startswith("seed=")]
     return f"{run.parent}: {', '.join(own)}" if own else str(run.parent)
@@ -144,12 +132,8 @@ def read_run(run: Path) -> Lines:
     return lines
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Losses
-
-
 def draw_losses(curves: dict[str, list[Lines]], x: str) -> Figure:
-    """The losses of runs over `x`, a key of AXES; a curve has a name, and one run or several seeds of it."""
+    """The losses over `x`, a key of AXES; a curve is one run or several seeds of it."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots()
     handles = []  # the legend's lines: a colour for each run, then what the kinds of lines mean
@@ -171,10 +155,7 @@ def draw_losses(curves: dict[str, list[Lines]], x: str) -> Figure:
 
 
 def draw_curve(axes: Axes, runs: list[Lines], x: str, color: str) -> float | None:
-    """Draw the losses of a run, or of several seeds of it, in a colour.
-
-    Returns the best validation loss, of several seeds that of their mean; None where none was measured.
-    """
+    """Draw the losses of a run, or of seeds of it; returns the best validation loss."""
     best = None
     for _, kind, key, style in CURVES:
         at, losses = points(runs, kind, x, key)
@@ -192,34 +173,19 @@ def draw_curve(axes: Axes, runs: list[Lines], x: str, color: str) -> float | Non
 
 
 def points(runs: list[Lines], kind: str, x: str, y: str) -> tuple[list[float], list[list[float]]]:
-    """Where on the axis, and what each run measured there: at the steps at which all of them have both.
-
-    In seconds runs differ, and their mean is taken.
-    """
-    found: dict[int, list[tuple[float, float]]] = {}
-    for lines in runs:
-        for line in lines:
-            first, second = line.get(x), line.get(y)
-            if (
-                line.get("kind") == kind
-                and isinstance(first, int | float)
-                and isinstance(second, int | float)
-            ):
-                found.setdefault(line["step"], []).append((first, second))
+    """Where on the axis, and what each run measured there, where all of them did."""
+    found: dict[int, list[tuple[Any, Any]]] = {}
+    for line in (line for lines in runs for line in lines if line.get("kind") == kind):
+        pair = line.get(x), line.get(y)
+        if all(isinstance(number, int | float) for number in pair):
+            found.setdefault(line["step"], []).append(pair)
     shared = [pairs for _, pairs in sorted(found.items()) if len(pairs) == len(runs)]
     at = [fmean(first for first, _ in pairs) for pairs in shared]
     return at, [[second for _, second in pairs] for pairs in shared]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Attention
-
-
 def read_attention(source: Path, text: str) -> tuple[list[str], Any]:
-    """A text's T tokens, and the weights (L, H, T, T) as the model reads it. Raises UserError.
-
-    A text longer than the model or MAX_TOKENS allow is cut behind that.
-    """
+    """The first tokens of a text, and the weights (L, H, T, T). Raises UserError."""
     # These bring torch, which loss curves do without.
     import torch
 
@@ -237,7 +203,7 @@ def read_attention(source: Path, text: str) -> tuple[list[str], Any]:
 
 
 def draw_attention(tokens: Sequence[str], attention: Any, title: str) -> Figure:
-    """One heat map for each layer and head: a row for each position that looks, a column for what it sees."""
+    """A heat map for each layer and head: rows are positions that look, columns what they see."""
     layers, heads, T, _ = attention.shape
     size = 2.4 if T > LEGIBLE else 0.8 + 0.12 * T  # inches of one map
     figure = Figure(figsize=(max(4, size * heads + 0.4), size * layers + 0.7), layout="constrained")
@@ -263,10 +229,9 @@ def save(figure: Figure, output: Path) -> None:
     """Write the picture. Raises UserError where it cannot be written."""
     try:
         figure.savefig(output, dpi=150)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}") from error
-    except ValueError as error:  # an ending that matplotlib does not know
-        raise UserError(f"{output} cannot be written: {error}") from error
+    except (OSError, ValueError) as error:  # matplotlib does not know every ending
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{output} cannot be written: {reason}") from error
 
 
 if __name__ == "__main__":

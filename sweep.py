@@ -76,7 +76,7 @@ def sweep(options: Namespace) -> None:
 
 
 def train(config: str, chosen: dict[str, str], folder: Path, devices: "queue.SimpleQueue[str]") -> float:
-    """Make or finish one run on a device that is free; its best validation loss. Raises UserError."""
+    """Make or finish a run on a free device; its best validation loss. Raises UserError."""
     run = folder / ",".join(f"{name}={value}".replace("/", "_") for name, value in chosen.items())
     run.mkdir(parents=True, exist_ok=True)
     device = devices.get()
@@ -101,7 +101,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(options: Namespace, results: list[dict[str, Any]]) -> list[str]:
-    """A line for each combination without its seed, the best mean first: loss, runs, and the command."""
+    """A line for each combination without its seed, the best first: loss, runs, command."""
     groups: dict[str, list[float]] = {}
     for result in results:
         if result["settings"] in options.combinations:

@@ -30,7 +30,7 @@ import torch
 
 from engine.errors import UserError
 from engine.parallel.sharding import gradients_summed
-from engine.parallel.watchdog import Watchdog
+from engine.parallel.watchdog import watchdog
 from engine.parallel.world import join
 from engine.training.batches import Batch, Batches
 from engine.training.diagnose import explain_divergence
@@ -117,7 +117,7 @@ def train_until_done(run: Run, state: RunState, requests: StopRequests) -> None:
     """Train; name the cause of a divergence; print how the run ended."""
     with training_forward(run, state.sequences) as forward:
         try:
-            with Watchdog(run.world, state, run.settings.timeout / 3):
+            with watchdog(run.world, state, run.settings.timeout / 3):
                 loop(run, forward, state, requests)
         except Diverged as error:
             run.console.say(f"step {error.step} went wrong; looking for the cause")

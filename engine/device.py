@@ -1,7 +1,6 @@
 """What to compute with: device, precision, compiler, threads and kernels, chosen once at the start.
 
-Every choice can be overridden by a setting, is kept in config.json and the checkpoint, and reused by a
-resumed run.
+Every choice can be overridden by a setting, and is kept in the checkpoint for a run that goes on.
 """
 
 import importlib.util
@@ -16,39 +15,29 @@ from engine.json_files import dataclass_from
 from engine.kernels import ATTENTION, keep_freed_memory
 from engine.system import available_cores
 
-# Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets. The first entry
-# counts whose words all occur in the device's name.
+# Dense bf16 or fp16 peaks with fp32 accumulation, FLOP/s, from the makers' data sheets. The first card counts
+# whose words all occur in the device's name.
 PEAKS = {
-    "GB300": 2500e12,
-    "GB200": 2500e12,
-    "B300": 2250e12,
-    "B200": 2250e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H800 PCIe": 756e12,
-    "H800": 989e12,
-    "H20": 148e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "RTX A6000": 155e12,
-    "RTX 5090": 209e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100 SXM2": 125e12,
-    "V100 PCIE": 112e12,
-    "T4": 65e12,
-    "MI325X": 1307e12,
-    "MI300X": 1307e12,
-    "MI250X": 192e12,  # each of its two dies is a device
+    2500e12: ("GB300", "GB200"),
+    2250e12: ("B300", "B200"),
+    835e12: ("H200 NVL", "H100 NVL"),
+    756e12: ("H100 PCIe", "H800 PCIe"),
+    989e12: ("H200", "GH200", "H100", "H800"),
+    148e12: ("H20",),
+    312e12: ("A100", "A800"),
+    362e12: ("L40S",),
+    181e12: ("L40",),
+    121e12: ("L4",),
+    70e12: ("A10G",),
+    125e12: ("A10", "V100 SXM2"),
+    112e12: ("V100 PCIE",),
+    155e12: ("RTX A6000",),
+    209e12: ("RTX 5090",),
+    165e12: ("RTX 4090",),
+    71e12: ("RTX 3090",),
+    65e12: ("T4",),
+    1307e12: ("MI325X", "MI300X"),
+    192e12: ("MI250X",),  # each of its two dies is a device
 }
 OTHER_CARDS = {"MIG", "Laptop", "Max", "D", "/"}  # words in the names of variants that reach less
 
@@ -58,7 +47,7 @@ Positive = Annotated[int, range(1, 2**63)]
 
 @dataclass
 class Compute:
-    """The choices of a run. `device` is a kind (cuda, cpu, …), without the index of a process's device."""
+    """The choices of a run. `device` is a kind (cuda, cpu, …), without an index."""
 
     device: str
     dtype: Annotated[str, ("float32", "bfloat16", "float16", "float64")]
@@ -91,25 +80,25 @@ class Compute:
 
     def autocast(self) -> torch.autocast:
         """A context in which matrix products run in the chosen precision."""
-        half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.dtype)
-        return torch.autocast(self.device, dtype=half, enabled=half is not None)
+        return torch.autocast(self.device, dtype=self._half(), enabled=self._half() is not None)
+
+    def _half(self) -> torch.dtype | None:
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.dtype)
 
     def gathered_dtype(self) -> torch.dtype | None:
         """The dtype in which GPUs gather the blocks of a sharded model; None: that of the weights.
 
-        Autocast rounds the weights of matrix products in any case, so rounding them before gathering
-        halves the traffic; only the scales of the layer norms are rounded in addition.
+        Autocast rounds the weights of matrix products in any case; rounded first they halve the traffic.
         """
-        half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.dtype)
-        return None if self.device == "cpu" else half
+        return None if self.device == "cpu" else self._half()
 
     def weights_dtype(self) -> torch.dtype:
-        """The type of the weights: float32, whatever the products run in, unless float64 is asked for."""
+        """The type of the weights: float32, unless float64 is asked for."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
 
 def find_device(wanted: str) -> torch.device:
-    """The device that a setting names, for "auto" the best there is. Raises UserError where it is absent."""
+    """The device that a setting names, for "auto" the best. Raises UserError where it is absent."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -137,7 +126,7 @@ def find_device(wanted: str) -> torch.device:
 
 
 def check_driver() -> None:
-    """Raise UserError if PyTorch says that it cannot use a GPU because the driver is too old."""
+    """Raise UserError if PyTorch says that the driver is too old."""
     if torch.version.cuda is None:
         return
     try:
@@ -169,10 +158,7 @@ def check_architecture(device: torch.device) -> None:
 
 
 def make_current(device: torch.device) -> torch.device:
-    """Make a GPU PyTorch's current device, for streams, events and memory; returns it with its index.
-
-    Other devices are returned as they are.
-    """
+    """Make a GPU PyTorch's current device, for streams, events and memory; returns it with its index."""
     if device.type != "cuda":
         return device
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -181,11 +167,9 @@ def make_current(device: torch.device) -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> str:
-    """float32 on CPUs; on GPUs bf16 if the hardware supports it, else fp16. Raises UserError."""
-    if wanted == "float64" and device.type == "mps":
-        raise UserError("float64 does not exist on mps; use --dtype=float32")
-    if wanted == "float16" and device.type == "mps":
-        raise UserError("float16 training is not supported on mps; use --dtype=float32")
+    """float32 on CPUs; on GPUs bf16 where supported, else fp16. Raises UserError."""
+    if wanted in ("float16", "float64") and device.type == "mps":
+        raise UserError(f"{wanted} is not supported on mps; use --dtype=float32")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -198,11 +182,8 @@ def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]
     if wanted != "auto":
         return bool(wanted), "as set"
     if device.type != "cuda":
-        return (
-            False,
-            f"on {device.type} compiling takes longer than it saves in a short run; "
-            f"--compile=True turns it on",
-        )
+        why = "compiling takes longer than it saves in a short run; --compile=True turns it on"
+        return False, f"on {device.type} {why}"
     if torch.cuda.get_device_capability(device) < (7, 0):
         return False, "the GPU is older than what Triton supports"
     if importlib.util.find_spec("triton") is None:
@@ -212,11 +193,9 @@ def choose_compile(wanted: bool | str, device: torch.device) -> tuple[bool, str]
 
 def choose_threads(wanted: int | None, processes_here: int) -> int:
     """CPU threads of one process: its share of the available cores."""
-    if wanted is not None:
-        return wanted
-    if processes_here == 1:
+    if wanted is None and processes_here == 1:
         return torch.get_num_threads()
-    return max(1, available_cores() // processes_here)
+    return wanted or max(1, available_cores() // processes_here)
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:
@@ -226,7 +205,8 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
     words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
     if words & OTHER_CARDS:
         return None
-    return next((peak for name, peak in PEAKS.items() if words.issuperset(name.split())), None)
+    cards = ((peak, card) for peak, cards in PEAKS.items() for card in cards)
+    return next((peak for peak, card in cards if words.issuperset(card.split())), None)
 
 
 def device_name(device: torch.device) -> str:

@@ -3,7 +3,7 @@
     kernels.install(model)                     attention, dropout and the loss in faster forms
     kernels.install(model, inference=True)     packed weights, too: for generating on a CPU
 
-Nothing here is needed to read model.py. What each trick gains is in docs/speed.md.
+What each trick gains is in docs/speed.md.
 """
 
 import contextlib
@@ -33,27 +33,25 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
     """Replace the plain functions and layers of a model by faster ones of the same result; returns the model.
 
     `attention` is a name in ATTENTION; None: "matmul" on a CPU for short texts, otherwise "sdpa". With
-    `inference` a model on a CPU can no longer be trained. Raises ValueError for an unknown name.
+    `inference` a model on a CPU can no longer be trained.
     """
     weight = next(model.parameters())
     on_cpu = weight.device.type == "cpu"
     if attention is None:
         short = model.config.block_size <= LONGEST_FOR_MATMUL
         attention = "matmul" if on_cpu and short else "sdpa"
-    if attention not in ATTENTION:
-        raise ValueError(f"attention kernel {attention!r}; it can be {' or '.join(ATTENTION)}")
     model.loss = chunked_sum_of_losses
     attend = ATTENTION[attention]
     if on_cpu:
         keep_freed_memory()
         replace_layers(model, nn.Dropout, lambda layer: CPUDropout(layer.p))
-        if inference and weight.dtype in (torch.bfloat16, torch.float16):
+    if on_cpu and inference:
+        if weight.dtype in (torch.bfloat16, torch.float16):
             attend = attend_in_float32
         packed = packed_layer(weight.dtype)
-        if inference and packed is not None:
+        if packed is not None:
             replace_layers(model, nn.Linear, packed)
-        if inference:
-            leave_out_dropout(model)
+        leave_out_dropout(model)
     for layer in attention_layers(model):
         layer.attend = attend
     return model
@@ -73,24 +71,18 @@ def replace_layers(model: nn.Module, kind: type[nn.Module], make: Callable[[Any]
 
 
 def leave_out_dropout(model: nn.Module) -> None:
-    """Replace dropout by a function that does nothing: calling a module costs more than its work."""
+    """Replace dropout by a function that does nothing: a module's call costs more."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout):
                 delattr(parent, name)
-                setattr(parent, name, unchanged)
-
-
-def unchanged(x: Tensor) -> Tensor:
-    """The tensor itself."""
-    return x
+                setattr(parent, name, lambda x: x)
 
 
 def keep_freed_memory() -> None:
     """Let the C library keep the memory that tensors give back, instead of returning it to the system.
 
-    Without this, glibc maps each tensor above 128 KiB anew, and touching it costs a page fault for every
-    4 KiB: 7,000 faults and a third of the time of a small model's step. Without glibc nothing changes.
+    glibc maps each tensor above 128 KiB anew: 7,000 page faults and a third of the time of a small step.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, no such function
         libc = ctypes.CDLL(None)
@@ -105,7 +97,7 @@ def keep_freed_memory() -> None:
 def attend_by_matmul(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """`scaled_dot_product_attention` of model.py as two products: fastest for short texts on a CPU."""
+    """`scaled_dot_product_attention` as two products: fastest for short texts on a CPU."""
     B, H, T, D = query.shape
     S = key.shape[2]
     if T == 1:
@@ -134,12 +126,9 @@ def attend_in_float32(
 
 @contextlib.contextmanager
 def attention_for_decoding(device: torch.device) -> Iterator[None]:
-    """Leave cuDNN's attention out, which makes a plan for each number of keys: one more with every token."""
-    if device.type != "cuda":
-        yield
-        return
+    """Leave out cuDNN's attention, which makes a plan for each number of keys, so each token."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(before and device.type != "cuda")
     try:
         yield
     finally:
@@ -150,7 +139,7 @@ ATTENTION = {"sdpa": scaled_dot_product_attention, "matmul": attend_by_matmul}
 
 
 def cache_dtype(model: GPT) -> torch.dtype:
-    """The dtype of cached keys and values: that of the weights, or float32 if attention computes in it."""
+    """The dtype of cached keys and values: the weights', or float32 if attention is."""
     in_float32 = any(layer.attend is attend_in_float32 for layer in attention_layers(model))
     return torch.float32 if in_float32 else model.token_embedding.weight.dtype
 
@@ -231,9 +220,8 @@ class ChunkedLoss(torch.autograd.Function):
 def packed_layer(dtype: torch.dtype) -> type[nn.Module] | None:
     """The linear layer that is fastest for one row on this CPU; None if there is none for this dtype.
 
-    Decoding multiplies every matrix by one vector, so its time is that of reading the weights, and the
-    default product reads them at a third of the memory's bandwidth. Two layouts do better: in fp32 the
-    transposed matrix; in bf16 oneDNN's blocked layout, which oneDNN otherwise makes anew for every token.
+    Decoding takes the time of reading the weights, and the default product reads them at a third of the
+    memory's bandwidth. Better: in fp32 the transposed matrix, in bf16 oneDNN's blocked layout.
     """
     if dtype == torch.bfloat16 and can_block():
         return BlockedLinear
@@ -271,7 +259,7 @@ class TransposedLinear(nn.Module):
 
 
 class BlockedLinear(nn.Module):
-    """x Wᵀ + b from W in oneDNN's blocked layout for products of one row; more rows work as well."""
+    """x Wᵀ + b from W in oneDNN's blocked layout for products of one row."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -304,9 +292,8 @@ class Probed:
 def probe(dtype: str, batch: int, length: int, heads: int, width: int, dropout: float) -> Probed:
     """Time alternative kernels on a CPU and choose the fastest that are accurate.
 
-    `torch.set_float32_matmul_precision("medium")` lets oneDNN compute products: on some processors up to
-    twice as fast at fp32's accuracy, on others rounded to bf16, so the measured error decides. The fused
-    attention kernel wins for long texts, two plain products for short ones.
+    Matmul precision "medium" lets oneDNN compute products: on some processors up to twice as fast at fp32's
+    accuracy, on others rounded to bf16, so the measured error decides.
     """
     if dtype == "float64":
         return Probed("sdpa")
@@ -323,16 +310,17 @@ def _probe_matmul(tokens: int, width: int) -> tuple[str, str]:
     left = torch.randn(min(tokens, 4096), width, generator=stream)
     right = torch.randn(width, 4 * width, generator=stream)
     exact = left.double() @ right.double()
-    errors, runs = {}, {}
-    for precision in ("highest", "medium"):
-        runs[precision] = _with_precision(precision, lambda: left @ right)
-        errors[precision] = ((runs[precision]().double() - exact).norm() / exact.norm()).item()
-    seconds = _race(runs)
-    faster = seconds["medium"] < 0.95 * seconds["highest"]
-    chosen = "medium" if errors["medium"] <= LARGEST_ERROR and faster else "highest"
+
+    def product(precision: str) -> Tensor:
+        torch.set_float32_matmul_precision(precision)
+        return left @ right
+
+    error = ((product("medium").double() - exact).norm() / exact.norm()).item()
+    seconds = _race({"highest": lambda: product("highest"), "medium": lambda: product("medium")})
+    ratio = seconds["medium"] / seconds["highest"]
+    chosen = "medium" if error <= LARGEST_ERROR and ratio < 0.95 else "highest"
     return chosen, (
-        f"matmul {chosen} (oneDNN takes {seconds['medium'] / seconds['highest']:.2f} of the default's time "
-        f"at a relative error of {errors['medium']:.1e})"
+        f"matmul {chosen} (oneDNN takes {ratio:.2f} of the default's time at a relative error of {error:.1e})"
     )
 
 
@@ -347,24 +335,15 @@ def _probe_attention(
     def forward_backward(attend: Callable[..., Tensor]) -> Callable[[], Tensor]:
         return lambda: torch.autograd.grad(attend(*qkv, None, dropout).sum(), qkv)[0]
 
-    seconds = _race(
-        {name: _with_precision(precision, forward_backward(attend)) for name, attend in ATTENTION.items()}
-    )
+    torch.set_float32_matmul_precision(precision)
+    seconds = _race({name: forward_backward(attend) for name, attend in ATTENTION.items()})
     chosen = min(seconds, key=seconds.__getitem__)
     ratio = seconds["matmul"] / seconds["sdpa"]
     return chosen, f"attention {chosen} (written out takes {ratio:.2f} of sdpa's time)"
 
 
-def _with_precision(precision: str, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    def run_with() -> Tensor:
-        torch.set_float32_matmul_precision(precision)
-        return run()
-
-    return run_with
-
-
 def _race(runs: dict[str, Callable[[], Tensor]], rounds: int = 9) -> dict[str, float]:
-    """Shortest seconds of each, taken in turns after a warm-up round: other work disturbs a minimum least."""
+    """Shortest seconds of each, in turns after a warm-up: other work disturbs a minimum least."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():

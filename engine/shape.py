@@ -26,17 +26,13 @@ ROLES = {
 }
 
 
+@functools.lru_cache
 def count_parameters(config: GPTConfig) -> dict[str, int]:
     """Parameters by role, all layers together, as the module counts itself; their sum is what it holds.
 
     A tied head has no matrix of its own, so its unembedding is 0. What has no known role is "other"; there is
-    no such entry where everything has one.
+    no such entry where everything has one. Not to be changed: later calls return the same dictionary.
     """
-    return dict(_count(config))
-
-
-@functools.lru_cache
-def _count(config: GPTConfig) -> tuple[tuple[str, int], ...]:
     with torch.device("meta"):
         model = GPT(config)
     counts: dict[str, int] = dict.fromkeys((*MATRICES, *APART), 0)
@@ -47,7 +43,7 @@ def _count(config: GPTConfig) -> tuple[tuple[str, int], ...]:
         else:
             role = next((role for ending, role in ROLES.items() if name.endswith(ending)), "other")
             counts[role] = counts.get(role, 0) + parameter.numel()
-    return tuple(counts.items())
+    return counts
 
 
 def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
@@ -66,7 +62,7 @@ def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
 def shape_settings(config: GPTConfig) -> dict[str, Any]:
     """The settings that a model's shape determines."""
     names = {field.name for field in dataclasses.fields(TrainSettings)} - {"dropout"}
-    return {name: value for name, value in dataclasses.asdict(config).items() if name in names}
+    return {name: value for name, value in vars(config).items() if name in names}
 
 
 def model_config(settings: TrainSettings, vocab_size: int, separator: int | None = None) -> GPTConfig:
@@ -74,9 +70,8 @@ def model_config(settings: TrainSettings, vocab_size: int, separator: int | None
 
     Raises UserError for settings that do not fit together.
     """
-    shape = {
-        name: getattr(settings, name) for name in GPTConfig.__dataclass_fields__ if name not in FROM_DATA
-    }
+    names = (field.name for field in dataclasses.fields(GPTConfig) if field.name not in FROM_DATA)
+    shape = {name: getattr(settings, name) for name in names}
     try:
         return GPTConfig(vocab_size=padded(vocab_size), separator=separator, **shape)
     except ValueError as error:

@@ -21,7 +21,7 @@ from engine import kernels
 from engine.device import Compute
 from engine.errors import UserError
 from engine.generation import Sampling, generate
-from engine.measure.training_step import TrialRun, plain_compute, trial_run
+from engine.measure.training_step import plain_compute, trial_run
 from engine.settings import TrainSettings
 from engine.training import batches
 from engine.training import forward as forwards
@@ -103,11 +103,11 @@ def test_nothing_is_compiled_after_the_first_pass(place: Path, monkeypatch: pyte
 def test_an_update_never_waits_for_the_gpu() -> None:
     settings = TrainSettings(gradient_accumulation_steps=2, batch_size=4, block_size=32)
     config = GPTConfig(vocab_size=64, block_size=32, n_layer=2, n_head=2, n_embd=32)
-    run = trial_run(settings, config, DEVICE, plain_compute(settings, DEVICE))
+    run = trial_run(settings, DEVICE, plain_compute(settings, DEVICE), config)
     rows = torch.randint(64, (4, 33), device=DEVICE)
 
-    def update(step: int, run: TrialRun = run) -> None:
-        train_script.update(run, run.forward, Batch(iter([(rows[:, :-1], rows[:, 1:])] * 2), 256), step)
+    def update(step: int) -> None:
+        train_script.update(run, run.model, Batch(iter([(rows[:, :-1], rows[:, 1:])] * 2), 256), step)
 
     update(0)  # makes the optimizer's state
     torch.cuda.set_sync_debug_mode("error")

@@ -1,17 +1,15 @@
-"""Answers, in JSON, to the page's questions about a model: what it sees and predicts in a text.
-
-A question that cannot be answered is refused with a sentence that the page shows.
-"""
+"""Answers, in JSON, to the page's questions about a model: what it sees and predicts in a text."""
 
 import base64
 import threading
-from typing import Any, TypeGuard
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from engine.errors import UserError
 from engine.explore.inspection import Inspection, inspect, layer_guesses, neighbours
+from engine.json_files import check_fields
 from engine.shape import count_parameters
 from engine.text.tokenizer import Tokenizer
 from engine.web.server import Refused
@@ -22,10 +20,7 @@ GUESSES, NEIGHBOURS = 5, 12
 
 
 class Explorer:
-    """Answers questions about a model, one at a time. `name` is what the page calls it.
-
-    Raises UserError for a model that cannot be shown.
-    """
+    """Answers questions about a model, one at a time. UserError for a model that cannot be shown."""
 
     def __init__(self, name: str, model: GPT, tokenizer: Tokenizer) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
@@ -40,10 +35,7 @@ class Explorer:
         self._seen = self._inspect([0])
 
     def describe(self) -> dict[str, Any]:
-        """What the page gets when it opens: the model's name and shape, its tokens, its parameters.
-
-        `layers` and `heads` are those that have attention to show.
-        """
+        """What the page gets when it opens; `layers` and `heads` have attention to show."""
         layers, heads = self._seen.attention.shape[:2]
         return {
             "name": self.name,
@@ -95,12 +87,12 @@ class Explorer:
         ids = self._ids_of(question)
         if len(ids) > self.limit:
             raise Refused(400, f"the text has at most {self.limit} tokens")
-        position = _index_of(question, "position", len(ids))
+        position = checked(question, "position", Annotated[int, range(len(ids))])
         return {"layers": layer_guesses(self.model, self._look(ids), position, GUESSES, self.n_tokens)}
 
     def _answer_neighbours(self, question: dict[str, Any]) -> dict[str, Any]:
         """{id}: the nearest tokens in embedding space."""
-        token = _index_of(question, "id", self.n_tokens)
+        token = checked(question, "id", Annotated[int, range(self.n_tokens)])
         return {"neighbours": neighbours(self.model, token, NEIGHBOURS, self.n_tokens)}
 
     def _encode(self, text: str) -> list[int]:
@@ -112,16 +104,14 @@ class Explorer:
         return self.tokenizer.encode(text).tolist()
 
     def _ids_of(self, question: dict[str, Any]) -> list[int]:
-        """The token ids in a question, checked for type, range and length. Raises Refused."""
-        ids = question.get("ids")
-        if not isinstance(ids, list) or not 0 < len(ids) <= 4 * MAX_TOKENS:
+        """The token ids in a question, checked. Raises Refused and UserError."""
+        ids = checked(question, "ids", list[Annotated[int, range(self.n_tokens)]])
+        if not 0 < len(ids) <= 4 * MAX_TOKENS:
             raise Refused(400, f"ids must be a list of 1 to {4 * MAX_TOKENS} token numbers")
-        if not all(_is_index(index, self.n_tokens) for index in ids):
-            raise Refused(400, f"every id must be a whole number from 0 to {self.n_tokens - 1}")
         return ids
 
     def _look(self, ids: list[int]) -> Inspection:
-        """Inspect ids; the last result is kept, since the page asks several questions about one text."""
+        """Inspect ids; the last result is kept: several questions are about one text."""
         if self._seen.ids.tolist() != ids:
             self._seen = self._inspect(ids)
         return self._seen
@@ -135,16 +125,9 @@ class Explorer:
         return seen
 
 
-def _index_of(question: dict[str, Any], name: str, size: int) -> int:
-    """A field of a question that must be an index below `size`. Raises Refused for anything else."""
-    value = question.get(name)
-    if not _is_index(value, size):
-        raise Refused(400, f"{name} must be a whole number from 0 to {size - 1}")
-    return value
-
-
-def _is_index(value: object, size: int) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < size
+def checked(question: dict[str, Any], name: str, kind: Any) -> Any:
+    """A field of a question, which must be of a type. Raises UserError."""
+    return check_fields(question, {name: kind}, "the question")[name]
 
 
 def packed(array: np.ndarray) -> str:
@@ -153,6 +136,6 @@ def packed(array: np.ndarray) -> str:
 
 
 def triangle(attention: torch.Tensor) -> np.ndarray:
-    """Weights (L, H, T, T) on and below the diagonal, row by row, in steps of 1/65535, as uint16."""
+    """Weights (L, H, T, T) on and below the diagonal, row by row, in units of 1/65535."""
     rows, columns = np.tril_indices(attention.shape[-1])
     return (attention.cpu().numpy()[:, :, rows, columns] * 65535).round().astype("<u2")

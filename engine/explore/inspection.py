@@ -1,7 +1,6 @@
 """Look inside a GPT while it reads a text: attention weights, surprise, each layer's prediction.
 
-One plain forward pass of model.py runs, and hooks record what it computes. Without an inspection nothing is
-hooked and nothing costs time.
+One plain forward pass of model.py runs, and hooks record what it computes.
 
     seen = inspect(model, ids)          # ids (T,)
     seen.attention                      # (L, H, T, T); rows sum to 1, nothing above the diagonal
@@ -9,13 +8,15 @@ hooked and nothing costs time.
 L counts the layers that have attention (all of them in GPT-2), H the heads of one layer.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import UserError
@@ -38,30 +39,25 @@ class Inspection:
 def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
     """Record the attention weights (B, H, T, T) of each layer, in the order of the forward pass.
 
-    Attention is linear in the values, so with the identity matrix as values it returns its weights. This
-    works for any attention, whatever it does to queries, keys and mask.
+    Any attention is linear in the values, so with the identity matrix as values it returns its weights.
     """
     weights: list[Tensor] = []
 
-    def watched(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def attend_and_keep(
-            query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
-        ) -> Tensor:
-            T = value.shape[-2]
-            identity = torch.eye(T, dtype=value.dtype, device=value.device).expand(*value.shape[:-1], T)
-            weights.append(attend(query, key, identity, mask, 0.0))
-            return attend(query, key, value, mask, dropout)
+    def attend_and_keep(
+        attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *mask_and_dropout: Any
+    ) -> Tensor:
+        T = value.shape[-2]
+        identity = torch.eye(T, dtype=value.dtype, device=value.device).expand(*value.shape[:-1], T)
+        weights.append(attend(query, key, identity, mask_and_dropout[0], 0.0))
+        return attend(query, key, value, *mask_and_dropout)
 
-        return attend_and_keep
-
-    layers = attention_layers(model)
-    plain = [layer.attend for layer in layers]
+    plain = {layer: layer.attend for layer in attention_layers(model)}
     try:
-        for layer in layers:
-            layer.attend = watched(layer.attend)
+        for layer, attend in plain.items():
+            layer.attend = functools.partial(attend_and_keep, attend)
         yield weights
     finally:
-        for layer, attend in zip(layers, plain, strict=True):
+        for layer, attend in plain.items():
             layer.attend = attend
 
 
@@ -69,15 +65,9 @@ def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
 def watch_streams(model: GPT) -> Iterator[list[Tensor]]:
     """Record the residual stream (B, T, C) before the first block and after each block."""
     streams: list[Tensor] = []
-
-    def keep_input(block: nn.Module, given: tuple[Tensor, ...]) -> None:
-        streams.append(given[0])
-
-    def keep_output(block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        streams.append(output)
-
-    hooks = [model.blocks[0].register_forward_pre_hook(keep_input)]
-    hooks += [block.register_forward_hook(keep_output) for block in model.blocks]
+    hooks = [model.blocks[0].register_forward_pre_hook(lambda _, given: streams.append(given[0]))]
+    for block in model.blocks:
+        hooks.append(block.register_forward_hook(lambda *given: streams.append(given[-1])))
     try:
         yield streams
     finally:
@@ -107,7 +97,7 @@ def inspect(model: GPT, ids: Tensor, n_tokens: int | None = None) -> Inspection:
 
 
 def _stack_layers(weights: list[Tensor], ids: Tensor) -> Tensor:
-    """The weights of all layers, (1, H, T, T) each, as one tensor (L, H, T, T); (0, 0, T, T) for none."""
+    """The weights of all layers, (1, H, T, T) each, as (L, H, T, T); (0, 0, T, T) for none."""
     if not weights:
         return torch.zeros(0, 0, len(ids), len(ids), device=ids.device)
     heads = sorted({layer.shape[1] for layer in weights})
@@ -136,7 +126,7 @@ def layer_guesses(
 
 @torch.inference_mode()
 def neighbours(model: GPT, token: int, count: int, n_tokens: int) -> list[tuple[int, float]]:
-    """The tokens with the most similar embeddings and their cosine similarities, most similar first."""
+    """The tokens with the most similar embeddings, and the cosines, most similar first."""
     directions = F.normalize(model.token_embedding.weight[:n_tokens].float(), dim=-1)
     cosines = directions @ directions[token]
     cosines[token] = -math.inf  # the nearest is the token itself

@@ -19,10 +19,7 @@ SCRIPTS = ("sampling.js", "attention.js", "page.js", "events.js")
 
 
 def open_explorer(source: str | None, checkpoint: str, device: str) -> Explorer:
-    """The explorer of a run's model, or of weights as train.py's init_from names them; None: the newest run.
-
-    Raises UserError.
-    """
+    """The explorer of weights as init_from names them, or of the newest run. Raises UserError."""
     found = source or newest_run("to look into")
     weights = read_pretrained(str(found), checkpoint)
     model = weights.model(find_device(device), torch.float32).eval()
@@ -30,7 +27,7 @@ def open_explorer(source: str | None, checkpoint: str, device: str) -> Explorer:
 
 
 def short_name(source: str) -> str:
-    """A model's name on the page: the folder's name without its path, or the source's own name."""
+    """A model's name on the page: its folder's without the path, or the source's own."""
     path = Path(source)
     if path.is_file():  # nanoGPT's ckpt.pt
         path = path.parent
@@ -38,10 +35,7 @@ def short_name(source: str) -> str:
 
 
 def explorer_server(explorer: Explorer, port: int) -> ThreadingHTTPServer:
-    """A server of the page at `port` (0: any free one), not yet serving.
-
-    Raises UserError for a port that cannot be had.
-    """
+    """A server of the page at `port` (0: any free one). Raises UserError."""
     return make_server({"/": explorer_page(explorer)}, explorer.answer, port)
 
 
@@ -57,7 +51,7 @@ def page_with_answers(explorer: Explorer, prompt: str) -> str:
 
 
 def all_answers(explorer: Explorer, prompt: str) -> dict[str, Any]:
-    """The answer to every question that the page can ask about a prompt. Raises UserError."""
+    """Answers to all that the page can ask about a prompt. Raises UserError."""
     try:
         seen = explorer.answer("/inspect", {"text": prompt})
         ids = seen["ids"]

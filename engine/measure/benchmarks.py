@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from engine.data.dataset import DATA_FOLDER
 from engine.download import PublicFile, Unreachable, fetch
 from engine.errors import UserError
-from engine.measure.scoring import Score, mean_of, perplexity_of, score_continuations
+from engine.json_files import check_fields
+from engine.measure.scoring import Figures, mean_of, perplexity_of, score_continuations
 from engine.system import write_whole
 from engine.text.tokenizer import Tokenizer
 from model import GPT
@@ -24,20 +24,10 @@ LAMBADA = PublicFile(
     "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
     "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
 )
+Examples = Sequence[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class HellaSwagScores:
-    """Shares of examples whose true ending is the most probable: in total, and per token."""
-
-    accuracy: Score
-    accuracy_per_token: Score
-    examples: int
-
-
-def score_hellaswag(
-    model: GPT, tokenizer: Tokenizer, examples: Sequence[dict[str, Any]], batch_size: int
-) -> HellaSwagScores:
+def score_hellaswag(model: GPT, tokenizer: Tokenizer, examples: Examples, batch_size: int) -> Figures:
     """HellaSwag (Zellers et al., 2019), zero-shot: which of four endings is likeliest after the context.
 
     Each ending is encoded on its own, with a space before it. Dividing its log-probability by its number of
@@ -55,21 +45,11 @@ def score_hellaswag(
         means = [one.log_probability / one.tokens for one in four]
         in_total.append(float(totals.index(max(totals)) == example["label"]))
         per_token.append(float(means.index(max(means)) == example["label"]))
-    return HellaSwagScores(mean_of(in_total), mean_of(per_token), len(examples))
+    accuracies = {"accuracy": mean_of(in_total), "accuracy_per_token": mean_of(per_token)}
+    return {**accuracies, "examples": len(examples)}
 
 
-@dataclass(frozen=True)
-class LambadaScores:
-    """The share of last words that greedy text gets right, and the perplexity of the last words."""
-
-    accuracy: Score
-    perplexity: Score
-    examples: int
-
-
-def score_lambada(
-    model: GPT, tokenizer: Tokenizer, examples: Sequence[dict[str, Any]], batch_size: int
-) -> LambadaScores:
+def score_lambada(model: GPT, tokenizer: Tokenizer, examples: Examples, batch_size: int) -> Figures:
     """LAMBADA (Paperno et al., 2016), OpenAI's version: a passage's last word, with the space before it.
 
     A word's loss is the sum over its tokens; the perplexity is exp of the mean over words.
@@ -79,17 +59,15 @@ def score_lambada(
         context, _, word = example["text"].rstrip().rpartition(" ")
         pairs.append((tokenizer.encode(context), tokenizer.encode(f" {word}")))
     scored = list(score_continuations(model, pairs, batch_size))
-    loss = mean_of([-one.log_probability for one in scored])
-    return LambadaScores(mean_of([float(one.greedy) for one in scored]), perplexity_of(loss), len(examples))
+    accuracy = mean_of([float(one.greedy) for one in scored])
+    perplexity = perplexity_of(mean_of([-one.log_probability for one in scored]))
+    return {"accuracy": accuracy, "perplexity": perplexity, "examples": len(examples)}
 
 
 def read_examples(
-    file: PublicFile, path: Path | None, required: dict[str, type], limit: int | None
-) -> list[dict]:
-    """The first `limit` examples of a public file: from `path`, from data/, or downloaded into data/.
-
-    Raises UserError where the file cannot be had, or an example lacks one of the fields in `required`.
-    """
+    file: PublicFile, path: Path | None, fields: dict[str, Any], limit: int | None
+) -> list[dict[str, Any]]:
+    """The first `limit` examples, from `path` or data/, perhaps downloaded. Raises UserError."""
     name = file.name.split("_")[0]
     if path is None:
         path = DATA_FOLDER / name / file.name
@@ -111,31 +89,23 @@ def read_examples(
             example = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}, is no JSON: {error}") from error
-        if not isinstance(example, dict) or any(
-            type(example.get(key)) is not kind for key, kind in required.items()
-        ):
-            raise UserError(f"{path}, line {number}, must hold {', '.join(required)}")
-        examples.append(example)
+        examples.append(check_fields(example, fields, f"{path}, line {number}"))
     if not examples:
         raise UserError(f"{path} holds no examples")
     return examples
 
 
-def read_hellaswag(path: Path | None, limit: int | None) -> list[dict[str, Any]]:
+def read_hellaswag(path: Path | None, limit: int | None) -> Examples:
     """HellaSwag's validation examples: ctx, four endings, label. Raises UserError."""
-    examples = read_examples(HELLASWAG, path, {"ctx": str, "endings": list, "label": int}, limit)
+    fields = {"ctx": str, "endings": list[str], "label": Annotated[int, range(4)]}
+    examples = read_examples(HELLASWAG, path, fields, limit)
     for number, example in enumerate(examples, start=1):
-        endings = example["endings"]
-        if (
-            len(endings) != 4
-            or not all(isinstance(one, str) for one in endings)
-            or example["label"] not in range(4)
-        ):
-            raise UserError(f"HellaSwag example {number} must have four endings and a label from 0 to 3")
+        if len(example["endings"]) != 4:
+            raise UserError(f"HellaSwag example {number} must have four endings")
     return examples
 
 
-def read_lambada(path: Path | None, limit: int | None) -> list[dict[str, Any]]:
+def read_lambada(path: Path | None, limit: int | None) -> Examples:
     """LAMBADA's test passages: text. Raises UserError."""
     examples = read_examples(LAMBADA, path, {"text": str}, limit)
     for number, example in enumerate(examples, start=1):

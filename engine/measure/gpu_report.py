@@ -1,7 +1,6 @@
 """What a GPU shows in a few minutes: one JSON file, and a line for each finding.
 
-Every part is a function that returns its figures. A part that fails is reported with its error, and the
-others go on. On a CPU the same parts run on a model of its size.
+A part that fails is reported with its error, and the others go on. On a CPU a smaller model is measured.
 """
 
 import json
@@ -19,12 +18,11 @@ from engine import kernels
 from engine.data.dataset import open_dataset
 from engine.device import device_name, find_device, make_current, peak_flops
 from engine.errors import UserError
-from engine.measure.loss_speed import run as train_to_the_end
+from engine.measure.command_speed import train_to_the_end
 from engine.measure.memory_check import check_memory
 from engine.measure.sampling_speed import seconds_per_token
-from engine.measure.timing import best_time, machine_limits, synchronize
+from engine.measure.timing import best_time, machine_limits, ratios, seconds_of, take_turns
 from engine.measure.training_step import (
-    Update,
     best_compute,
     plain_compute,
     step_function,
@@ -35,16 +33,16 @@ from engine.measure.training_step import (
 from engine.settings import TrainSettings
 from engine.shape import empty_model, flops_per_token
 from engine.system import write_whole
+from engine.training.diagnose import UpdateFunction
+from engine.training.forward import compiled
 from engine.training.muon import orthogonalise_by_gram, orthogonalise_directly
 from engine.versions import versions
 
 GPU_CONFIG = "configs/gpt2.py"
-STEPS = 10  # of training in each round
-GOAL_LOSS = 1.4697  # nanoGPT's best on tiny Shakespeare by characters
 Figures = dict[str, Any]
 
 
-def measure_gpu(update: Update, options: Namespace) -> None:
+def measure_gpu(update: UpdateFunction, options: Namespace) -> None:
     """Run all parts, print their figures, and write them to a JSON file."""
     device = make_current(find_device(options.device))
     settings = trial_settings(options.config or (GPU_CONFIG if device.type == "cuda" else None), device)
@@ -87,38 +85,29 @@ def identity(device: torch.device) -> Figures:
     return found
 
 
-def training(update: Update, settings: TrainSettings, device: torch.device, rounds: int) -> Figures:
-    """Our step and a plain compiled loop's, in turns; compile time, utilisation, and the slowest kernels."""
-    config = trial_shape(settings, device)
-    compute = best_compute(settings, config, device)
-    compute.apply()
-    steps, compile_seconds = {}, {}
-    for name, plain in (("ours", False), ("plain", True)):
-        run = trial_run(settings, config, device, compute, plain=plain)
-        steps[name] = step_function(update, run, run.forward)
-        began = time.perf_counter()
-        steps[name]()
-        compile_seconds[name] = time.perf_counter() - began
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(max(3, rounds // 3)):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            times[name].append((time.perf_counter() - began) / STEPS)
+def training(update: UpdateFunction, settings: TrainSettings, device: torch.device, rounds: int) -> Figures:
+    """Our step against a plain compiled loop's; compile time, utilisation, slowest kernels."""
+    config, compute = trial_shape(settings, device), best_compute(settings, device)
+    runs = [trial_run(settings, device, compute, plain=plain) for plain in (False, True)]
+    step, plain_step = (step_function(update, run, compiled(run)) for run in runs)
+    first_step = seconds_of(step)
+
+    def ten_steps(step: Callable[[], None]) -> float:
+        return seconds_of(lambda: [step() for _ in range(10)]) / 10
+
+    measures = {"ours": lambda: ten_steps(step), "plain": lambda: ten_steps(plain_step)}
+    ours, plain = take_turns(measures, max(3, rounds // 3)).values()
     tokens = settings.sequences_per_step() * settings.block_size
-    seconds = statistics.median(times["ours"])
+    seconds = statistics.median(ours)
     figures: Figures = {
         "tokens per second": tokens / seconds,
-        "share of the plain compiled loop's time": statistics.median(
-            ours / plain for ours, plain in zip(*times.values(), strict=True)
-        ),
-        "first step's seconds": compile_seconds["ours"],
+        "share of the plain compiled loop's time": statistics.median(ratios(ours, plain)),
+        "first step's seconds": first_step,
     }
     peak = peak_flops(device, compute.dtype)
     if peak is not None:
         figures["model FLOPs utilisation"] = tokens * flops_per_token(config) / seconds / peak
-    return figures | {"slowest kernels": slowest_kernels(steps["ours"], device)}
+    return figures | {"slowest kernels": slowest_kernels(step, device)}
 
 
 def slowest_kernels(step: Callable[[], None], device: torch.device) -> list[str]:
@@ -132,11 +121,11 @@ def slowest_kernels(step: Callable[[], None], device: torch.device) -> list[str]
     return [f"{event.key[:80]} {getattr(event, attribute) / max(1, total):.1%}" for event in events[:10]]
 
 
-def memory(update: Update, settings: TrainSettings, device: torch.device) -> Figures:
+def memory(update: UpdateFunction, settings: TrainSettings, device: torch.device) -> Figures:
     """Predicted and measured memory of three steps."""
     config = trial_shape(settings, device)
     predicted, measured = check_memory(update, config, settings, plain_compute(settings, device))
-    return {"predicted": predicted.total, "measured": measured, "ratio": predicted.total / measured}
+    return {"predicted": predicted, "measured": measured, "ratio": predicted / measured}
 
 
 def decoding(settings: TrainSettings, device: torch.device) -> Figures:
@@ -155,7 +144,7 @@ def decoding(settings: TrainSettings, device: torch.device) -> Figures:
 
 
 def muon(settings: TrainSettings, device: torch.device) -> Figures:
-    """Seconds and distance from the exact answer of the ways to orthogonalise a block's widest matrices."""
+    """Seconds and error of the ways to orthogonalise a block's widest matrices."""
     width = settings.n_embd
     matrices = torch.randn(settings.n_layer, width, 4 * width, device=device)
     matrices /= matrices.norm(dim=(-2, -1), keepdim=True)
@@ -175,16 +164,15 @@ def muon(settings: TrainSettings, device: torch.device) -> Figures:
     return figures
 
 
-def repeats(update: Update, settings: TrainSettings, device: torch.device) -> Figures:
-    """The largest difference of weights between two runs of three equal steps, without --deterministic."""
+def repeats(update: UpdateFunction, settings: TrainSettings, device: torch.device) -> Figures:
+    """How far weights drift apart in three equal steps, without --deterministic."""
     found = []
     for _ in range(2):
         torch.manual_seed(0)
-        run = trial_run(settings, trial_shape(settings, device), device, plain_compute(settings, device))
-        step = step_function(update, run, run.forward)
+        run = trial_run(settings, device, plain_compute(settings, device))
+        step = step_function(update, run, run.model)
         for _ in range(3):
             step()
-        synchronize(device)
         found.append([parameter.detach().cpu() for parameter in run.model.parameters()])
     return {"largest difference": max((a - b).abs().max().item() for a, b in zip(*found, strict=True))}
 
@@ -194,7 +182,10 @@ def time_to_loss(dataset: str | None) -> Figures:
     if dataset is None:
         raise UserError("skipped; python prepare.py shakespeare_char, then add --dataset shakespeare_char")
     open_dataset(dataset, 1)
-    folder = Path("out") / "bench-gpu"
     line = ["configs/shakespeare_char_best.py", f"--dataset={dataset}"]
-    outcome = train_to_the_end(line, 1, folder)
-    return {"validation loss": outcome.loss, "goal": GOAL_LOSS, "seconds of training": outcome.seconds}
+    last = train_to_the_end(line, 1, Path("out/bench-gpu"))
+    return {
+        "validation loss": last["val_loss"],
+        "goal": 1.4697,  # nanoGPT's best
+        "seconds of training": last["seconds"],
+    }

@@ -1,9 +1,9 @@
 """Compare predicted with measured memory of training. Each case is trained in a new process.
 
-On a CPU the growth of the process is measured: its largest resident size while training, less what it was
-before the model; on a GPU the peak of PyTorch's allocator.
+Measured is how far the process grows on a CPU, and the peak of PyTorch's allocator on a GPU.
 """
 
+import re
 from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from engine.device import Compute, find_device
-from engine.measure.training_step import Update, plain_compute, step_function, trial_run
+from engine.measure.training_step import plain_compute, step_function, trial_run
 from engine.settings import TrainSettings
-from engine.training.memory import Memory, TrainingMemory, gigabytes
+from engine.training.diagnose import UpdateFunction
+from engine.training.memory import TrainingMemory, gigabytes
 from model import GPTConfig
 
 STEPS = 3
@@ -38,8 +39,8 @@ CASES: list[tuple[GPTConfig, str, dict[str, Any]]] = [
 ]
 
 
-def measure_memory(update: Update, options: Namespace) -> None:
-    """Print predicted and measured memory of three steps, for shapes that need a gigabyte or more."""
+def measure_memory(update: UpdateFunction, options: Namespace) -> None:
+    """Print predicted and measured memory of training, for shapes that need a gigabyte or more."""
     for config, kernel, changes in CASES:
         settings = TrainSettings(**{"gradient_accumulation_steps": 1, **changes})
         compute = replace(plain_compute(settings, find_device(options.device)), attention_kernel=kernel)
@@ -48,28 +49,30 @@ def measure_memory(update: Update, options: Namespace) -> None:
             f"{config.n_layer} × {config.n_embd}, block {config.block_size}, vocabulary {config.vocab_size}, "
             f"{settings.gradient_accumulation_steps} × {settings.batch_size} sequences, "
             f"{settings.optimizer}, {compute.dtype}, attention {kernel}, dropout {config.dropout}, "
-            f"{config.position}: predicted {gigabytes(predicted.total)}, measured {gigabytes(measured)}, "
-            f"ratio {predicted.total / measured:.2f}",
+            f"{config.position}: predicted {gigabytes(predicted)}, measured {gigabytes(measured)}, "
+            f"ratio {predicted / measured:.2f}",
             flush=True,
         )
 
 
 def check_memory(
-    update: Update, config: GPTConfig, settings: TrainSettings, compute: Compute
-) -> tuple[Memory, int]:
-    """(the prediction, the bytes measured) for three steps of training in a new process."""
+    update: UpdateFunction, config: GPTConfig, settings: TrainSettings, compute: Compute
+) -> tuple[int, int]:
+    """Bytes predicted, and measured in a new process, for some steps of training."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         measured = pool.submit(train_and_measure, update, config, settings, compute).result()
-    return TrainingMemory(config, settings, compute).predict(settings.batch_size), measured
+    return TrainingMemory(config, settings, compute).predict(settings.batch_size).total, measured
 
 
-def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings, compute: Compute) -> int:
-    """Train for three steps in this new process; return the bytes that they took."""
+def train_and_measure(
+    update: UpdateFunction, config: GPTConfig, settings: TrainSettings, compute: Compute
+) -> int:
+    """Train in this new process; return the bytes that it took."""
     compute.apply()
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True).step()  # loads what the first does
     before = resident("VmRSS") if compute.device == "cpu" else 0
-    run = trial_run(settings, config, torch.device(compute.device), compute)
-    step = step_function(update, run, run.forward)
+    run = trial_run(settings, torch.device(compute.device), compute, config)
+    step = step_function(update, run, run.model)
     for _ in range(STEPS):
         step()
     if compute.device == "cpu":
@@ -79,7 +82,5 @@ def train_and_measure(update: Update, config: GPTConfig, settings: TrainSettings
 
 def resident(key: str) -> int:
     """Resident bytes of this process, from /proc: "VmRSS" now, "VmHWM" the peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
+    (found,) = re.findall(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found) * 1024

@@ -4,37 +4,29 @@
 """
 
 import contextlib
+import functools
 import os
 import statistics
 import subprocess
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
 
+from engine.command_line import ROOT
 from engine.device import find_device
 from engine.errors import UserError
-from engine.measure.timing import summary, synchronize
-from engine.measure.training_step import (
-    ROOT,
-    TrialRun,
-    Update,
-    best_compute,
-    step_function,
-    trial_run,
-    trial_settings,
-    trial_shape,
-)
+from engine.measure.timing import ratios, seconds_of, summary, synchronize, take_turns
+from engine.measure.training_step import step_function, trial_run, trial_settings
 from engine.parallel.world import World, join
 from engine.system import available_cores
-
-# ------------------------------------------------------------------------------------------------------------
-# processes
+from engine.training.diagnose import UpdateFunction
+from engine.training.forward import compiled, in_parallel
 
 
 def is_one_of_several() -> bool:
@@ -48,7 +40,7 @@ def default_processes(device: torch.device) -> int:
 
 
 def torchrun(options: Namespace, processes: int | None, *arguments: str) -> list[str]:
-    """Run `bench.py ARGUMENTS` under torchrun on this machine; return the lines that it prints."""
+    """Run `bench.py ARGUMENTS` under torchrun; return the lines that it prints."""
     device = find_device(options.device)
     count = processes or default_processes(device)
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
@@ -63,86 +55,65 @@ def torchrun(options: Namespace, processes: int | None, *arguments: str) -> list
 
 @contextlib.contextmanager
 def joined(options: Namespace) -> Iterator[tuple[World, torch.device]]:
-    """Join the process group for the time of a measurement; yields the world and this process's device."""
+    """Join the process group for a measurement; yields the world and this process's device."""
     world = join(device=options.device)
     try:
         device = find_device(options.device)
         if device.type == "cuda":
             device = torch.device("cuda", world.local_rank)
-        else:
-            torch.set_num_threads(max(1, available_cores() // world.local_size))
         yield world, device
         world.barrier()
     finally:
         world.leave()
 
 
-def finish(world: World, device: torch.device) -> None:
-    """Wait for all processes and their devices."""
-    synchronize(device)
-    world.barrier()
+def median_seconds(world: World, device: torch.device, rounds: int, *runs: Callable[[], Any]) -> list[float]:
+    """Median seconds of each function, called in turns by all processes."""
+
+    def finish() -> None:
+        synchronize(device)
+        world.barrier()
+
+    def seconds(run: Callable[[], Any]) -> float:
+        finish()
+        return seconds_of(lambda: (run(), finish()))
+
+    measures = {number: functools.partial(seconds, run) for number, run in enumerate(runs)}
+    return [statistics.median(found) for found in take_turns(measures, rounds, warm_up=3).values()]
 
 
-def median_seconds(
-    runs: Sequence[Callable[[], Any]], rounds: int, world: World, device: torch.device
-) -> list[float]:
-    """Median seconds of each function, called in turns by all processes, after three warm-up rounds."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds + 3):
-        for run, seconds in zip(runs, times, strict=True):
-            finish(world, device)
-            began = time.perf_counter()
-            run()
-            finish(world, device)
-            seconds.append(time.perf_counter() - began)
-    return [statistics.median(seconds[3:]) for seconds in times]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# measurements
-
-
-def shared_run(options: Namespace, world: World, device: torch.device) -> tuple[TrialRun, Any]:
-    """This process's share of a run, and its model: under DDP if there are several processes."""
-    settings = trial_settings(options.config, device)
-    config = trial_shape(settings, device)
-    compute = best_compute(settings, config, device, world)
-    compute.apply()
-    run = trial_run(settings, config, device, compute, world)
-    if world.size == 1:
-        return run, run.forward
-    ids = [device.index] if device.type == "cuda" else None
-    wrapped = torch.nn.parallel.DistributedDataParallel(
-        run.forward, device_ids=ids, gradient_as_bucket_view=True
-    )
-    return run, wrapped
-
-
-def measure_scaling(update: Update, options: Namespace) -> None:
-    """Print tokens per second of 1, 2, 4, … processes on the same sequences, measured in turns."""
+def measure_scaling(update: UpdateFunction, options: Namespace) -> None:
+    """Print tokens per second of 1, 2, 4, … processes, measured in turns."""
     if is_one_of_several():
         with joined(options) as (world, device):
-            step = step_function(update, *shared_run(options, world, device))
-            seconds = median_seconds([step], 20, world, device)
+            run = trial_run(trial_settings(options.config, device), device, world=world)
+            step = step_function(update, run, in_parallel(run, compiled(run)))
+            (seconds,) = median_seconds(world, device, 20, step)
             if world.is_main:
-                print(seconds[0])
+                print(seconds)
         return
     device = find_device(options.device)
     settings = trial_settings(options.config, device)
+    sequences = settings.sequences_per_step()
     most = options.processes or default_processes(device)
-    numbers = [number for number in range(1, most + 1) if settings.sequences_per_step() % number == 0]
-    numbers = [number for number in numbers if number & (number - 1) == 0 or number == most]
-    rates: dict[int, list[float]] = {number: [] for number in numbers}
-    for _ in range(max(3, options.rounds // 3)):
-        for number in numbers:
-            seconds = float(torchrun(options, number, "scaling")[-1])
-            rates[number].append(settings.sequences_per_step() * settings.block_size / seconds)
+    numbers = [
+        number
+        for number in range(1, most + 1)
+        if sequences % number == 0 and (number & (number - 1) == 0 or number == most)
+    ]
+    tokens = sequences * settings.block_size
+
+    def rate(number: int) -> float:
+        return tokens / float(torchrun(options, number, "scaling")[-1])
+
+    measures = {number: functools.partial(rate, number) for number in numbers}
+    rates = take_turns(measures, max(3, options.rounds // 3), warm_up=0)
     on_gpus = device.type == "cuda"
     print("each process has a GPU" if on_gpus else f"the processes share {available_cores()} cores")
-    for number, values in rates.items():
+    for number, found in rates.items():
         best = number if on_gpus else 1  # times as fast as one process, at best
-        shares = [100 * mine / one / best for mine, one in zip(values, rates[1], strict=True)]
-        print(f"{number} processes: {summary(values)} tokens/s, efficiency {summary(shares)} %")
+        shares = [100 * ratio / best for ratio in ratios(found, rates[1])]
+        print(f"{number} processes: {summary(found)} tokens/s, efficiency {summary(shares)} %")
 
 
 def measure_network(options: Namespace) -> None:
@@ -160,7 +131,7 @@ def measure_network(options: Namespace) -> None:
         size = 1
         while size <= options.largest:
             tensor = torch.zeros(size * 2**20 // 4, device=device)
-            (seconds,) = median_seconds([lambda tensor=tensor: dist.all_reduce(tensor)], 7, world, device)
+            (seconds,) = median_seconds(world, device, 7, lambda tensor=tensor: dist.all_reduce(tensor))
             algorithm = size * 2**20 / seconds
             bus = 2 * (world.size - 1) / world.size * algorithm
             if world.is_main:
@@ -172,22 +143,32 @@ def measure_network(options: Namespace) -> None:
             size *= 4
 
 
-def measure_profile(update: Update, options: Namespace) -> None:
-    """Write a trace for ui.perfetto.dev, and print how much of the communication computation hides."""
+def measure_profile(update: UpdateFunction, options: Namespace) -> None:
+    """Write a trace for ui.perfetto.dev, and print how much communication is hidden."""
     path = Path(options.trace).resolve()
     if not is_one_of_several():
         print("\n".join(torchrun(options, options.processes, "profile", f"--trace={path}")))
         return
     with joined(options) as (world, device):
-        run, wrapped = shared_run(options, world, device)
-        step, silent = step_function(update, run, wrapped), step_function(update, run, run.forward)
+        run = trial_run(trial_settings(options.config, device), device, world=world)
+        forward = compiled(run)
+        step = step_function(update, run, in_parallel(run, forward))
+        silent = step_function(update, run, forward)
         step()
-        write_trace(step, path, world, device)
+        world.barrier()
+        activities = [ProfilerActivity.CPU]
+        activities += [ProfilerActivity.CUDA] if device.type == "cuda" else []
+        with profile(activities=activities) as profiler:
+            for _ in range(3):
+                step()
+        if world.is_main:
+            profiler.export_chrome_trace(str(path))
         said = f"{options.trace}: three steps of rank 0 of {world.size}"
         if world.size > 1:
             gradients = torch.zeros(sum(x.numel() for x in run.model.parameters()), device=device)
-            runs = step, silent, lambda: dist.all_reduce(gradients)
-            seconds, without, sending = median_seconds(runs, 20, world, device)
+            seconds, without, sending = median_seconds(
+                world, device, 20, step, silent, lambda: dist.all_reduce(gradients)
+            )
             said += (
                 f". A step takes {1e3 * seconds:.3g} ms, and {1e3 * without:.3g} ms where nothing is sent; "
                 f"adding up the gradients by itself takes {1e3 * sending:.3g} ms, "
@@ -198,19 +179,5 @@ def measure_profile(update: Update, options: Namespace) -> None:
 
 
 def hidden_share(step: float, without: float, sending: float) -> float:
-    """The share of the communication time that does not lengthen the step, from 0 to 1."""
+    """The share of the communication that does not lengthen the step, from 0 to 1."""
     return min(1.0, max(0.0, 1 - (step - without) / sending))
-
-
-def write_trace(step: Callable[[], None], path: Path, world: World, device: torch.device) -> None:
-    """Record three steps; rank 0 writes its trace."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    finish(world, device)
-    with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(3):
-            step()
-        finish(world, device)
-    if world.is_main:
-        profiler.export_chrome_trace(str(path))

@@ -2,7 +2,6 @@
 
 import copy
 import statistics
-import time
 from argparse import Namespace
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from engine import kernels
 from engine.device import find_device
 from engine.generation import Sampling, stream
-from engine.measure.timing import machine_limits, summary, synchronize
+from engine.measure.timing import machine_limits, ratios, seconds_of, summary, synchronize
 from engine.shape import count_parameters, empty_model
 from model import GPT, GPTConfig
 
@@ -39,7 +38,7 @@ def measure_sampling(options: Namespace) -> None:
         for _ in range(max(3, options.rounds // 3)):
             rates.append(batch / seconds_per_token(fast, ids, new))
             naive.append(batch / seconds_without_cache(plain, ids, 20 if prompt == 1 else 1))
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates, naive, strict=True))
+        ratio = statistics.median(ratios(rates, naive))
         counts = count_parameters(config)
         weights = (sum(counts.values()) - counts["positions"]) * dtype.itemsize
         read = statistics.median(rates) / batch * weights / limits["bandwidth"]
@@ -55,21 +54,20 @@ def seconds_per_token(model: GPT, ids: Tensor, new: int) -> float:
     tokens = stream(model, ids, new, Sampling(temperature=0.8))
     next(tokens)
     synchronize(ids.device)
-    began = time.perf_counter()
-    count = sum(1 for _ in tokens)
-    synchronize(ids.device)
-    return (time.perf_counter() - began) / count
+    return seconds_of(lambda: list(tokens), ids.device) / (new - 1)
 
 
+@torch.inference_mode()
 def seconds_without_cache(model: GPT, ids: Tensor, new: int) -> float:
     """Seconds per token without a cache, for a text of a full block."""
     block = model.config.block_size
     text = ids.repeat(1, block) if ids.shape[1] == 1 else ids
-    synchronize(ids.device)
-    began = time.perf_counter()
-    with torch.inference_mode():
+
+    def draw() -> None:
+        nonlocal text
         for _ in range(new):
             logits = model.head(model.features(text[:, -block:])[:, -1])
             text = torch.cat((text, logits.float().softmax(-1).multinomial(1)), dim=1)
+
     synchronize(ids.device)
-    return (time.perf_counter() - began) / new
+    return seconds_of(draw, ids.device) / new

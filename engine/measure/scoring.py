@@ -7,6 +7,7 @@ the standard error of that mean. The model must be in evaluation mode.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,12 +29,7 @@ class Score:
         return f"{self.value:.4f} ± {self.error:.4f}"
 
 
-def mean_of(values: Sequence[float]) -> Score:
-    """The mean of independent values, and its standard error: their standard deviation (n - 1) over √n."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    spread = math.fsum((value - mean) ** 2 for value in values)
-    return Score(mean, math.sqrt(spread / (count - 1) / count) if count > 1 else math.nan)
+Figures = dict[str, Score | int | None]  # of a task, by what they are; None: unknown
 
 
 def ratio_of(sums: Sequence[float], counts: Sequence[int]) -> Score:
@@ -44,24 +40,15 @@ def ratio_of(sums: Sequence[float], counts: Sequence[int]) -> Score:
     return Score(ratio, math.sqrt(spread * units / (units - 1)) / total if units > 1 else math.nan)
 
 
+def mean_of(values: Sequence[float]) -> Score:
+    """The mean of independent values, and its standard error."""
+    return ratio_of(values, [1] * len(values))
+
+
 def perplexity_of(loss: Score) -> Score:
     """exp of a loss in nats, with its standard error to first order; infinite from 700 nats on."""
     perplexity = math.exp(loss.value) if loss.value < 700 else math.inf
     return Score(perplexity, perplexity * loss.error)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# text
-
-
-@dataclass(frozen=True)
-class TextScores:
-    """Loss in nats per token, perplexity, and bits per byte (None if the text's bytes are unknown)."""
-
-    loss: Score
-    perplexity: Score
-    bits_per_byte: Score | None
-    tokens: int
 
 
 def sliding_windows(tokens: int, block_size: int, stride: int) -> list[tuple[int, int, int]]:
@@ -84,8 +71,11 @@ def sliding_windows(tokens: int, block_size: int, stride: int) -> list[tuple[int
 @torch.no_grad()
 def score_text(
     model: GPT, ids: Tensor, bytes_per_token: float | None, stride: int, batch_size: int
-) -> TextScores:
-    """Score ids (tokens,) with a sliding window; `bytes_per_token` is a token's mean length in UTF-8."""
+) -> Figures:
+    """Score ids (tokens,) with a sliding window: loss in nats per token, perplexity, bits per byte.
+
+    `bytes_per_token` is a token's mean length in UTF-8; where it is unknown, so are the bits per byte.
+    """
     windows = sliding_windows(len(ids), model.config.block_size, stride)
     sums: list[float] = []
     counts = [last - first + 1 for _, last, first in windows]
@@ -95,17 +85,21 @@ def score_text(
         for logits, targets in predictions(model, rows, counts[batch]):
             sums.append(F.cross_entropy(logits, targets, reduction="sum").item())
     loss = ratio_of(sums, counts)
-    bits = None
-    if bytes_per_token:
-        bits = Score(loss.value / math.log(2) / bytes_per_token, loss.error / math.log(2) / bytes_per_token)
-    return TextScores(loss, perplexity_of(loss), bits, sum(counts))
+    nats = math.log(2) * bytes_per_token if bytes_per_token else None  # of a bit per byte
+    bits = None if nats is None else Score(loss.value / nats, loss.error / nats)
+    return {
+        "loss": loss,
+        "perplexity": perplexity_of(loss),
+        "bits_per_byte": bits,
+        "tokens": sum(counts),
+    }
 
 
 def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield for each row the logits (count, V) that predict its last `count` tokens, and these.
 
-    Logits come in float64 where the device has it, so that the loss is not rounded. Shorter rows are
-    padded on the right, which does not change the logits of a causal model.
+    Logits are float64 where the device has it. Shorter rows are padded on the right, which a causal model
+    does not see.
     """
     device = model.token_embedding.weight.device
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(device)  # (B, T)
@@ -116,13 +110,8 @@ def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> It
         yield scored.to(exact_dtype(device)), padded[index, end - count : end]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# continuations
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """A continuation's log-probability, its number of tokens, and whether greedy decoding would give it."""
+class Continuation(NamedTuple):
+    """A continuation's log-probability and length, and whether greedy decoding would give it."""
 
     log_probability: float
     tokens: int

@@ -1,16 +1,14 @@
-"""How many held-out problems of tasks/ a model solves, as an assistant, or as a base that completes prose."""
+"""How many held-out problems of tasks/ an assistant solves, or a base that completes prose."""
 
-from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import torch
 
 from engine.conversation.answering import answer_all
 from engine.conversation.messages import Message
 from engine.errors import UserError
 from engine.generation import Sampling, TextStream, stream
-from engine.measure.scoring import Score, mean_of
+from engine.measure.scoring import Figures, mean_of
 from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import Tokenizer
 from model import GPT
@@ -19,19 +17,10 @@ from tasks.calculator import answer_to
 
 LONGEST_ANSWER = 80  # tokens
 SEED = 1  # of the problems: the same for all models
+GREEDY = Sampling(temperature=0)
 
 
-@dataclass(frozen=True)
-class TaskScores:
-    """The share of problems solved, of the most difficult ones too, and of answers that end by themselves."""
-
-    accuracy: Score
-    of_the_hardest: Score
-    ended: Score
-    problems: int
-
-
-def score_task(model: GPT, tokenizer: Tokenizer, name: str, count: int, batch_size: int) -> TaskScores:
+def score_task(model: GPT, tokenizer: Tokenizer, name: str, count: int, batch_size: int) -> Figures:
     """Ask `count` held-out problems of a task, each answered with its most probable tokens.
 
     Raises UserError for a base model and a task that has no prose, or a model too small for an answer.
@@ -41,48 +30,43 @@ def score_task(model: GPT, tokenizer: Tokenizer, name: str, count: int, batch_si
         raise UserError(
             f"block_size is {model.config.block_size}; an answer has up to {LONGEST_ANSWER} tokens"
         )
-    solved, ended = [], []
+    if not isinstance(tokenizer, ChatTokenizer) and not all(problem.statement for problem in asked):
+        raise UserError(f"{name} is a task for assistants, and the model is none; tune it first")
+    replies: list[tuple[str, bool]] = []
     for first in range(0, count, batch_size):
         batch = asked[first : first + batch_size]
         if isinstance(tokenizer, ChatTokenizer):
-            replies = answer_as_assistant(model, tokenizer, batch)
+            replies += answer_as_assistant(model, tokenizer, batch)
         else:
-            replies = complete_as_base(model, tokenizer, batch, name)
-        for problem, (text, has_ended) in zip(batch, replies, strict=True):
-            solved.append(float(has_ended and problem.is_solved_by(text)))
-            ended.append(float(has_ended))
+            replies += [complete_as_base(model, tokenizer, problem) for problem in batch]
+    solved = [
+        float(ended and problem.is_solved_by(text))
+        for problem, (text, ended) in zip(asked, replies, strict=True)
+    ]
     hardest = max(problem.difficulty for problem in asked)
     of_hardest = [one for one, problem in zip(solved, asked, strict=True) if problem.difficulty == hardest]
-    return TaskScores(mean_of(solved), mean_of(of_hardest), mean_of(ended), count)
+    return {
+        "accuracy": mean_of(solved),
+        "of_the_hardest": mean_of(of_hardest),
+        "ended": mean_of([float(ended) for _, ended in replies]),
+        "problems": count,
+    }
 
 
 def answer_as_assistant(model: GPT, tokenizer: ChatTokenizer, batch: list[Problem]) -> list[tuple[str, bool]]:
     """The last turn of each answer, and whether it ended by itself."""
     questions = [[Message(**turn) for turn in problem.messages()[: -len(problem.turns)]] for problem in batch]
-    answers = answer_all(model, tokenizer, questions, LONGEST_ANSWER, Sampling(temperature=0), answer_to)
+    answers = answer_all(model, tokenizer, questions, LONGEST_ANSWER, GREEDY, answer_to)
     return [(answer.text, answer.ended) for answer in answers]
 
 
-def complete_as_base(
-    model: GPT, tokenizer: Tokenizer, batch: list[Problem], name: str
-) -> list[tuple[str, bool]]:
-    """The rest of the line that states each problem's solution, and whether the line ended."""
-    replies = []
-    for problem in batch:
-        if not problem.statement:
-            raise UserError(f"{name} is a task for assistants, and the model is none; tune it first")
-        ids = torch.from_numpy(np.asarray(tokenizer.encode(problem.beginning())))[None]
-        text, line = TextStream(tokenizer, stop="\n"), ""
-        for token in stream(
-            model,
-            ids.to(model.token_embedding.weight.device),
-            LONGEST_ANSWER,
-            Sampling(temperature=0),
-            n_tokens=tokenizer.vocab_size,
-        ):
-            line += text.push(int(token))
-            if text.stopped:
-                break
-        ended = text.stopped
-        replies.append((line + text.finish(), ended))
-    return replies
+def complete_as_base(model: GPT, tokenizer: Tokenizer, problem: Problem) -> tuple[str, bool]:
+    """The rest of the line that states the solution, and whether the line ended."""
+    ids = torch.from_numpy(tokenizer.encode(problem.beginning()))[None]
+    ids = ids.to(model.token_embedding.weight.device)
+    text, line = TextStream(tokenizer, stop="\n"), ""
+    for token in stream(model, ids, LONGEST_ANSWER, GREEDY, n_tokens=tokenizer.vocab_size):
+        line += text.push(int(token))
+        if text.stopped:
+            return line, True
+    return line + text.finish(), False

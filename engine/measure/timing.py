@@ -1,13 +1,15 @@
-"""Helpers of every measurement: the machine's limits, the best of several times, a median with its spread."""
+"""What every measurement stands on: turns, a median with its spread, and the machine's limits."""
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from engine.device import device_name
+
+Name = TypeVar("Name")
 
 
 def summary(values: Sequence[float]) -> str:
@@ -17,21 +19,40 @@ def summary(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3g} ({low:.3g} to {high:.3g})"
 
 
+def take_turns(
+    measures: Mapping[Name, Callable[[], float]], rounds: int, warm_up: int = 1
+) -> dict[Name, list[float]]:
+    """The figures of several measurements, taken in turns, but for the rounds that warm up."""
+    figures: dict[Name, list[float]] = {name: [] for name in measures}
+    for _ in range(warm_up + rounds):
+        for name, measure in measures.items():
+            figures[name].append(measure())
+    return {name: values[warm_up:] for name, values in figures.items()}
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Our figure of each round as a share of theirs."""
+    return [one / other for one, other in zip(ours, theirs, strict=True)]
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device to finish its queue."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
+def seconds_of(run: Callable[[], Any], device: torch.device | None = None) -> float:
+    """Seconds of a call, until the device has finished."""
+    began = time.perf_counter()
+    run()
+    if device is not None:
+        synchronize(device)
+    return time.perf_counter() - began
+
+
 def best_time(run: Callable[[], Any], rounds: int, device: torch.device) -> float:
     """Seconds of the fastest of several runs, after one warm-up run."""
-    times = []
-    for _ in range(rounds + 1):
-        began = time.perf_counter()
-        run()
-        synchronize(device)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+    return min([seconds_of(run, device) for _ in range(rounds + 1)][1:])
 
 
 def machine_limits(device: torch.device) -> dict[str, float]:

@@ -3,13 +3,13 @@
     torchrun --standalone --nproc_per_node=8 train.py configs/gpt2.py --parallel=fsdp
 
 Under FSDP (Zhao et al., 2023; the idea is ZeRO's, Rajbhandari et al., 2020) parameters, gradients and
-optimizer state are DTensors, cut along their first dimension: rank r holds the r-th of N chunks of rows. A
-block's parameters are gathered just before they are used and freed after, its gradients summed into shards.
-Every function here accepts plain tensors as well, so callers need not know which they have. DTensor, whose
+optimizer state are DTensors: rank r holds the r-th of N chunks of rows. A block's parameters are gathered
+just before they are used and freed after. Every function here accepts plain tensors as well. DTensor, whose
 import takes half a second, is imported only where it is needed.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -55,7 +55,7 @@ def sharded_model(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the model was made by `sharded_model`, so that all processes must call it together."""
+    """Whether all processes must call the model together."""
     return hasattr(model, "set_requires_gradient_sync")
 
 
@@ -91,32 +91,22 @@ def recompute_blocks(model: GPT) -> None:
     Results do not change: dropout is drawn again from the same generator state (Chen et al., 2016).
     """
     for block in model.blocks:
-        block.forward = _recomputed_in_training(block, block.forward)
-
-
-def _recomputed_in_training(block: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def recomputed(*inputs: Any) -> Tensor:
-        if block.training:
-            return checkpoint(forward, *inputs, use_reentrant=False)
-        return forward(*inputs)
-
-    return recomputed
+        recomputed = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = _in_training(block, recomputed, block.forward)
 
 
 def compile_blocks(model: GPT) -> GPT:
-    """Compile each block on its own, for training, since FSDP gathers between blocks. Returns the model."""
+    """Compile each block on its own, since FSDP gathers between blocks. Returns the model."""
     for block in model.blocks:
-        block.forward = _compiled_in_training(block, block.forward)
+        block.forward = _in_training(block, torch.compile(block.forward, dynamic=False), block.forward)
     return model
 
 
-def _compiled_in_training(block: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    compiled = torch.compile(forward, dynamic=False)
+def _in_training(block: nn.Module, special: Callable, plain: Callable) -> Callable[..., Tensor]:
+    def forward(*inputs: Any) -> Tensor:
+        return special(*inputs) if block.training else plain(*inputs)
 
-    def compiled_in_training(*inputs: Any) -> Tensor:
-        return compiled(*inputs) if block.training else forward(*inputs)
-
-    return compiled_in_training
+    return forward
 
 
 @contextlib.contextmanager

@@ -1,86 +1,72 @@
 """Report which process of a run hangs, and where.
 
-A process that is stopped, swapped out or in an endless loop leaves the others waiting in a collective
-operation until it times out, and that error names a waiting process, not the one at fault. So every process
+A collective operation that times out names a process that waits, not the one at fault. So every process
 writes its position into the group's store now and then, and a stalled process reports the positions of all.
 """
 
+import contextlib
+import functools
 import json
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
+from typing import Any
 
 from engine.parallel.world import World
+from engine.versions import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LISTED = 8  # processes that a report names
 PATIENCE_AFTER_ERROR = 5.0  # seconds for the thread to end after an error, which may be the store's
 
 
-class HasStep(Protocol):
-    """An object that counts completed steps."""
+@contextlib.contextmanager
+def watchdog(world: World, state: Any, seconds: float) -> Iterator[None]:
+    """Report, from a thread, when this process makes no progress for `seconds`."""
+    if world.size == 1:
+        yield
+        return
+    ended, watched = threading.Event(), threading.get_ident()
+    watch = functools.partial(_watch, world, lambda: place_of(watched, state.step + 1), seconds, ended)
+    thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+    thread.start()
+    patience: float | None = PATIENCE_AFTER_ERROR
+    try:
+        yield
+        patience = None
+    finally:  # the process would abort if the thread were in the store's C++ code at exit
+        ended.set()
+        thread.join(patience)
 
-    step: int
+
+def _watch(world: World, find_place: Callable[[], str], seconds: float, ended: threading.Event) -> None:
+    # A connection of its own: the training thread may block the other.
+    store = world.store.clone()  # pyright: ignore[reportAttributeAccessIssue]
+    place, since, told = "", time.monotonic(), False
+    while not ended.wait(seconds / 4):
+        now = find_place()
+        if now != place:
+            place, since, told = now, time.monotonic(), False
+        store.set(f"place of rank {world.rank}", json.dumps([place, time.time()]))
+        if not told and time.monotonic() - since >= seconds:
+            told = True
+            notes = {}
+            for rank in range(world.size):
+                key = f"place of rank {rank}"
+                notes[rank] = json.loads(store.get(key)) if store.check([key]) else ["the start", 0.0]
+            text = report(notes, world.rank, seconds)
+            if text is not None:
+                print(text, file=sys.stderr, flush=True)
 
 
-class Watchdog:
-    """Reports, from a thread, when this process has made no progress for `seconds`.
-
-    The thread writes the step and the current function into the store several times in `seconds`; the
-    training loop needs no call for it.
-    """
-
-    def __init__(self, world: World, state: HasStep, seconds: float) -> None:
-        self.world, self.state, self.seconds = world, state, seconds
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._watched = threading.get_ident()
-
-    def __enter__(self) -> "Watchdog":
-        if self.world.size > 1:
-            self._watched = threading.get_ident()
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the thread. The process would abort if the thread were in the store's C++ code at exit."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join(None if kind is None else PATIENCE_AFTER_ERROR)
-
-    def _watch(self) -> None:
-        # A connection of its own: the training thread may block the other.
-        store = self.world.store.clone()  # pyright: ignore[reportAttributeAccessIssue]
-        place, since, told = "", time.monotonic(), False
-        while not self._ended.wait(self.seconds / 4):
-            now = self.place()
-            if now != place:
-                place, since, told = now, time.monotonic(), False
-            store.set(f"place of rank {self.world.rank}", json.dumps([place, time.time()]))
-            if not told and time.monotonic() - since >= self.seconds:
-                told = True
-                notes = {}
-                for rank in range(self.world.size):
-                    key = f"place of rank {rank}"
-                    notes[rank] = json.loads(store.get(key)) if store.check([key]) else ["the start", 0.0]
-                text = report(notes, self.world.rank, self.seconds)
-                if text is not None:
-                    print(text, file=sys.stderr, flush=True)
-
-    def place(self) -> str:
-        """Position of the training thread, e.g. "step 12, in update (train.py, line 140)"."""
-        frames = traceback.extract_stack(sys._current_frames()[self._watched])
-        ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT)]
-        inner = (ours or frames)[-1]
-        where = f"in {inner.name} ({Path(inner.filename).name}, line {inner.lineno})"
-        return f"step {self.state.step + 1}, {where}"
+def place_of(thread: int, step: int) -> str:
+    """Position of a thread, e.g. "step 12, in update (train.py, line 140)"."""
+    frames = traceback.extract_stack(sys._current_frames()[thread])
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT)]
+    inner = (ours or frames)[-1]
+    return f"step {step}, in {inner.name} ({Path(inner.filename).name}, line {inner.lineno})"
 
 
 def report(notes: dict[int, tuple[str, float]], rank: int, seconds: float) -> str | None:

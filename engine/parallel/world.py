@@ -51,7 +51,7 @@ class World:
         return json.loads(self.store.get(key))
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank, on every process; anything that JSON can hold."""
+        """The values of all processes, by rank; anything that JSON can hold."""
         if self.size == 1:
             return [value]
         call = next(self._calls)
@@ -66,7 +66,7 @@ class World:
         return tensor
 
     def barrier(self) -> None:
-        """Wait until every process has called this. Raises RuntimeError after the group's timeout."""
+        """Wait for all processes. Raises RuntimeError after the group's timeout."""
         if self.size > 1:
             dist.barrier()
 
@@ -113,11 +113,11 @@ def join(timeout: float = 1800.0, device: str = "auto") -> World:
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     backend = "gloo"
     if torch.cuda.is_available() and device != "cpu":
-        if local_rank >= torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
             raise UserError(
-                f"{local_size} processes were started on a machine with {torch.cuda.device_count()} GPUs; "
-                f"start torchrun with --nproc_per_node={torch.cuda.device_count()}, or train with "
-                f"--device=cpu"
+                f"{local_size} processes were started on a machine with {gpus} GPUs; start torchrun with "
+                f"--nproc_per_node={gpus}, or train with --device=cpu"
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
@@ -137,16 +137,13 @@ def describe_ranks(ranks: list[dict[str, Any]]) -> str:
 
     E.g. "node-a: ranks 0 to 7 on cuda:0 to cuda:7; node-b: rank 8 on cuda:0; seed 1337".
     """
-    hosts: dict[str, list[dict[str, Any]]] = {}
-    for rank in ranks:
-        hosts.setdefault(rank["host"], []).append(rank)
     parts = []
-    for host, there in hosts.items():
-        first, last = there[0], there[-1]
-        several, devices = len(there) > 1, first["device"]
-        numbers = f"ranks {first['rank']} to {last['rank']}" if several else f"rank {first['rank']}"
-        devices += f" to {last['device']}" if last["device"] != devices else ""
-        parts.append(f"{host}: {numbers} on {devices}")
+    for host, group in itertools.groupby(ranks, lambda rank: rank["host"]):
+        first, *others = group
+        last = others[-1] if others else first
+        numbers = f"ranks {first['rank']} to {last['rank']}" if others else f"rank {first['rank']}"
+        end = f" to {last['device']}" if last["device"] != first["device"] else ""
+        parts.append(f"{host}: {numbers} on {first['device']}{end}")
     seeds = sorted({rank["seed"] for rank in ranks})
     return f"{'; '.join(parts)}; seed {', '.join(map(str, seeds))}"
 

@@ -26,7 +26,7 @@ def explain_divergence(run: Run, forward: Any, update: UpdateFunction, step: int
     assert run.folder is not None, "a run that trains has a folder"
     checkpoint, _ = checkpoints.open_newest(run.folder)
     state = RunState.from_meta(checkpoint.meta)
-    checkpoints.load_weights(run.model, checkpoint.tensors("model"), str(checkpoint.folder))
+    checkpoints.load_weights(run.model, checkpoint.tensors("model"))
     restore_optimizer(run.model, run.optimizer, checkpoint.tensors("optimizer"))
     run.scaler.load_state_dict(checkpoint.meta["scaler"])
     run.optimizer.zero_grad(set_to_none=True)

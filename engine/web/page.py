@@ -2,10 +2,9 @@
 
     page = build_page(Path("engine/explore/page"), ("sampling.js", "page.js"), {"model": ...})
 
-The folder holds `page.html`, `page.css` and the scripts; before them come style and script of `shared/`,
-which are those of all pages. In `page.html` the marks @@POLICY@@, @@STYLE@@, @@SCRIPT@@ and @@DATA@@ stand
-where the parts go, each once; @@DATA@@ within a `<script type="application/json">`, from where the page's own
-script reads it.
+The folder holds `page.html`, `page.css` and the scripts; before them come style and script of `shared/`.
+In `page.html` @@POLICY@@, @@STYLE@@, @@SCRIPT@@ and @@DATA@@ stand where the parts go, each once; @@DATA@@
+within a `<script type="application/json">`.
 """
 
 import base64

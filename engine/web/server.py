@@ -3,10 +3,9 @@
     server = make_server({"/": page}, answer, port=0)
     serve(server, "the page", "", open_browser=True)
 
-GET returns a page. Anything else goes to `answer(path, question)`, the JSON body of a POST as the question
-and None for a GET. It returns a dictionary, sent as JSON, or a generator of dictionaries, sent as
-server-sent events as they come. It refuses by `raise Refused(400, "the prompt is empty")`. Requests are
-handled in parallel, each in its own thread.
+GET returns a page. Anything else goes to `answer(path, question)`, from a thread for each request: the JSON
+body of a POST as the question, None for a GET. It returns a dictionary, sent as JSON, or a generator of them,
+sent as server-sent events as they come. It refuses by `raise Refused(400, "the prompt is empty")`.
 
 Host and Origin must be the server's own: this keeps out scripts of other sites and DNS rebinding. Programs,
 which send no Origin, are answered where `programs` says so. A body has at most MAX_BODY bytes.
@@ -33,7 +32,7 @@ Answer = Callable[[str, Any], dict[str, Any] | Answers]
 
 
 class Refused(Exception):
-    """A refused request: an HTTP status, a sentence for the person who asked, and a code for programs."""
+    """A refused request: an HTTP status, a sentence for people, and a code for programs."""
 
     def __init__(self, status: int, sentence: str, code: str | None = None) -> None:
         super().__init__(sentence)
@@ -48,10 +47,7 @@ class Refused(Exception):
 def make_server(
     pages: Mapping[str, Page], answer: Answer, port: int, programs: bool = False
 ) -> ThreadingHTTPServer:
-    """A server at `port` (0: any free one, see its `server_port`), not yet serving.
-
-    Raises UserError for a port that cannot be had.
-    """
+    """A server at `port` (0: any free one), not yet serving. Raises UserError."""
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, pages, answer, programs))
     except (OSError, OverflowError) as error:
@@ -88,27 +84,27 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send a page, or what `answer` has to say."""
         page = self.pages.get("/" if self.path == "/index.html" else self.path)
-        try:
-            self._check_host()
-            if page is not None:
-                self._send(200, "text/html; charset=utf-8", page.html.encode(), page.policy)
-            else:
-                self._send_answer(self.answer(self.path, None))
-        except Refused as refused:
-            self._refuse(refused)
+        self._respond(lambda: page or self.answer(self.path, None))
 
     def do_POST(self) -> None:
         """Answer a question."""
+        self._respond(lambda: self.answer(self.path, self._read_question()))
+
+    def _respond(self, find: Callable[[], Page | dict[str, Any] | Answers]) -> None:
         try:
             self._check_host()
-            self._check_origin()
-            answer = self.answer(self.path, self._read_question())
+            found = find()
         except Refused as refused:
-            self._refuse(refused)
+            self._send(refused.status, "application/json", _as_json(refused.content()))
             if refused.status == 413:
                 self._skip_body()
+            return
+        if isinstance(found, Page):
+            self._send(200, "text/html; charset=utf-8", found.html.encode(), found.policy)
+        elif isinstance(found, dict):
+            self._send(200, "application/json", _as_json(found))
         else:
-            self._send_answer(answer)
+            self._send_events(found)
 
     def _check_host(self) -> None:
         """Raise Refused for a request to another host name (DNS rebinding)."""
@@ -116,14 +112,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):
             raise Refused(403, f"ask for http://127.0.0.1:{port}/")
 
-    def _check_origin(self) -> None:
-        """Raise Refused for a POST from another site's page, or from a program where none may ask."""
+    def _read_question(self) -> Any:
+        """A POST's body, read as JSON. Raises Refused.
+
+        Pages of other sites may not ask, nor programs where `programs` does not say so.
+        """
         origin = self.headers.get("Origin")
         if origin != f"http://{self.headers['Host']}" and not (self.programs and origin is None):
             raise Refused(403, "only the page itself may ask")
-
-    def _read_question(self) -> Any:
-        """The request's body, read as JSON. Raises Refused."""
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             raise Refused(411, "a question says how long it is")
@@ -140,38 +136,26 @@ class Handler(BaseHTTPRequestHandler):
             if not self.rfile.read(MAX_BODY):
                 return
 
-    def _refuse(self, refused: Refused) -> None:
-        self._send(refused.status, "application/json", _as_json(refused.content()))
-
-    def _send_answer(self, answer: dict[str, Any] | Answers) -> None:
-        if isinstance(answer, dict):
-            self._send(200, "application/json", _as_json(answer))
-        else:
-            self._send_events(answer)
-
     def _send(self, status: int, content_type: str, body: bytes, policy: str = NOTHING) -> None:
-        self._send_head(status, content_type, policy, {"Content-Length": str(len(body))})
+        self._send_head(status, content_type, policy, len(body))
         self.wfile.write(body)
 
     def _send_events(self, answers: Answers) -> None:
         """Send each answer as an event, and [DONE]; closing the connection ends the response (HTTP/1.0).
 
-        A refusal in mid-stream becomes the last event. If the reader disconnects, the generator is closed.
+        A refusal becomes the last event. If the reader disconnects, the generator is closed.
         """
-        self._send_head(200, "text/event-stream", NOTHING, {})
+        self._send_head(200, "text/event-stream", NOTHING)
         with contextlib.closing(answers):
+            end = b"[DONE]"
             try:
                 for answer in answers:
-                    self._send_event(_as_json(answer))
+                    self.wfile.write(b"data: " + _as_json(answer) + b"\n\n")
             except Refused as refused:
-                self._send_event(_as_json(refused.content()))
-            else:
-                self._send_event(b"[DONE]")
+                end = _as_json(refused.content())
+            self.wfile.write(b"data: " + end + b"\n\n")
 
-    def _send_event(self, data: bytes) -> None:
-        self.wfile.write(b"data: " + data + b"\n\n")
-
-    def _send_head(self, status: int, content_type: str, policy: str, more: dict[str, str]) -> None:
+    def _send_head(self, status: int, content_type: str, policy: str, length: int | None = None) -> None:
         headers = {
             "Content-Type": content_type,
             "Content-Security-Policy": policy + "; frame-ancestors 'none'",
@@ -180,7 +164,9 @@ class Handler(BaseHTTPRequestHandler):
             "Cache-Control": "no-store",
         }
         self.send_response(status)
-        for name, value in (headers | more).items():
+        if length is not None:
+            headers["Content-Length"] = str(length)
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
 

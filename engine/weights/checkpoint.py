@@ -4,8 +4,7 @@
     out/NAME/checkpoints/step-00000250/        model.safetensors, optimizer.safetensors, meta.json
     out/NAME/last, out/NAME/best               text files that name a checkpoint
 
-meta.json holds the SHA-256 of the other files and of itself, so damage is noticed. Nothing in a checkpoint
-can run code: safetensors and JSON only. saving.py writes them.
+meta.json holds the SHA-256 of the other files and of itself. Nothing in a checkpoint can run code.
 
     from engine.weights.checkpoint import load
     model, tokenizer = load("out/shakespeare_char")
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -30,7 +28,7 @@ from engine.parallel.sharding import copy_into
 from engine.runs import RUNS_FOLDER, STEP_NAME, checkpoint_folders, similar_run
 from engine.shape import empty_model
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
-from engine.weights.shapes import SIZES, check_fits, parameter_shapes, shapes_of
+from engine.weights.shapes import SIZES, check_fits, parameter_shapes, read_tensors
 from model import GPT, GPTConfig
 
 FORMAT = 1
@@ -47,17 +45,11 @@ class Checkpoint:
     meta: dict[str, Any]
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """All tensors of a part ("model" or "optimizer") by name, on the CPU. Raises UserError.
-
-        They are mapped from the files, so a process that copies its slices reads no more than these.
-        """
+        """All tensors of a part ("model" or "optimizer") by name, on the CPU. Raises UserError."""
         tensors: dict[str, Tensor] = {}
         for name in sorted(self.meta["files"]):
             if name.split(".")[0].split("-")[0] == part:
-                try:
-                    tensors |= safetensors.torch.load_file(self.folder / name)
-                except (OSError, safetensors.SafetensorError) as error:
-                    raise UserError(f"{self.folder / name} cannot be read: {error}") from error
+                tensors |= read_tensors(self.folder / name)
         return tensors
 
     def model_config(self) -> GPTConfig:
@@ -65,20 +57,14 @@ class Checkpoint:
         return GPTConfig(**self.meta["model"])
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors. Raises UserError where they are not the parameters that the code builds."""
-        tensors = self.tensors("model")
-        check_fits(
-            parameter_shapes(self.model_config(), tensors, str(self.folder)), tensors, str(self.folder)
-        )
+        """The model's tensors. Raises UserError where the code builds others."""
+        tensors, where = self.tensors("model"), str(self.folder)
+        check_fits(parameter_shapes(self.model_config(), tensors, where), tensors, where)
         return tensors
 
 
-# ------------------------------------------------------------------------------------------------------------
-# finding checkpoints
-
-
 def named_checkpoint(run: Path, name: str) -> str | None:
-    """The checkpoint that the text file `last` or `best` of a run names; None where it names none."""
+    """The checkpoint that a run's file `last` or `best` names, if any."""
     try:
         text = (run / name).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -92,17 +78,16 @@ def newest_finished(name: str, root: Path = RUNS_FOLDER) -> Path:
     An older one is never taken in the place of one that is under way.
     """
     pattern = re.compile(re.escape(name) + r"(-\d+)?")
-    runs = [path for path in root.glob("*/config.json") if pattern.fullmatch(path.parent.name)]
+    runs = [path.parent for path in root.glob("*/config.json") if pattern.fullmatch(path.parent.name)]
     if not runs:
         raise UserError(
             f"there is no run {root / name} to start from; train it: python train.py configs/{name}.py"
         )
 
-    def last_change(config: Path) -> float:
-        saved = checkpoint_folders(config.parent)
-        return max(config.stat().st_mtime, saved[0].stat().st_mtime if saved else 0.0)
+    def last_change(run: Path) -> float:
+        return max(path.stat().st_mtime for path in (run / "config.json", *checkpoint_folders(run)[:1]))
 
-    run = max(runs, key=last_change).parent
+    run = max(runs, key=last_change)
     if not checkpoint_folders(run) or not is_finished(open_newest(run)[0].meta):
         raise UserError(
             f"{run} is the newest run of {name}, and it is not finished; let it end (--init_from=resume "
@@ -112,7 +97,7 @@ def newest_finished(name: str, root: Path = RUNS_FOLDER) -> Path:
 
 
 def is_finished(meta: Mapping[str, Any]) -> bool:
-    """Whether a run has made all its steps, or lost its patience, by a checkpoint's meta.json."""
+    """Whether a run has made all its steps, or lost its patience."""
     settings = meta.get("settings", {})
     patience = settings.get("patience")
     impatient = patience is not None and meta.get("evaluations_without_gain", 0) >= patience
@@ -136,7 +121,7 @@ def open_checkpoint(run: Path, which: str) -> Checkpoint:
 
 
 def open_newest(run: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest intact checkpoint of a run, and a remark on each damaged one passed. Raises UserError."""
+    """The newest intact checkpoint, and a remark on each damaged one passed. Raises UserError."""
     remarks: list[str] = []
     for folder in checkpoint_folders(run):
         try:
@@ -146,12 +131,8 @@ def open_newest(run: Path) -> tuple[Checkpoint, list[str]]:
     raise UserError(f"{run} holds no intact checkpoint: {'; '.join(remarks) or 'there is none'}")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# reading one
-
-
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint's meta.json and check all hashes. Raises UserError that names what is damaged."""
+    """Read meta.json and check all hashes. Raises UserError that names what is damaged."""
     path = folder / "meta.json"
     meta = read_json_object(path, "the checkpoint is damaged")
     if meta.get("format") not in (FORMAT, None):
@@ -191,25 +172,20 @@ def model_from(
     dropout: float | None = None,
     empty: Callable[..., GPT] = empty_model,
 ) -> GPT:
-    """The checkpoint's model on a device; precision and dropout are its own unless given; `empty` builds it.
-
-    Raises UserError for weights that are not those of the module that the code builds.
-    """
+    """The model; precision and dropout are its own unless given. Raises UserError."""
     config = checkpoint.model_config()
     if dropout is not None:
         config = dataclasses.replace(config, dropout=dropout)
     tensors = checkpoint.weights()
-    model = empty(config, device, dtype or next(iter(tensors.values())).dtype)
-    load_weights(model, tensors, str(checkpoint.folder))
-    return model
+    return load_weights(empty(config, device, dtype or next(iter(tensors.values())).dtype), tensors)
 
 
 @torch.no_grad()
-def load_weights(model: GPT, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy tensors into a model, or this process's slices of them. Raises UserError where they do not fit."""
-    check_fits(shapes_of(model), tensors, where)
+def load_weights(model: GPT, tensors: Mapping[str, Tensor]) -> GPT:
+    """Copy tensors that fit, or this process's slices of them, into a model; returns it."""
     for name, parameter in model.named_parameters():
         copy_into(parameter, tensors[name])
+    return model
 
 
 def load(

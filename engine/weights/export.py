@@ -20,7 +20,7 @@ from engine.text.byte_pairs import MergesTokenizer
 from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer_files import byte_pairs_of, chat_template, tokenizer_files
 from engine.versions import versions
-from engine.weights.gpt2_layout import TRANSPOSED, gpt2_name, tensors_for_gpt2
+from engine.weights.gpt2_layout import tensors_for_gpt2
 from engine.weights.hugging_face import ACTIVATIONS, EPSILON, OUR_NAMES
 from engine.weights.pretrained import Pretrained
 from engine.weights.saving import save_checkpoint
@@ -34,10 +34,7 @@ HELD = (*SIZES, "dropout", "bias", "activation", "tied_head", "separator")
 
 @contextlib.contextmanager
 def written_whole(place: Path) -> Iterator[Path]:
-    """A path beside `place`, to write a file or a folder to, which takes the place when all went well.
-
-    Raises UserError where something is there already, or the disk does not take it.
-    """
+    """A path beside `place`, which takes its place when all went well. Raises UserError."""
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise UserError(f"{place} exists already and is not empty; name a new one")
     try:
@@ -53,7 +50,7 @@ def written_whole(place: Path) -> Iterator[Path]:
 
 
 def check_is_gpt2(config: GPTConfig) -> None:
-    """Raise UserError where the model is more than GPT-2's layout can hold, naming the settings to blame."""
+    """Raise UserError where GPT-2's layout cannot hold the model, naming the settings to blame."""
     in_the_way = [
         f"{field.name}={getattr(config, field.name)}"
         for field in dataclasses.fields(config)
@@ -68,15 +65,10 @@ def check_is_gpt2(config: GPTConfig) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Hugging Face
-
-
 def hugging_face_config(found: Pretrained) -> dict[str, Any]:
-    """config.json of `GPT2LMHeadModel`. `bias` is our own note: models without biases come back as such."""
+    """config.json of `GPT2LMHeadModel`; `bias` is a note of ours."""
     config = found.config
     end_of_text = None if found.tokenizer is None else found.tokenizer.end_of_text
-    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
     dtype = found.tensors["token_embedding.weight"].dtype
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -84,7 +76,7 @@ def hugging_face_config(found: Pretrained) -> dict[str, Any]:
         **{theirs: getattr(config, ours) for theirs, ours in OUR_NAMES.items()},
         "n_ctx": config.block_size,
         "n_inner": None,
-        "activation_function": activation,
+        "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.activation],
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "layer_norm_epsilon": EPSILON,
@@ -95,10 +87,11 @@ def hugging_face_config(found: Pretrained) -> dict[str, Any]:
     }
 
 
-def generation_config(found: Pretrained, description: dict[str, Any]) -> dict[str, Any]:
+def generation_config(found: Pretrained) -> dict[str, Any]:
     """generation_config.json: an assistant ends its turn at any special token and writes no unused id."""
-    generation = {name: description[name] for name in ("bos_token_id", "eos_token_id")}
     tokenizer = found.tokenizer
+    end_of_text = None if tokenizer is None else tokenizer.end_of_text
+    generation: dict[str, Any] = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     if isinstance(tokenizer, ChatTokenizer):
         special = {tokenizer.end_of_turn, tokenizer.separator, *tokenizer.ids.values()}
         generation |= {"eos_token_id": sorted(special), "pad_token_id": tokenizer.separator}
@@ -107,26 +100,17 @@ def generation_config(found: Pretrained, description: dict[str, Any]) -> dict[st
 
 
 def write_hugging_face(found: Pretrained, folder: Path) -> None:
-    """Write config.json, model.safetensors and the tokenizer's files into a new folder. Raises UserError."""
+    """Write a new folder that `transformers` loads. Raises UserError."""
     check_is_gpt2(found.config)
-    description = hugging_face_config(found)
     files = {} if found.tokenizer is None else tokenizer_files(found.tokenizer, found.config.block_size)
-    files["config.json"] = json.dumps(description, indent=1).encode()
-    generation = generation_config(found, description)
-    files["generation_config.json"] = json.dumps(generation, indent=1).encode()
-    weights = {}
-    for name, tensor in tensors_for_gpt2(found.config, found.tensors).items():
-        weights[gpt2_name(name)] = (tensor.mT if name.endswith(TRANSPOSED) else tensor).contiguous()
-
+    files["config.json"] = json.dumps(hugging_face_config(found), indent=1).encode()
+    files["generation_config.json"] = json.dumps(generation_config(found), indent=1).encode()
+    weights = tensors_for_gpt2(found.config, found.tensors, transposed=True)
     with written_whole(folder) as beside:
         beside.mkdir()
         for name, content in files.items():
             (beside / name).write_bytes(content)
         safetensors.torch.save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
-
-
-# ------------------------------------------------------------------------------------------------------------
-# GGUF
 
 
 def write_gguf(found: Pretrained, path: Path) -> None:
@@ -137,7 +121,7 @@ def write_gguf(found: Pretrained, path: Path) -> None:
         raise UserError("writing GGUF takes the package gguf: pip install gguf") from error
     config = found.config
     check_is_gpt2(config)
-    tensors = tensors_for_gpt2(config, found.tensors)
+    tensors = tensors_for_gpt2(config, found.tensors, transposed=False)
     pairs = gguf_byte_pairs(found)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
     with written_whole(path) as beside:
@@ -156,7 +140,7 @@ def write_gguf(found: Pretrained, path: Path) -> None:
             writer.add_chat_template(chat_template(special, pairs.end, marks_targets=False))
             writer.add_eot_token_id(found.tokenizer.end_of_turn)
         for name, tensor in tensors.items():
-            theirs = names.get_name(gpt2_name(name), try_suffixes=(".weight", ".bias"))
+            theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
             assert theirs is not None, f"llama.cpp has no name for {name}"
             writer.add_tensor(theirs, tensor.float().numpy())
         writer.write_header_to_file()
@@ -180,7 +164,7 @@ def gguf_byte_pairs(found: Pretrained) -> MergesTokenizer:
 
 
 def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None:
-    """Tokens in the order of their ids, the padding of the model's vocabulary as unused ones."""
+    """Write tokens in the order of their ids, and padding as unused ones."""
     import gguf
 
     tokens = [f"[unused{index}]" for index in range(vocab_size)]
@@ -200,12 +184,8 @@ def add_vocabulary(writer: Any, pairs: MergesTokenizer, vocab_size: int) -> None
     writer.add_eos_token_id(pairs.end_of_text)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# a run folder of ours
-
-
 def write_run(found: Pretrained, folder: Path) -> None:
-    """Write a run folder with one checkpoint, step 0, no optimizer: to sample, evaluate or finetune from."""
+    """Write a run folder with one checkpoint, step 0, and no optimizer."""
     meta = {
         "model": dataclasses.asdict(found.config),
         "settings": shape_settings(found.config),

@@ -35,7 +35,7 @@ OUTER_WRAPPERS = ("module", "model")
 
 
 def gpt2_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """What GPT-2's layout has a place for, biases included: names of ours, and shapes as (out, in)."""
+    """What GPT-2's layout has a place for: our names, and shapes as (out, in)."""
     width = config.n_embd
     block = {
         "attention_norm": (width,),
@@ -52,16 +52,11 @@ def gpt2_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     modules = {f"blocks.{layer}.{name}": block[name] for layer in range(config.n_layer) for name in block}
     for name, shape in (modules | {"final_norm": (width,)}).items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    if not config.tied_head:
-        shapes["head.weight"] = (config.vocab_size, width)
-    return shapes
+    return shapes if config.tied_head else shapes | {"head.weight": (config.vocab_size, width)}
 
 
 def gpt2_name(name: str) -> str:
-    """GPT-2's name of our parameter: blocks.3.mlp.up.weight is transformer.h.3.mlp.c_fc.weight.
-
-    Raises UserError for a parameter that GPT-2 does not have.
-    """
+    """GPT-2's name of our parameter, as above. Raises UserError for one that GPT-2 does not have."""
     if name == "head.weight":
         return "lm_head.weight"
     place, _, kind = name.rpartition(".")
@@ -83,7 +78,7 @@ def unwrapped(name: str) -> str:
 
 
 def unwrap(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Foreign weights by their own names; attention masks that older files carry are left out.
+    """Foreign weights by their own names, without the attention masks of older files.
 
     Raises UserError where two of them have the same name.
     """
@@ -98,7 +93,7 @@ def unwrap(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
 
 
 def head_is_tied(weights: Mapping[str, Tensor]) -> bool:
-    """Whether unwrapped weights leave the head and the token embedding one: not where two differ."""
+    """Whether the head can be the token embedding: not where both are there and differ."""
     head, embedding = weights.get("lm_head.weight"), weights.get("transformer.wte.weight")
     return head is None or embedding is None or torch.equal(head, embedding)
 
@@ -119,8 +114,7 @@ def tensors_from_gpt2(
     shapes = parameter_shapes(config, left, where)
     swapped = {name for name in shapes if transposed and name.endswith(TRANSPOSED)}
     expected = {gpt2_name(name): shape[::-1] if name in swapped else shape for name, shape in shapes.items()}
-    reason = "they do not belong together"
-    check_fits(expected, left, where, holder="the weights", wanted_by="the configuration", reason=reason)
+    check_fits(expected, left, where, "the weights", "the configuration", "they do not belong together")
     tensors = {}
     for name in shapes:
         tensor = left[gpt2_name(name)]
@@ -132,21 +126,18 @@ def tensors_from_gpt2(
     return tensors
 
 
-def tensors_for_gpt2(config: GPTConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tensors, by our names, with zeros for each bias of GPT-2's layout that the model lacks.
+def tensors_for_gpt2(
+    config: GPTConfig, tensors: Mapping[str, Tensor], *, transposed: bool
+) -> dict[str, Tensor]:
+    """A model's tensors by GPT-2's names, with zeros for each bias that the model lacks.
 
     Raises UserError for what has no place in the layout, and for what is missing in it.
     """
     shapes = gpt2_shapes(config)
     like = next(iter(tensors.values()))
     zeros = {name: like.new_zeros(shape) for name, shape in shapes.items() if name.endswith(".bias")}
-    complete = zeros | dict(tensors)
-    check_fits(
-        shapes,
-        complete,
-        "this model cannot be converted",
-        holder="the model",
-        wanted_by="GPT-2's layout",
-        reason="it is no GPT-2",
-    )
-    return {name: complete[name] for name in shapes}
+    complete, where = zeros | dict(tensors), "this model cannot be converted"
+    check_fits(shapes, complete, where, "the model", "GPT-2's layout", "it is no GPT-2")
+    swapped = {name for name in shapes if transposed and name.endswith(TRANSPOSED)}
+    ordered = {name: complete[name].mT if name in swapped else complete[name] for name in shapes}
+    return {gpt2_name(name): tensor.contiguous() for name, tensor in ordered.items()}

@@ -1,8 +1,7 @@
 """A folder in Hugging Face's GPT-2 layout, read: config.json and model.safetensors, or its shards.
 
-Settings of config.json that change what is computed, and that our model does not have, are folded into the
-weights where that gives the same function: other scales of the attention scores, another epsilon of the
-layer norms. Where it does not, the setting is named and refused.
+Settings of config.json that our model does not have are folded into the weights where that gives the same
+function (other scales of the attention scores, another epsilon of the layer norms), else named and refused.
 """
 
 import dataclasses
@@ -13,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from engine.errors import UserError
 from engine.json_files import check_fields, dataclass_from, read_json_object
 from engine.weights.gpt2_layout import gpt2_name, head_is_tied, tensors_from_gpt2, unwrap
+from engine.weights.shapes import read_tensors
 from model import GPTConfig
 
 ACTIVATIONS = {
@@ -70,13 +69,12 @@ EPSILON = 1e-5  # of our layer norms
 
 
 def read_model(folder: Path, source: str) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """The configuration and the tensors, by our names, of a folder. Raises UserError for other models."""
+    """Configuration and tensors, by our names. Raises UserError for other models."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{source} holds no model in Hugging Face's layout: there is no {path}")
-    content = read_json_object(path)
-    check_model_type(content, str(path))
-    description = with_our_names(content, str(path))
+    description = with_our_names(read_json_object(path), str(path))
+    check_model_type(description, str(path))
     config = config_from(description, str(path))
     weights = unwrap(read_safetensors(folder), source)
     # Where both matrices are stored and differ, transformers too believes the weights, not the setting.
@@ -90,7 +88,7 @@ def read_model(folder: Path, source: str) -> tuple[GPTConfig, dict[str, Tensor]]
 
 
 def with_our_names(description: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A config.json with its fields checked by type, those with two names under the first of them."""
+    """A config.json, checked by type, fields with two names under the first of them."""
     fields = dict(description)
     for name, other in OTHER_NAMES.items():
         if fields.get("model_type") == "gpt2" and name not in fields and other in fields:
@@ -101,7 +99,7 @@ def with_our_names(description: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
-    """Our configuration of a GPT-2 config.json, GPT-2's where silent. Raises UserError for other models."""
+    """Our configuration, GPT-2's where config.json is silent. Raises UserError for other models."""
     width = description.get("n_embd", 768)
     if description.get("n_inner") not in (None, 4 * width):
         raise UserError(
@@ -122,9 +120,7 @@ def config_from(description: Mapping[str, Any], where: str) -> GPTConfig:
 
 
 def check_model_type(description: Mapping[str, Any], where: str) -> None:
-    """Raise UserError where config.json describes another model; the oldest ones do not say what they are."""
-    kinds = {name: FIELDS[name] for name in ("model_type", "architectures")}
-    check_fields(description, kinds, where, optional=kinds)
+    """Raise UserError where config.json describes another model; the oldest do not say."""
     kind = description.get("model_type", ", ".join(description.get("architectures") or []))
     is_gpt2 = kind == "gpt2" or ("model_type" not in description and kind.startswith("GPT2"))
     has_no_name = kind == "" and {"n_layer", "n_head", "n_embd"} <= description.keys()
@@ -191,14 +187,12 @@ def without_biases(
 
 
 def read_safetensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, from model.safetensors or the shards in its index. Raises UserError."""
+    """All tensors of a folder, perhaps in shards. Raises UserError."""
     names = ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / names[0]).is_file():
-        listed = check_fields(read_json_object(index), {"weight_map": dict[str, str]}, str(index))[
-            "weight_map"
-        ]
-        names = sorted(set(listed.values()))
+        listed = check_fields(read_json_object(index), {"weight_map": dict[str, str]}, str(index))
+        names = sorted(set(listed["weight_map"].values()))
         if not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
             raise UserError(f"{index}: weight_map must name safetensors files beside it")
     tensors: dict[str, Tensor] = {}
@@ -206,15 +200,12 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
         path = folder / name
         if not path.is_file():
             raise UserError(missing_weights(folder, path))
-        try:
-            tensors |= safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path} is damaged or cut short ({error}); download or copy it again") from error
+        tensors |= read_tensors(path)
     return tensors
 
 
 def missing_weights(folder: Path, path: Path) -> str:
-    """The sentence for a folder without safetensors; pickled weights are named, and how to convert them."""
+    """What to say of a folder without safetensors, and how to convert pickled weights."""
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if not pickled:
         return f"there are no weights in {folder}: {path} is missing"

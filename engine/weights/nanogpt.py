@@ -28,8 +28,8 @@ STRUCT_CODES = {"f2": "e", "f4": "f", "f8": "d", "i4": "i", "i8": "q"}  # NumPy'
 def read_nanogpt(path: Path, text: Path | None) -> tuple[GPTConfig, dict[str, Tensor], Tokenizer | None]:
     """Configuration, tensors by our names, and tokenizer where it is known. Raises UserError."""
     content = load_without_code(path)
-    arguments = content.get("model_args") if isinstance(content, dict) else None
-    stored = content.get("model") if isinstance(content, dict) else None
+    found: dict = content if isinstance(content, dict) else {}
+    arguments, stored = found.get("model_args"), found.get("model")
     if not isinstance(arguments, dict) or not isinstance(stored, dict):
         raise UserError(f"{path} is no nanoGPT checkpoint: it lacks model_args or model")
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in stored.items()):
@@ -41,24 +41,16 @@ def read_nanogpt(path: Path, text: Path | None) -> tuple[GPTConfig, dict[str, Te
         values |= {"bias": "transformer.ln_f.bias" in weights, "activation": "gelu_tanh"}
     config = dataclass_from(GPTConfig, values, f"{path}: model_args", required=SIZES)
     tensors = tensors_from_gpt2(config, weights, transposed=False, where=str(path))
-    return config, tensors, find_tokenizer(path, config, content.get("config"), text)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# the pickle
+    return config, tensors, find_tokenizer(path, config, found.get("config"), text)
 
 
 def load_without_code(path: Path) -> Any:
     """The content of a ckpt.pt: tensors, numbers, texts, lists and dictionaries. Raises UserError.
 
-    A number may be a NumPy scalar, as `best_val_loss` is in many; what NumPy's pickles name is answered by
-    PlainDtype and plain_number, so that none of NumPy's own functions is called.
+    Some numbers are NumPy's: PlainDtype and plain_number read them, so that no function of NumPy is called.
     """
-    stand_ins = [
-        (PlainDtype, "numpy.dtype"),
-        (plain_number, "numpy.core.multiarray.scalar"),
-        (plain_number, "numpy._core.multiarray.scalar"),
-    ]
+    scalars = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    stand_ins = [(PlainDtype, "numpy.dtype"), *((plain_number, name) for name in scalars)]
     try:
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -69,16 +61,13 @@ def load_without_code(path: Path) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """Why torch.load refused a file, in a line.
-
-    Its own message is a page with terminal codes, and advises to load the file with all that is in it.
-    """
+    """Why torch.load refused a file; its page-long message advises to load all of it."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     refused = re.search(r"GLOBAL ([\w.]+)", message)
     if refused:
         return f"it holds {refused[1]}, which is no tensor, number or text"
-    lines = message.rpartition("WeightsUnpickler error:")[2].split("\n")
-    return next((line.strip() for line in lines if line.strip()), type(error).__name__)[:160]
+    said = message.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    return said.split("\n")[0].strip()[:160]
 
 
 class PlainDtype:
@@ -99,24 +88,20 @@ def plain_number(dtype: PlainDtype, content: bytes) -> float:
     return struct.unpack(dtype.byte_order + dtype.code, content)[0]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# the tokenizer
-
-
 def find_tokenizer(path: Path, config: GPTConfig, settings: Any, text: Path | None) -> Tokenizer | None:
     """GPT-2's BPE for its vocabulary; else the characters of `text`, or of nanoGPT's data/NAME/input.txt.
 
-    nanoGPT's table of characters is a pickle, which is never opened. None where there is no text to be found.
-    Raises UserError for a text that has another number of characters.
+    nanoGPT's table of characters is a pickle, which is never opened. Raises UserError for another text.
     """
-    if text is None and config.vocab_size in GPT2_VOCABULARY_SIZES:
-        return GPT2Tokenizer()
-    name = settings.get("dataset") if isinstance(settings, dict) else None
-    if text is None and isinstance(name, str) and re.fullmatch(r"[\w-]+", name):
-        text = path.resolve().parent.parent / "data" / name / "input.txt"
-        text = text if text.is_file() else None
     if text is None:
-        return None
+        if config.vocab_size in GPT2_VOCABULARY_SIZES:
+            return GPT2Tokenizer()
+        name = settings.get("dataset") if isinstance(settings, dict) else None
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+            return None
+        text = path.resolve().parents[1] / "data" / name / "input.txt"
+        if not text.is_file():
+            return None
     try:
         tokenizer = CharTokenizer.of_text(text.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -3,8 +3,7 @@
     python sample.py --init_from=gpt2
     python train.py configs/finetune_shakespeare.py --init_from=FOLDER
 
-Read are JSON and safetensors, and of nanoGPT's ckpt.pt the tensors and numbers alone, so that nothing in a
-download can run code.
+Nothing in a download can run code: of nanoGPT's ckpt.pt the tensors and numbers alone are read.
 """
 
 import dataclasses
@@ -45,7 +44,7 @@ HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model at rest: its shape, its tensors by our parameter names, and its tokenizer where known."""
+    """A model at rest: its shape, tensors by our names, and tokenizer where known."""
 
     config: GPTConfig
     tensors: dict[str, Tensor]
@@ -60,13 +59,12 @@ class Pretrained:
         dtype: torch.dtype | None = None,
         empty: Callable[..., GPT] = empty_model,
     ) -> GPT:
-        """The model on a device, in the tensors' own precision unless one is given; `empty` builds it."""
-        model = empty(self.config, device, dtype or self.tensors["token_embedding.weight"].dtype)
-        checkpoints.load_weights(model, self.tensors, self.source)
-        return model
+        """The model, in the tensors' own precision unless one is given; `empty` builds it."""
+        dtype = dtype or self.tensors["token_embedding.weight"].dtype
+        return checkpoints.load_weights(empty(self.config, device, dtype), self.tensors)
 
     def known_tokenizer(self) -> Tokenizer:
-        """The tokenizer; UserError where none came with the weights, or one that cannot be read."""
+        """The tokenizer. Raises UserError where there is none that can be read."""
         if self.tokenizer_problem is not None:
             raise UserError(self.tokenizer_problem)
         if self.tokenizer is None:
@@ -95,7 +93,7 @@ class Pretrained:
     def with_roles_of(self, tokenizer: Tokenizer) -> "Pretrained":
         """The same for a tokenizer that has tokens for roles after those of this model's; else as it is.
 
-        The rows of the added tokens are the mean of the others, of the embedding as of the head.
+        The rows of the added tokens are the mean of the others.
         """
         if not isinstance(tokenizer, ChatTokenizer) or self.tokenizer is None:
             return self
@@ -112,7 +110,7 @@ class Pretrained:
         return dataclasses.replace(self, config=config, tensors=tensors, tokenizer=tokenizer)
 
     def with_block_size(self, block_size: int) -> "Pretrained":
-        """The same with only its first `block_size` positions. Raises UserError where it has fewer."""
+        """The same with its first `block_size` positions. Raises UserError where it has fewer."""
         if block_size > self.config.block_size:
             raise UserError(
                 f"block_size is {block_size}, but {self.source} has {self.config.block_size} positions; "
@@ -128,20 +126,17 @@ class Pretrained:
 def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = None) -> Pretrained:
     """What `source` names: gpt2 … gpt2-xl, OWNER/NAME@COMMIT on the hub, a folder, a nanoGPT ckpt.pt, a run.
 
-    run:NAME is the newest run of that name, which must be finished.
-    `checkpoint` says which one of a run; `text` is the text that a nanoGPT model of characters was trained
-    on. Raises UserError for anything that cannot be read, or is no GPT-2.
+    run:NAME is the newest run of that name, which must be finished; `checkpoint` says which one of a run, and
+    `text` is what a nanoGPT model of characters was trained on. UserError for what is none of these.
     """
     if source.startswith(NEWEST):
         return read_run(checkpoints.newest_finished(source.removeprefix(NEWEST)), checkpoint)
     path = Path(source)
-    if source in GPT2_REVISIONS and not path.exists():
-        return read_folder(download(f"openai-community/{source}", GPT2_REVISIONS[source]), source)
-    if (match := HUB_NAME.fullmatch(source)) and not path.exists():
-        return read_folder(download(match[1], match[2]), source)
-    if path.is_file():
-        return Pretrained(*read_nanogpt(path, text), source)
-    if not path.is_dir():
+    if not path.exists():
+        if source in GPT2_REVISIONS:
+            return read_folder(download(f"openai-community/{source}", GPT2_REVISIONS[source]), source)
+        if match := HUB_NAME.fullmatch(source):
+            return read_folder(download(match[1], match[2]), source)
         raise UserError(
             f"{source} holds no checkpoint and names none; it can be {', '.join(GPT2_REVISIONS)}, "
             "OWNER/NAME@COMMIT on the hub, a run such as out/NAME, a folder with config.json and "
@@ -150,7 +145,9 @@ def read_pretrained(source: str, checkpoint: str = "best", text: Path | None = N
     if checkpoint_folders(path) or (path / "metrics.jsonl").is_file():
         return read_run(path, checkpoint)
     if (path / NANOGPT_FILE).is_file() and not (path / "config.json").is_file():
-        return Pretrained(*read_nanogpt(path / NANOGPT_FILE, text), str(path / NANOGPT_FILE))
+        path = path / NANOGPT_FILE
+    if path.is_file():
+        return Pretrained(*read_nanogpt(path, text), str(path))
     return read_folder(path, source)
 
 
@@ -181,21 +178,15 @@ def read_folder(folder: Path, source: str) -> Pretrained:
 
 
 def download(repository: str, revision: str) -> Path:
-    """The folder in which huggingface_hub keeps these files of a revision; it downloads the ones missing.
-
-    Raises UserError where they cannot be had; `reach_hub` finds out within seconds.
-    """
-    import huggingface_hub
+    """The hub's folder with a revision's HUB_FILES, downloaded if need be. Raises UserError."""
+    import huggingface_hub as hub
 
     advice = (
         f"; where there is no network, put {', '.join(HUB_FILES)} from https://huggingface.co/{repository} "
         "into a folder and name it: --init_from=FOLDER"
     )
     with hub_errors(f"the weights of {repository} cannot be had", advice):
-        cached = (
-            huggingface_hub.try_to_load_from_cache(repository, name, revision=revision) for name in HUB_FILES
-        )
-        if not all(cached):
+        if not all(hub.try_to_load_from_cache(repository, name, revision=revision) for name in HUB_FILES):
             reach_hub(repository, "model")
-        paths = [huggingface_hub.hf_hub_download(repository, name, revision=revision) for name in HUB_FILES]
+        paths = [hub.hf_hub_download(repository, name, revision=revision) for name in HUB_FILES]
     return Path(paths[0]).parent

@@ -89,7 +89,7 @@ def _write_files(
 def _split_into_files(
     part: str, tensors: Mapping[str, Tensor], world: World
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Names and contents of a part's files: PART, or numbered ones where that is too large or shared."""
+    """Names and contents of a part's files: one, or several where that is too large or shared."""
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     largest = min(SHARD_BYTES, -(-sum(sizes.values()) // world.size))
     files: list[dict[str, Tensor]] = [{}]
@@ -130,7 +130,7 @@ def mark_best(run: Path, step: int) -> None:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one. Call it when the new one is safe."""
+    """Delete all but the newest `keep` checkpoints and the best. Call it when the new one is safe."""
     best = named_checkpoint(run, "best")
     for folder in checkpoint_folders(run)[keep:]:
         if folder.name != best:
@@ -138,7 +138,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def clean_leftovers(run: Path) -> None:
-    """Delete what a killed save left beside the checkpoints. Only for the holder of the run's lock."""
+    """Delete what a killed save left. Only for the holder of the run's lock."""
     for leftover in (run / "checkpoints").glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for name in ("last", "best"):

@@ -1,7 +1,9 @@
-"""Weights against the module that the code builds: names and shapes, compared before any memory is taken."""
+"""Weights on disk, and against the module that the code builds: compared before any memory is taken."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -13,13 +15,20 @@ SIZES = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
 LARGEST_SIZE = 2**28  # a matrix of n_embd × 4 n_embd float64 still has a size in bytes that 64 bits can hold
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, mapped: who copies slices reads no more. Raises UserError."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is damaged or cut short ({error}); download or copy it again") from error
+
+
 def parameter_shapes(
     config: GPTConfig, stored: Mapping[str, Tensor], where: str
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the parameters of a GPT, from the module itself, on the meta device.
 
-    Raises UserError for a configuration that the stored tensors cannot bear out and that is too large even
-    for the meta device: a stranger may have written it.
+    Raises UserError for a configuration, perhaps a stranger's, that is too large even for the meta device.
     """
     if config.n_layer > len(stored):
         raise UserError(
@@ -31,19 +40,13 @@ def parameter_shapes(
                 f"{where}: {name} is {getattr(config, name)}; no model is larger than {LARGEST_SIZE}"
             )
     with torch.device("meta"):
-        return shapes_of(GPT(config))
-
-
-def shapes_of(model: GPT) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a module's parameters; tied ones once, sharded ones as if whole."""
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        return {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
 
 
 def check_fits(
     shapes: Mapping[str, tuple[int, ...]],
     stored: Mapping[str, Tensor],
     where: str,
-    *,
     holder: str = "the checkpoint",
     wanted_by: str = "the model",
     reason: str = "the code has changed since",

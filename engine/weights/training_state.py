@@ -29,14 +29,14 @@ FIELDS_OF_DATA = {"name": str, "fingerprint": str}
 
 
 def require_resumable(checkpoint: Checkpoint) -> None:
-    """Raise UserError where meta.json lacks what a run needs to go on, beyond what sampling needs."""
+    """Raise UserError where meta.json lacks what a run needs to go on."""
     where, advice = f"{checkpoint.folder}/meta.json", "it cannot be resumed"
     check_fields(checkpoint.meta, FIELDS, where, advice=advice)
     check_fields(checkpoint.meta["data"], FIELDS_OF_DATA, f"{where}: data", advice=advice)
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, float]) -> None:
-    """Put back the fp16 loss scale, where both then and now are fp16. Raises UserError for a damaged one."""
+    """Put back the fp16 loss scale, if then and now are fp16. Raises UserError for a damaged one."""
     if scaler.is_enabled() and state:
         if state.keys() != scaler.state_dict().keys():
             raise UserError(f"the checkpoint's loss scaler is damaged: {str(state)[:200]}")
@@ -66,9 +66,10 @@ def restore_optimizer(
         kind, _, name = key.partition("/")
         if name not in order:
             raise UserError(f"the optimizer's state holds {key}, and the model has no such parameter")
-        if value.dim() > 0 and value.shape != parameters[name].shape:
+        like = parameters[name] if value.dim() > 0 else value
+        if value.shape != like.shape:
             raise UserError(f"the optimizer's state holds {key} in another shape than the parameter's")
-        restored = torch.empty_like(parameters[name]) if value.dim() > 0 else torch.empty_like(value)
+        restored = torch.empty_like(like)
         copy_into(restored, value)
         state.setdefault(order.index(name), {})[kind] = restored
     if state and len(state) != len(order):

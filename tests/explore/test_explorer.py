@@ -200,7 +200,7 @@ def changed(change: Callable[[GPT], object]) -> Explorer:
 def test_a_model_with_parameters_of_its_own_is_explored_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make_explorer().describe()["parameters"]
     monkeypatch.setattr("model.MLP", GatedMLP)
-    shape._count.cache_clear()  # of what the code was before
+    shape.count_parameters.cache_clear()  # of what the code was before
     explorer = make_explorer()
     counted = explorer.describe()["parameters"]
     assert counted == plain | {"other": 2 * 16 * 16}

@@ -244,7 +244,7 @@ def test_parameters_add_up_and_unknown_ones_are_called_other(
     window: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.MLP", GatedMLP)
-    shape._count.cache_clear()  # of what the code was before
+    shape.count_parameters.cache_clear()  # of what the code was before
     explorer = make_explorer(bias=False)
     open_file(window, tmp_path, explorer, PROMPT)
     rows = window.value(
@@ -254,7 +254,7 @@ def test_parameters_add_up_and_unknown_ones_are_called_other(
     assert counts["other"] == 512 and "biases" not in counts and counts["unembedding"] == 0
     assert counts.pop("all") == sum(counts.values())
     assert sum(counts.values()) == sum(parameter.numel() for parameter in explorer.model.parameters())
-    shape._count.cache_clear()
+    shape.count_parameters.cache_clear()
 
 
 def test_a_prompt_that_no_text_can_spell_comes_as_ids(window: Browser, address: str) -> None:

@@ -13,7 +13,7 @@ from engine.measure import parallel_speed, sampling_speed, timing, training_spee
 from engine.measure.parallel_speed import hidden_share, measure_network, measure_scaling
 from engine.measure.sampling_speed import measure_sampling
 from engine.measure.training_speed import measure_training
-from engine.measure.training_step import best_compute, step_function, trial_run, trial_settings, trial_shape
+from engine.measure.training_step import step_function, trial_run, trial_settings
 from engine.training.batches import Batch
 from model import GPTConfig
 from train import update
@@ -34,8 +34,7 @@ def options(place: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
 
 def test_the_step_that_is_measured_is_that_of_train_py(options: Namespace) -> None:
     settings = trial_settings(options.config, CPU)
-    config = trial_shape(settings, CPU)
-    run = trial_run(settings, config, CPU, best_compute(settings, config, CPU))
+    run = trial_run(settings, CPU)
     calls = []
 
     def watched(run: Any, forward: Any, batch: Batch, step: int) -> Any:
@@ -44,7 +43,7 @@ def test_the_step_that_is_measured_is_that_of_train_py(options: Namespace) -> No
         return update(run, forward, Batch(iter(micro_batches), batch.targets), step)
 
     before = {name: value.clone() for name, value in run.model.named_parameters()}
-    step = step_function(watched, run, run.forward)
+    step = step_function(watched, run, run.model)
     step(), step()
     assert calls == [(number, 256, [(4, 32), (4, 32)]) for number in (0, 1)]
     assert all(not torch.equal(value, before[name]) for name, value in run.model.named_parameters())

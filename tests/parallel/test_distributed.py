@@ -16,7 +16,7 @@ import torch
 from support.commands import HANG, ROOT, command, free_port
 from support.runs import tensors, train, wait_for
 
-from engine.parallel.watchdog import Watchdog, report
+from engine.parallel.watchdog import report, watchdog
 from engine.parallel.world import World, describe_ranks
 from engine.training.run import RunState
 
@@ -202,7 +202,7 @@ class SlowStore:
 def test_the_watchdog_has_ended_when_training_has() -> None:
     """A thread in the store's C++ when Python ends would abort the process."""
     store = SlowStore()
-    with Watchdog(World(0, 2, 0, 2, store), RunState(), 600.0):
+    with watchdog(World(0, 2, 0, 2, store), RunState(), 600.0):
         assert store.asked.wait(HANG)
         threading.Timer(0.2, store.go.set).start()
     assert not any(thread.name == "watchdog" for thread in threading.enumerate())
