@@ -8,9 +8,8 @@
     python prepare.py --show web                                what is in data/web
     python prepare.py --verify web                              whether its files are what they were
 
-Then `python train.py --dataset=NAME`. Known: shakespeare_char (characters), shakespeare (GPT-2's byte-pair
-encoding), assistant_base and assistant_chat (made by tasks/, without any network), openwebtext, fineweb and
-fineweb_100B (downloads of many gigabytes, GPT-2's encoding).
+Known: shakespeare_char (characters), shakespeare (GPT-2's byte-pair encoding), assistant_base and
+assistant_chat (made without any network), openwebtext, fineweb and fineweb_100B (many gigabytes).
 
 Input is files, folders, patterns, - (standard input) or hf:NAME[:CONFIGURATION[:SPLIT]] (Hugging Face): plain
 text, .jsonl, .json, .csv, .tsv or .parquet, also as .gz, .xz, .bz2 or .zst. Text files given by name are one
@@ -20,35 +19,26 @@ are taken as they are. Records with the fields messages, conversations, prompt a
 answer, or instruction and output are conversations: a model learns the assistant's words of them.
 """
 
-import dataclasses
 import shlex
-from argparse import SUPPRESS, Namespace
+from argparse import SUPPRESS, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.command_line import Parser, at_least_one, run_script
-from engine.data.dataset import DATA_FOLDER, is_masked
+from engine.data.dataset import DATA_FOLDER, read_meta
 from engine.data.describe import describe, verify
 from engine.errors import UserError
 from engine.preparation.pipeline import NAMED, prepare
-from engine.preparation.recipes import (
-    GENERATED,
-    LARGE,
-    LARGE_VALIDATION_FRACTION,
-    RECIPES,
-    prepare_large,
-    prepare_recipe,
-)
+from engine.preparation.recipes import LARGE, RECIPES, prepare_recipe
 from engine.preparation.request import Request
 from engine.preparation.token_files import are_token_files, describe_token_files, holds_token_files
 
 TOKENIZERS = (*NAMED, "numbers")
-FIELDS = {field.name for field in dataclasses.fields(Request)}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prepare, show or verify what the command line names."""
+    """Prepare, show or verify a data set with the options of a command line. Raises UserError."""
     options = read_options(arguments)
     if options.show:
         describe(options.show, print)
@@ -56,14 +46,18 @@ def main(arguments: Sequence[str]) -> None:
         verify(options.verify, print)
     else:
         name, inputs = name_and_inputs(options.name, options.input)
-        chosen = {key: value for key, value in vars(options).items() if key in FIELDS - {"name"}}
-        folder = prepare_known(name, chosen) if inputs is None else prepare_inputs(name, inputs, chosen)
-        aligned = " --documents=aligned" if is_masked(folder) else ""  # conversations
+        others = ("name", "input", "show", "verify")
+        chosen = {option: value for option, value in vars(options).items() if option not in others}
+        if inputs is None:
+            folder = prepare_recipe(name, print, chosen=chosen)
+        else:
+            folder = prepare_inputs(name, inputs, chosen)
+        aligned = " --documents=aligned" if "conversations" in read_meta(folder / "meta.json") else ""
         print(f"next: {training_command(folder.name)}{aligned}")
 
 
 def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str] | None]:
-    """The data set's name, and its input, which `name` may be the path of; None where it has none."""
+    """The data set's name, and its input, if it has one; `name` may be its path."""
     path = Path(name)
     if inputs is not None:
         return name, inputs
@@ -79,35 +73,9 @@ def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str]
     return folder.name, None if is_dataset and path.resolve() == folder.resolve() else [name]
 
 
-def prepare_known(name: str, chosen: dict[str, Any]) -> Path:
-    """Prepare one of the data sets that the program knows, or describe token files that lie in data/NAME."""
-    if name in RECIPES:
-        others = chosen.keys() - {"tokenizer", "workers"}
-        if others or chosen.get("tokenizer", RECIPES[name]) != RECIPES[name]:
-            raise UserError(
-                f"{name} is made in one way, with the tokenizer {RECIPES[name]}; give your own set a name"
-            )
-        return prepare_recipe(name, print)
-    if name in GENERATED:
-        if chosen:
-            raise UserError(f"{name} is made in one way; give your own set a name")
-        return prepare_recipe(name, print)
-    if holds_token_files(DATA_FOLDER / name):
-        return describe_token_files(name, [], chosen.get("tokenizer"), print)
-    if name in LARGE:
-        usual = Request(name, [], tokenizer="gpt2", val=LARGE_VALIDATION_FRACTION)
-        return prepare_large(dataclasses.replace(usual, **chosen), print)
-    if (DATA_FOLDER / name / "meta.json").exists():
-        raise UserError(
-            f"{DATA_FOLDER / name} is there, and nothing says what to make it of: add --input FILE to make "
-            "it anew; --show in place of it tells what it holds"
-        )
-    return prepare_recipe(name, print)  # says which there are
-
-
 def prepare_inputs(name: str, inputs: list[str], chosen: dict[str, Any]) -> Path:
-    """Prepare text, or describe token files, given by paths."""
-    request = dataclasses.replace(Request(name, inputs), **chosen)
+    """Make a data set of inputs, or take token files as they are. Raises UserError."""
+    request = Request(name, inputs, **chosen)
     if not are_token_files(inputs):
         return prepare(request, print)
     about_text = sorted(chosen.keys() - {"tokenizer", "val", "workers"})
@@ -125,15 +93,11 @@ def training_command(name: str) -> str:
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:
-    """The command line, checked. Options not given are absent, but for name, input, show and verify."""
+    """The command line, checked; options not given are absent. Raises UserError."""
     parser = Parser(description=__doc__, argument_default=SUPPRESS)
     add = parser.add_argument
-    add(
-        "name",
-        nargs="?",
-        default=None,
-        help="a known data set, a text file or folder, or what to call one made from --input",
-    )
+    what = "a known data set, a text file or folder, or what to call one made from --input"
+    add("name", nargs="?", default=None, help=what)
     add("--input", nargs="+", metavar="PATH", default=None, help="files, folders, patterns, - or hf:NAME")
     add(
         "--tokenizer",
@@ -141,35 +105,19 @@ def read_options(arguments: Sequence[str]) -> Namespace:
         "of token files also numbers (default: char; of token files what their header says)",
     )
     add("--vocab_size", type=int, metavar="N", help="entries of a vocabulary that is learned (default: 8192)")
-    add("--val", help="for validation: a share, or the path of other text (default: 0.1)")
+    add("--val", type=share_or_path, help="for validation: a share, or the path of other text (default: 0.1)")
     add("--field", help="field or column that holds the text of a record (default: text)")
     add("--errors", choices=("strict", "replace", "drop"), help="what to do about text that is not UTF-8")
     add("--documents", action="store_true", help="text files given by name are documents, too")
     add("--dedup", action="store_true", help="leave out documents that came before, letter for letter")
-    add(
-        "--block_size",
-        type=at_least_one,
-        metavar="N",
-        help="tokens of a conversation: a longer one is cut before a question (default: 1024)",
-    )
-    add(
-        "--shard_tokens",
-        type=at_least_one,
-        metavar="N",
-        help="tokens of one file (default: one file for each split)",
-    )
-    add("--workers", type=at_least_one, metavar="N", help="processes (default: one for each core)")
+    number: dict[str, Any] = {"type": at_least_one, "metavar": "N"}
+    longest = "tokens of a conversation: a longer one is cut before a question (default: 1024)"
+    add("--block_size", **number, help=longest)
+    add("--shard_tokens", **number, help="tokens of one file (default: one file for each split)")
+    add("--workers", **number, help="processes (default: one for each core)")
     add("--show", metavar="NAME", default=None, help="print what a data set holds")
     add("--verify", metavar="NAME", default=None, help="check the files of a data set against their hashes")
     options = parser.parse_args(arguments)
-    check_options(options)
-    if hasattr(options, "val"):
-        options.val = share_or_path(options.val)
-    return options
-
-
-def check_options(options: Namespace) -> None:
-    """Raise UserError for values that go with nothing, or not with each other."""
     if not (options.name or options.show or options.verify):
         raise UserError(
             "name a data set: python prepare.py NAME --input FILE, or python prepare.py yourfile.txt"
@@ -181,16 +129,17 @@ def check_options(options: Namespace) -> None:
         )
     if hasattr(options, "vocab_size") and getattr(options, "tokenizer", None) != "bpe":
         raise UserError("--vocab_size is that of a vocabulary that is learned: add --tokenizer bpe")
+    return options
 
 
 def share_or_path(text: str) -> float | str:
-    """The value of --val. Raises UserError for a number that is no share."""
+    """The value of --val, as the `type` of an option."""
     try:
         share = float(text)
     except ValueError:
         return text
     if not 0 < share < 1:
-        raise UserError(f"--val is {text}; it must be a share between 0 and 1, or a path")
+        raise ArgumentTypeError(f"it is {text}; it must be a share between 0 and 1, or a path")
     return share
 
 

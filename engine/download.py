@@ -26,35 +26,36 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file with one right content; where its hash is published nowhere, the caller checks it."""
+    """A file with one right content; without a hash the caller checks it."""
 
     name: str
     address: str
     sha256: str | None
 
+    def is_content(self, content: bytes) -> bool:
+        return self.sha256 in (None, hashlib.sha256(content).hexdigest())
+
 
 class Unreachable(Exception):
-    """A source did not answer, or not with the right bytes; the text says which and why."""
+    """A source did not answer, or not with the right bytes."""
 
 
 def fetch(file: PublicFile) -> bytes:
-    """The file's bytes from the mirror if one is named, else from the public address. Raises Unreachable."""
+    """The file's bytes from the mirror that is named, or the public address. Raises Unreachable."""
     mirror = os.environ.get(MIRROR_VARIABLE)
     failures = []
     for address in ([f"{mirror.rstrip('/')}/{file.name}"] if mirror else []) + [file.address]:
         try:
             content = _read(address)
+            if file.is_content(content):
+                return content
+            failures.append(f"{address}: not the expected file (its SHA-256 differs)")
         except (OSError, ValueError) as error:
             failures.append(f"{address}: {getattr(error, 'reason', error)}")
-            continue
-        if file.sha256 in (None, hashlib.sha256(content).hexdigest()):
-            return content
-        failures.append(f"{address}: not the expected file (its SHA-256 differs)")
     raise Unreachable("; ".join(failures))
 
 
 def _read(address: str) -> bytes:
-    """The content of a local path, or of an http(s) address after at most ATTEMPTS attempts."""
     if "://" not in address:
         return Path(address).expanduser().read_bytes()
     if not address.startswith(("http://", "https://")):
@@ -72,10 +73,7 @@ def _read(address: str) -> bytes:
 
 
 def fetch_package(package: tuple[str, str], *options: str) -> bytes:
-    """The archive of a package, its requirements not installed, pinned by hash. Raises Unreachable.
-
-    pip checks the hash before it does anything with the archive.
-    """
+    """The archive of a package, pinned by its hash. Raises Unreachable."""
     requirement, sha256 = package
     with tempfile.TemporaryDirectory() as folder:
         pinned = Path(folder, "pinned.txt")
@@ -96,8 +94,7 @@ def fetch_package(package: tuple[str, str], *options: str) -> bytes:
 def reach_hub(repository: str, kind: str) -> str:
     """The commit of a repository on the Hugging Face hub, a "model" or a "dataset". Raises Unreachable.
 
-    The hub is asked once. Where there is no network, the library's other requests are repeated for half a
-    minute, with a warning each time; its warnings are off from here on.
+    It is asked once: without a network the library repeats other requests for half a minute, with warnings.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import logging
@@ -113,7 +110,7 @@ def reach_hub(repository: str, kind: str) -> str:
 
 @contextmanager
 def hub_errors(what: str, advice: str = "") -> Iterator[None]:
-    """Turn an error of the hub's libraries, which have no common base, into a UserError about `what`."""
+    """Turn an error of the hub's libraries, which have no common base, into a UserError."""
     try:
         yield
     except UserError:

@@ -7,7 +7,6 @@ One of conversations has a mask beside each: bit i says whether token i is a tar
 import hashlib
 import json
 import shlex
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ KNOWN = (
     "shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B", "assistant_base",
     "assistant_chat",
 )  # fmt: skip
-# The fields of a meta.json.
+# The fields of a meta.json, and of an entry of its list of files.
 FIELDS = {
     "dtype": Literal["uint16", "uint32"],
     "vocab_size": Annotated[int, range(1, 2**32 + 1)],
@@ -37,50 +36,40 @@ FIELDS = {
     "files": list[dict],
     "conversations": dict[str, COUNT],
 }
-MASK_FIELDS = ("mask", "mask_sha256")
+FIELDS_OF_A_FILE = {
+    "path": str,
+    "split": Literal["train", "val"],
+    "tokens": COUNT,
+    "header_bytes": COUNT,
+    "sha256": str,
+    "mask": str,
+    "mask_sha256": str,
+}
 NO_TARGET = -100  # in the place of a token's id where it is not learned
 ADVICE = "prepare the data set again"
-
-
-@dataclass(frozen=True)
-class TokenFile:
-    """One entry of meta.json's list of files."""
-
-    path: Path
-    split: Literal["train", "val"]
-    tokens: COUNT
-    header_bytes: COUNT
-    sha256: str
-    mask: Path | None = None
-    mask_sha256: str | None = None
-
-
-FIELDS_OF_A_FILE = typing.get_type_hints(TokenFile, include_extras=True)
-FIELDS_OF_A_FILE |= {"path": str, "mask": str, "mask_sha256": str}
 
 
 class Split:
     """The token ids of one split, read from disk as they are asked for."""
 
-    def __init__(self, name: str, files: list[TokenFile], dtype: np.dtype, vocab_size: int) -> None:
-        self.name = name
-        self.vocab_size = vocab_size
-        self._parts = [
-            np.memmap(file.path, dtype=dtype, mode="r", offset=file.header_bytes, shape=(file.tokens,))
-            for file in files
-            if file.tokens
-        ]
-        self._masks = [
-            np.memmap(file.mask, dtype=np.uint8, mode="r")
-            for file in files
-            if file.tokens and file.mask is not None
-        ]
+    def __init__(
+        self, name: str, folder: Path, entries: list[dict[str, Any]], dtype: np.dtype, vocab_size: int
+    ) -> None:
+        self.name, self.vocab_size = name, vocab_size
+        self._parts: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
+        for entry in entries:
+            if tokens := entry["tokens"]:
+                file, begin = folder / entry["path"], entry["header_bytes"]
+                self._parts.append(np.memmap(file, dtype=dtype, mode="r", offset=begin, shape=(tokens,)))
+                if "mask" in entry:
+                    self._masks.append(np.memmap(folder / entry["mask"], dtype=np.uint8, mode="r"))
         self.is_masked = bool(self._masks)  # only some tokens are targets
         self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
         self.tokens = int(self._ends[-1]) if self._parts else 0
 
     def _stretches(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """The files that hold the tokens `start` to `start + count`: number, and where in it from and to."""
+        """The number of each file that holds some of the tokens, and where in it from and to."""
         while count:
             number = int(np.searchsorted(self._ends, start, side="right"))
             begin = start - (int(self._ends[number]) - len(self._parts[number]))
@@ -94,7 +83,7 @@ class Split:
         return np.concatenate(found).astype(np.int64) if found else np.zeros(0, dtype=np.int64)
 
     def are_targets(self, start: int, count: int) -> np.ndarray:
-        """Whether the tokens `start` to `start + count` are trained on, (count,) bool."""
+        """Whether the tokens are trained on, (count,) bool."""
         targets = np.ones(count, dtype=bool)
         if self._masks:
             done = 0
@@ -105,10 +94,7 @@ class Split:
         return targets
 
     def windows(self, starts: np.ndarray, block_size: int) -> np.ndarray:
-        """Rows of ids (B, T + 1) int64: a window's inputs, and its targets one position on.
-
-        Raises UserError for an id that the vocabulary does not have.
-        """
+        """Rows of ids (B, T + 1) int64, from each start on. Raises UserError for an unknown id."""
         rows = np.stack([self.read(int(start), block_size + 1) for start in starts])
         self.check_ids(rows)
         return rows
@@ -149,13 +135,12 @@ class Split:
 
 
 def _first(found: np.ndarray) -> int:
-    """The index of the first True; 0 where there is none."""
-    return int(found.argmax()) if len(found) else 0
+    return int(found.argmax()) if len(found) else 0  # 0 where there is none
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set, opened and checked."""
+    """An open data set: both splits, tokenizer, and a hash of its content."""
 
     name: str
     folder: Path
@@ -166,53 +151,53 @@ class Dataset:
     fingerprint: str
 
     def separator(self, documents: str) -> int | None:
-        """The token that begins a document for a model that tells them apart; None for "joined".
-
-        It ends the document before, too. Raises UserError where the vocabulary has no end-of-text token.
-        """
+        """The token that begins a document; None for "joined". Raises UserError."""
         if self.train.is_masked and documents != "aligned":
             raise UserError(
                 f"{self.folder} holds conversations, and each is read from its beginning: add "
                 f"--documents=aligned"
             )
-        found = getattr(self.tokenizer, "end_of_text", None)
-        if documents != "joined" and found is None:
+        if documents == "joined":
+            return None
+        if self.tokenizer.end_of_text is None:
             raise UserError(
                 f"documents is {documents!r}, but the vocabulary of {self.folder} has no end-of-text token "
                 f"to tell where they begin; prepare it with --tokenizer gpt2 or bpe"
             )
-        return None if documents == "joined" else found
+        return self.tokenizer.end_of_text
 
     def bytes_per_token(self, split: Split) -> float | None:
-        """Bytes of text for each token of a split, where the data set recorded them."""
+        """Bytes of text for each token of a split, where they are recorded."""
         text_bytes = self.meta.get("text_bytes", {}).get(split.name)
         return text_bytes / split.tokens if text_bytes and split.tokens else None
 
 
 def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Dataset:
-    """Open data/NAME and check it against its meta.json: sizes, hashes (up to 1 GB) and lengths.
-
-    Raises UserError for a data set that is missing, damaged, or shorter than one window.
-    """
+    """Open data/NAME, sizes, hashes (up to 1 GB) and lengths checked. Raises UserError."""
     folder = root / name
     path = folder / "meta.json"
     if not path.is_file() or _name_of_path(name, root) is not None:
         raise UserError(no_dataset(name, root))
     meta = read_meta(path)
-    files = token_files(folder, meta)
-    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-    for file in files:
-        _check_size(file, dtype.itemsize, name)
-    if sum(file.tokens for file in files) * dtype.itemsize <= HASH_AT_OPEN_UP_TO:
-        verify_hashes(files, name)
-    splits = {
-        split: Split(split, [file for file in files if file.split == split], dtype, meta["vocab_size"])
-        for split in ("train", "val")
-    }
-    for split in splits.values():
-        if split.tokens <= block_size:
+    files = list(_listed(folder, meta))
+    for file, size, _ in files:
+        again = f"prepare it again: python prepare.py {shlex.quote(name)}"
+        if not file.is_file():
+            raise UserError(f"the token file {file} is missing; {again}")
+        if file.stat().st_size != size:
             raise UserError(
-                f"the {split.name} split of {folder} has {split.tokens} tokens, which is not longer than "
+                f"{file} has {file.stat().st_size} bytes where its meta.json says {size}; {again}"
+            )
+    if sum(size for _, size, _ in files) <= HASH_AT_OPEN_UP_TO:
+        verify_hashes(folder, meta, name)
+    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    splits = {}
+    for split in ("train", "val"):
+        entries = [entry for entry in meta["files"] if entry["split"] == split]
+        splits[split] = Split(split, folder, entries, dtype, meta["vocab_size"])
+        if splits[split].tokens <= block_size:
+            raise UserError(
+                f"the {split} split of {folder} has {splits[split].tokens} tokens, which is not longer than "
                 f"block_size {block_size}; take a longer text or a smaller --block_size"
             )
     tokenizer = tokenizer_from_dict(meta["tokenizer"])
@@ -220,30 +205,22 @@ def open_dataset(name: str, block_size: int, root: Path = DATA_FOLDER) -> Datase
         raise UserError(
             f"{path}: vocab_size {meta['vocab_size']} is not its tokenizer's {tokenizer.vocab_size}"
         )
-    identity = [
-        [str(entry["path"]), entry["split"], entry["tokens"], entry["sha256"]]
-        + [entry[name] for name in MASK_FIELDS if name in entry]
-        for entry in meta["files"]
-    ]
+    named = ("path", "split", "tokens", "sha256", "mask", "mask_sha256")
+    identity = [[entry[field] for field in named if field in entry] for entry in meta["files"]]
     fingerprint = hashlib.sha256(json.dumps([identity, meta["tokenizer"]]).encode()).hexdigest()
-    return Dataset(name, folder, meta, tokenizer, splits["train"], splits["val"], fingerprint)
+    return Dataset(name, folder, meta, tokenizer, **splits, fingerprint=fingerprint)
 
 
 def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
-    """The number of tokens of each split, by a meta.json."""
+    """The number of tokens of each split in a meta.json."""
     tokens = {"train": 0, "val": 0}
     for entry in meta["files"]:
         tokens[entry["split"]] += entry["tokens"]
     return tokens
 
 
-def is_masked(folder: Path) -> bool:
-    """Whether the data set in a folder holds conversations, of which only some tokens are targets."""
-    return "mask" in read_meta(folder / "meta.json")["files"][0]
-
-
 def no_dataset(name: str, root: Path) -> str:
-    """The sentence for a data set that is not there: what may be meant, which there are, what makes it."""
+    """The sentence for a data set that is not there: what may be meant, and what makes it."""
     meant = _name_of_path(name, root)
     if meant is not None:
         return f"{name} is a path, and data sets go by their names in {root}/; did you mean {meant}?"
@@ -259,7 +236,7 @@ def no_dataset(name: str, root: Path) -> str:
 
 
 def _name_of_path(name: str, root: Path) -> str | None:
-    """The data set in `root` at which a path points, such as "data/base" and "base/"; None for a name."""
+    """The data set in `root` at which a path such as "base/" points; None for a name."""
     if Path(name).name == name:
         return None
     for path in (Path(name), root / name):
@@ -268,17 +245,8 @@ def _name_of_path(name: str, root: Path) -> str | None:
     return None
 
 
-def token_files(folder: Path, meta: dict[str, Any]) -> list[TokenFile]:
-    """The files that a meta.json lists."""
-    found = []
-    for entry in meta["files"]:
-        paths = {name: folder / entry[name] for name in ("path", "mask") if name in entry}
-        found.append(TokenFile(**{name: entry[name] for name in FIELDS_OF_A_FILE if name in entry} | paths))
-    return found
-
-
 def read_meta(path: Path) -> dict[str, Any]:
-    """The content of a meta.json, every field that the program relies on checked. Raises UserError."""
+    """The content of a meta.json, checked. Raises UserError."""
     meta = read_json_object(path, ADVICE)
     if meta.get("format") != FORMAT:
         raise UserError(
@@ -293,7 +261,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     if masked and "longest" not in meta.get("conversations", {}):
         raise UserError(f"{path}: nothing says how long the longest conversation is; {ADVICE}")
     for entry in meta["files"]:
-        optional = () if masked else MASK_FIELDS
+        optional = () if masked else ("mask", "mask_sha256")
         check_fields(entry, FIELDS_OF_A_FILE, f"{path}: an entry of files", optional=optional, advice=ADVICE)
         for file in (entry["path"], entry.get("mask", entry["path"])):
             if not file or "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:
@@ -303,30 +271,18 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_size(file: TokenFile, itemsize: int, name: str) -> None:
-    """Raise UserError where a token file is missing or not as long as meta.json says."""
-    sizes = {file.path: file.header_bytes + file.tokens * itemsize}
-    if file.mask is not None:
-        sizes[file.mask] = (file.tokens + 7) // 8
-    for path, expected in sizes.items():
-        if not path.is_file():
-            raise UserError(
-                f"the token file {path} is missing; prepare it again: python prepare.py {shlex.quote(name)}"
-            )
-        if path.stat().st_size != expected:
-            raise UserError(
-                f"{path} has {path.stat().st_size} bytes where its meta.json says {expected}; "
-                f"prepare it again: python prepare.py {shlex.quote(name)}"
-            )
+def _listed(folder: Path, meta: dict[str, Any]) -> Iterator[tuple[Path, int, str]]:
+    for entry in meta["files"]:
+        size = entry["header_bytes"] + entry["tokens"] * np.dtype(meta["dtype"]).itemsize
+        yield folder / entry["path"], size, entry["sha256"]
+        if "mask" in entry:
+            yield folder / entry["mask"], (entry["tokens"] + 7) // 8, entry["mask_sha256"]
 
 
-def verify_hashes(files: list[TokenFile], name: str) -> None:
-    """Raise UserError where a token file's SHA-256 is not the one recorded."""
-    recorded = {file.path: file.sha256 for file in files}
-    recorded |= {file.mask: file.mask_sha256 for file in files if file.mask is not None}
-    for (path, sha256), found in zip(recorded.items(), hashes_of(list(recorded)), strict=True):
+def verify_hashes(folder: Path, meta: dict[str, Any], name: str) -> None:
+    """Raise UserError where a file's SHA-256 is not the one recorded."""
+    files = list(_listed(folder, meta))
+    for (file, _, sha256), found in zip(files, hashes_of([file for file, _, _ in files]), strict=True):
         if found != sha256:
-            raise UserError(
-                f"{path} is damaged (SHA-256 differs); prepare it again: "
-                f"python prepare.py {shlex.quote(name)}"
-            )
+            again = f"prepare it again: python prepare.py {shlex.quote(name)}"
+            raise UserError(f"{file} is damaged (SHA-256 differs); {again}")

@@ -28,15 +28,11 @@ def training_starts(seed: int, consumed: int, count: int, tokens: int, block_siz
     starts = np.empty(count, dtype=np.int64)
     for epoch in np.unique(numbers // per_epoch):
         here = numbers // per_epoch == epoch
-        keys = _keys(seed, int(epoch))
+        # One for the offset, and seven for the rounds of the permutation.
+        keys = np.frombuffer(hashlib.sha512(f"windows {seed} {epoch}".encode()).digest(), dtype="<u8")
         offset = int(keys[0] % np.uint64(room))
         starts[here] = offset + permute(numbers[here] % per_epoch, per_epoch, keys[1:]) * block_size
     return starts
-
-
-def _keys(seed: int, epoch: int) -> np.ndarray:
-    """(8,) uint64: one for the epoch's offset and seven for the rounds of its permutation."""
-    return np.frombuffer(hashlib.sha512(f"windows {seed} {epoch}".encode()).digest(), dtype="<u8")
 
 
 def permute(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
@@ -66,7 +62,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def evaluation_windows(split: Split, block_size: int, windows: int | None) -> int:
-    """How many windows an evaluation reads: `windows`, but no more than the grid has; all of it for None."""
+    """How many windows an evaluation reads: `windows`, at most all of the grid; all for None."""
     grid = -(-(split.tokens - 1) // block_size)  # the last one may be short
     return grid if windows is None else min(grid, windows)
 
@@ -82,10 +78,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Inputs and targets, each (B, T) int64, of an evaluation's windows number `first` to `last`, in batches.
 
-    Its `windows` lie evenly over the split: the grid is cut into so many equal parts, and the window in the
-    middle of each is read. A split's short last window comes alone. Of conversations each window is moved on
-    to the first that begins in it, and what is not learned is NO_TARGET. Raises UserError for an id that the
-    vocabulary does not have.
+    The grid is cut into `windows` equal parts, and the window in the middle of each is read. A split's short
+    last window comes alone. Those of conversations are `aligned_windows`. Raises UserError for an unknown id.
     """
     grid = evaluation_windows(split, block_size, None)
     full = (split.tokens - 1) // block_size

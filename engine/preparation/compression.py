@@ -8,8 +8,10 @@ import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UserError
 
@@ -22,35 +24,25 @@ else:
 UNPACK = {".gz": "gzip -cd", ".xz": "xz -cd", ".bz2": "bzip2 -cd", ".zst": "zstd -cd"}
 # `zstd --long=31` writes files that refer back by so much; the library's own limit is 2²⁷ bytes.
 ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
+OPENERS: dict[str, Callable[[io.BufferedReader], Any]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": partial(zstd.open, options=ZSTD_OPTIONS),
+}
 
 
 @contextmanager
 def open_decompressed(path: str) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
-    """The content of a file, decompressed and seekable; and a function that tells the share read so far.
-
-    Raises UserError, naming the file, for one that cannot be read, is damaged, or ends too early.
-    """
+    """A file's content, decompressed, and what tells the share read so far. Raises UserError."""
     try:
-        with open(path, "rb") as raw, _decompressed(raw, path) as content:
+        with open(path, "rb") as raw, OPENERS.get(Path(path).suffix.lower(), nullcontext)(raw) as content:
             size = max(1, Path(path).stat().st_size)
             yield content, lambda: min(1.0, raw.tell() / size)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.ZstdError) as error:
         raise UserError(f"{path} is damaged or cut short ({error}); get it again") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _decompressed(raw: io.BufferedReader, path: str) -> io.BufferedIOBase:
-    match Path(path).suffix.lower():
-        case ".gz":
-            return gzip.GzipFile(fileobj=raw)
-        case ".xz":
-            return lzma.open(raw)
-        case ".bz2":
-            return bz2.open(raw)
-        case ".zst":
-            return zstd.ZstdFile(raw, options=ZSTD_OPTIONS)
-    return raw
 
 
 def without_suffix(path: str) -> Path:

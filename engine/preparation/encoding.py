@@ -1,7 +1,7 @@
 """What a worker does with a piece of input: decode it, count its characters, turn it into ids.
 
-`start_worker` tells a worker its job; then `survey` or `encode` is called with one piece after the other, in
-this process or in others (`Workers`). The answer depends on the piece alone, and workers write no files.
+`start_worker` tells a worker its job, in this process or another (`Workers`). What it answers depends on the
+piece alone, and it writes no files.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from engine.text.byte_pairs import END_OF_TEXT
 from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
+FLAG = np.dtype(np.uint8)  # whether a token is a target
 DIGEST_BYTES = 16  # of a document's SHA-256: equal ones are expected once in 2⁶⁴ documents
 
 
@@ -38,7 +39,15 @@ class Job:
     field: str | None = "text"  # of a record; None: records are conversations
     block_size: int = 1024  # tokens of a conversation, at most
     val_below: int | None = None  # documents with a lower hash are for validation; None: that has own files
+    # Where validation begins in one long text: in which piece, after how many of its characters.
+    border: tuple[int, int] | None = None
     tokenizer: dict[str, Any] | None = None  # None where it is still to be made
+
+    def training_characters(self, number: int) -> int | None:
+        """How many characters of a long text's piece are for training; None: all."""
+        if self.border is None or number < self.border[0]:
+            return None
+        return self.border[1] if number == self.border[0] else 0
 
 
 class Text(NamedTuple):
@@ -47,14 +56,6 @@ class Text(NamedTuple):
     text: str
     utf8: bytes
     file: str
-
-
-@dataclass(frozen=True)
-class Survey:
-    """How many characters a piece has, and which ones."""
-
-    characters: int
-    different: str
 
 
 # A document, or a part of one long text for one split, as `encode` describes it.
@@ -74,16 +75,13 @@ DOCUMENT = np.dtype(
 class Encoded:
     """A piece's documents, one after the other."""
 
-    ids: np.ndarray  # (tokens,) uint16 or uint32
+    # (tokens,) uint16 or uint32: the ids; of conversations also (tokens,) uint8: 1 for what is trained on.
+    tokens: list[np.ndarray]
     documents: np.ndarray  # (documents,) of DOCUMENT
     dropped: Counter[str]  # why, how many
     carriage_returns: Counter[str]  # in which file, how many
-    targets: np.ndarray | None = None  # (tokens,) uint8: 1 for what is trained on; None: everything is
-    cut: int = 0  # conversations that were shortened
+    cut: int  # conversations that were shortened
 
-
-# ------------------------------------------------------------------------------------------------------------
-# in a worker
 
 _job = Job()
 _tokenizer: Tokenizer | None = None
@@ -98,83 +96,66 @@ def start_worker(job: Job, is_process: bool = False) -> None:
     _tokenizer = None if job.tokenizer is None else tokenizer_from_dict(job.tokenizer)
 
 
-def survey(piece: Piece) -> Survey:
-    """Count and collect the characters of a piece."""
+def survey(piece: Piece) -> tuple[int, str]:
+    """How many characters a piece has, and which ones."""
     characters, seen = 0, np.zeros(0x110000, dtype=bool)
     for found in texts_of(piece, Counter()):
-        for text in _contents(found):
-            points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-            characters += len(points)
-            seen[points] = True
-    return Survey(characters, "".join(map(chr, np.flatnonzero(seen))))
+        points = np.frombuffer("".join(_contents(found)).encode("utf-32-le"), dtype=np.uint32)
+        characters += len(points)
+        seen[points] = True
+    return characters, "".join(map(chr, np.flatnonzero(seen)))
 
 
-def training_texts(piece: Piece, characters: int | None) -> list[str]:
-    """The texts of a piece from which a vocabulary is learned: those for training, cut at end-of-text marks.
-
-    Of one long text it is the first `characters` of the piece; None stands for all of them.
-    """
+def training_texts(number: int, piece: Piece) -> list[str]:
+    """The texts to learn a vocabulary from: those for training, cut at end-of-text marks."""
     texts = []
     for found in texts_of(piece, Counter()):
-        if piece[0].kind == "text" and characters is not None:
-            texts.append(found.text[:characters])
+        if _job.border is not None:
+            texts.append(found.text[: _job.training_characters(number)])
         elif not _is_val(piece, split_hash(hashlib.sha256(found.utf8).digest())):
             texts += _contents(found)
     return [part for text in texts for part in text.split(END_OF_TEXT) if part]
 
 
-def encode(piece: Piece, before_border: int | None = None) -> Encoded:
-    """The token ids of a piece. Of one long text the first `before_border` characters are for training."""
+def encode(number: int, piece: Piece) -> Encoded:
+    """The tokens and documents of a piece, which is number `number` of the input. Raises UserError."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
-    if _job.field is None:
-        return encode_conversations(piece)
     encode_text = _tokenizer.encode if piece[0].kind == "text" else _tokenizer.encode_document
     dtype = id_type(_tokenizer.vocab_size)
     dropped: Counter[str] = Counter()
     carriage_returns: Counter[str] = Counter()
-    ids, documents = [np.zeros(0, dtype=dtype)], []
+    ids, targets, documents, cut = [np.zeros(0, dtype)], [np.zeros(0, FLAG)], [], 0
     for found in texts_of(piece, dropped):
         if b"\r" in found.utf8:  # which is faster than counting
             carriage_returns[found.file] += found.utf8.count(b"\r")
         digest = hashlib.sha256(found.utf8).digest()
-        number = split_hash(digest)
-        border = before_border
+        value = split_hash(digest)
+        border = _job.training_characters(number)
         if border is None:
-            border = 0 if _is_val(piece, number) else len(found.text)
+            border = 0 if _is_val(piece, value) else len(found.text)
         for part, val in ((found.text[:border], False), (found.text[border:], True)):
-            if part:
+            if not part:
+                continue
+            said = part
+            if _job.field is None:
+                assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
+                encoded, is_cut = shortened(_tokenizer, from_json(part), _job.block_size)
+                if encoded is None:
+                    dropped["longer than the block"] += 1
+                    continue
+                cut += is_cut
+                ids.append(encoded.ids.astype(dtype))
+                targets.append(encoded.targets.astype(FLAG))
+                said = "".join(_contents(found))
+            else:
                 ids.append(encode_text(part).astype(dtype))
-                counts = (len(ids[-1]), val, len(part), len(part.encode()))
-                documents.append((*counts, digest[:DIGEST_BYTES], number))
-    return Encoded(np.concatenate(ids), np.array(documents, dtype=DOCUMENT), dropped, carriage_returns)
-
-
-def encode_conversations(piece: Piece) -> Encoded:
-    """The token ids of a piece's conversations, and which of them are targets."""
-    assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
-    dtype = id_type(_tokenizer.vocab_size)
-    ids, targets = [np.zeros(0, dtype=dtype)], [np.zeros(0, dtype=np.uint8)]
-    documents, cut = [], 0
-    dropped: Counter[str] = Counter()
-    for found in texts_of(piece, dropped):
-        encoded, is_cut = shortened(_tokenizer, from_json(found.text), _job.block_size)
-        if encoded is None:
-            dropped["longer than the block"] += 1
-            continue
-        cut += is_cut
-        ids.append(encoded.ids.astype(dtype))
-        targets.append(encoded.targets.astype(np.uint8))
-        digest = hashlib.sha256(found.utf8).digest()
-        number = split_hash(digest)
-        said = "".join(_contents(found))
-        counts = (len(ids[-1]), _is_val(piece, number), len(said), len(said.encode()))
-        documents.append((*counts, digest[:DIGEST_BYTES], number))
-    table = np.array(documents, dtype=DOCUMENT)
-    return Encoded(np.concatenate(ids), table, dropped, Counter(), np.concatenate(targets), cut)
+            counts = (len(ids[-1]), val, len(said), len(said.encode()))
+            documents.append((*counts, digest[:DIGEST_BYTES], value))
+    tokens = [np.concatenate(ids)] + ([np.concatenate(targets)] if _job.field is None else [])
+    return Encoded(tokens, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
 
 
 def _contents(found: Text) -> list[str]:
-    """The text itself, or what is said in a conversation."""
     return [found.text] if _job.field is not None else [content for _, content in from_json(found.text)]
 
 
@@ -184,17 +165,17 @@ def id_type(vocab_size: int) -> np.dtype:
 
 
 def split_hash(digest: bytes) -> int:
-    """The number, 0 to 2⁶⁴ - 1, that decides which split a document belongs to, from its SHA-256."""
+    """The number, 0 to 2⁶⁴ - 1, that decides a document's split, from its SHA-256."""
     return int.from_bytes(digest[-8:], "little")
 
 
 def _is_val(piece: Piece, document_hash: int) -> bool:
-    """Whether a document is for validation: by its content alone, so that adding others moves none."""
+    """By a document's content alone, so that adding others moves none."""
     return piece[0].val if _job.val_below is None else document_hash < _job.val_below
 
 
 def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[Text]:
-    """The texts of a piece; the documents left out are counted. Raises UserError for what is no text."""
+    """The texts of a piece; those left out are counted. Raises UserError."""
     for found in _decoded(piece):
         if found is None:
             dropped["not UTF-8"] += 1
@@ -205,13 +186,18 @@ def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[Text]:
 
 
 def _decoded(piece: Piece) -> Iterator[Text | None]:
-    """The texts of a piece, and None for each that is dropped as it is not UTF-8. Raises UserError."""
+    """The texts of a piece; None for each that is not UTF-8 and dropped."""
     for part in piece:
         content, file = part.contents[0], part.file
         if part.kind == "lines":
             for number, line in enumerate(content.split(b"\n"), start=part.start.line + 1):
                 if line and not line.isspace():
-                    yield _decode_line(line, f"{file}, line {number}", file)
+                    where = f"{file}, line {number}"
+                    found = _decode(line, where, file)
+                    if found is not None:
+                        text = record_text(parse_line(found.text, where, file), _job.field, where)
+                        found = _decode(text, where, file)
+                    yield found
         elif part.kind == "records":
             for number, record in enumerate(part.contents, start=part.start.offset + 1):
                 yield _decode(record, f"{file}, record {number}", file)
@@ -219,20 +205,8 @@ def _decoded(piece: Piece) -> Iterator[Text | None]:
             yield _decode(content, file, file, part.start)
 
 
-def _decode_line(content: bytes, where: str, file: str) -> Text | None:
-    """The text in a line of JSON."""
-    line = _decode(content, where, file)
-    if line is None:
-        return None
-    text = record_text(parse_line(line.text, where, file), _job.field, where)
-    return _decode(text.encode("utf-8", "surrogatepass"), where, file)
-
-
 def _decode(content: bytes, where: str, file: str, place: Place | None = None) -> Text | None:
-    """Decode a text as the job's `errors` says; None where it is to be dropped. Raises UserError.
-
-    A message calls the text `where`; with `place`, where it begins in its file, it names the line too.
-    """
+    """The text, as the job's `errors` says; None if it is dropped. Raises UserError."""
     try:
         if _job.errors == "strict" and content.find(0, 0, LOOKED_AT) >= 0:
             check_not_utf16(content, file)
@@ -251,19 +225,15 @@ def _decode(content: bytes, where: str, file: str, place: Place | None = None) -
         raise not_utf8(where, position, error, file) from error
 
 
-# ------------------------------------------------------------------------------------------------------------
-# in the main process
-
-
 class Workers:
-    """A number of processes that work on a job; this process alone where the number is 1."""
+    """Processes that work on a job; this one alone where their number is 1."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self._pool: ProcessPoolExecutor | None = None
 
     def start(self, job: Job) -> None:
-        """Give them a job in place of the one before."""
+        """Give all workers a job, this process included. Raises UserError for a job that cannot be done."""
         self.close()
         # This process too: it finds out what is wrong with the job before others are started.
         start_worker(job)
@@ -273,7 +243,7 @@ class Workers:
     def map_in_order(
         self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
     ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Each task and the function's answer to it, in the tasks' order; a few are under way at a time."""
+        """Each task and its answer, in order; a few are under way at a time."""
         if self._pool is None:
             for task in tasks:
                 yield task, function(*task)
@@ -295,7 +265,6 @@ class Workers:
             ) from error
 
     def close(self) -> None:
-        """Stop the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None

@@ -1,24 +1,22 @@
 """Any text, piece by piece: plain files, folders, patterns, JSON, CSV, Parquet, and the Hugging Face hub.
 
-    find_inputs(["notes.txt", "logs/*.jsonl.gz"])  ->  the files in a fixed order, each with its format
-    pieces(inputs, ...)                            ->  about a mebibyte at a time, and where the next begins
-
 The format follows from the name: .jsonl, .json, .csv, .tsv, .parquet; anything else is plain text. All but
 Parquet may be compressed. Nothing is decoded here: that is left to the workers (encoding.py).
 """
 
 import codecs
 import glob
-import io
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.conversation.messages import LISTS, is_conversation
 from engine.errors import UserError, similar_file
 from engine.preparation.compression import open_decompressed, without_suffix
-from engine.preparation.hub import HubFile
-from engine.preparation.records import READERS, holds_json_lines
+from engine.preparation.hub import HubFile, wait_for_each
+from engine.preparation.records import READERS, holds_json_lines, read_records
 from engine.preparation.utf8 import STANDARD_INPUT
 
 PIECE_BYTES = 2**20  # about so much makes a piece,
@@ -54,12 +52,11 @@ class Input:
 
     @property
     def name(self) -> str:
-        """What it is called in a message."""
         return STANDARD_INPUT if self.argument == STDIN else self.path
 
 
 class Place(NamedTuple):
-    """Where to read on: in which input, after how much of it (bytes or records), after how many lines."""
+    """Where to read on: in which input, after how many bytes or records, and lines."""
 
     index: int = 0
     offset: int = 0
@@ -70,7 +67,7 @@ BEGINNING = Place()
 
 
 class Part(NamedTuple):
-    """A plain file or a part of it, some lines of JSON, some records, or a stretch of one long text."""
+    """A plain file or a part of it, lines of JSON, records, or a stretch of one long text."""
 
     contents: list[bytes]  # of records one each; else one
     kind: str  # text (of one long text), file, lines or records
@@ -85,19 +82,12 @@ class Part(NamedTuple):
 Piece = list[Part]  # what is sent to a worker and written at a time: plain files for one split, or one part
 
 
-# ------------------------------------------------------------------------------------------------------------
-# which files
-
-
 def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
-    """The files that arguments stand for: themselves, those of folders and patterns ordered by name.
-
-    Hidden files are left out. Raises UserError for an argument that names nothing.
-    """
+    """The files that arguments name, none that is hidden. Raises UserError."""
     found = []
     for argument in arguments:
         if argument.startswith(HUB):
-            found.append(Input(argument.removeprefix(HUB), "hub", argument, 0, val))
+            found.append(Input(argument.removeprefix(HUB), "hub", argument, val=val))
             continue
         path = Path(argument).expanduser()
         if path.is_dir():
@@ -110,60 +100,64 @@ def find_inputs(arguments: list[str], val: bool = False) -> list[Input]:
             )
         else:
             names = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not names and path.is_dir():
+            raise UserError(f"the folder {argument} holds no files")
         if not names:
-            raise UserError(_nothing_there(argument))
+            hint = f"; for a data set of the Hugging Face hub write {HUB}{argument}"
+            hint = hint if argument.count("/") == 1 else similar_file(argument)
+            raise UserError(f"{argument} cannot be read: there is no such file or folder{hint}")
         found += [Input(name, format_of(name), argument, Path(name).stat().st_size, val) for name in names]
     return found
 
 
 def _files_of(folder: Path) -> list[str]:
     try:
-        return sorted(str(file) for file in folder.rglob("*") if _is_plain(file, folder))
+        return sorted(
+            str(file)
+            for file in folder.rglob("*")
+            if file.is_file() and "/." not in f"/{file.relative_to(folder).as_posix()}"
+        )
     except OSError as error:
         raise UserError(f"{error.filename} in {folder} cannot be read: {error.strerror}") from error
 
 
-def _is_plain(file: Path, folder: Path) -> bool:
-    """Whether a file of a folder is a regular one, and nothing on the way to it is hidden."""
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _nothing_there(argument: str) -> str:
-    if Path(argument).is_dir():
-        return f"the folder {argument} holds no files"
-    hint = (
-        f"; for a data set of the Hugging Face hub write {HUB}{argument}"
-        if argument.count("/") == 1
-        else similar_file(argument)
-    )
-    return f"{argument} cannot be read: there is no such file or folder{hint}"
-
-
 def format_of(name: str) -> str:
-    """The format that a file's name tells, a compression's suffix put aside."""
+    """The format that a file's ending stands for, without that of a compression; "text" for others."""
     return FORMATS.get(without_suffix(name).suffix.lower(), "text")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# their pieces
+def are_conversations(inputs: Sequence[Input], field: str) -> bool:
+    """Whether the first record is a conversation, and not a text in `field`."""
+    names = _first_fields(inputs[0])
+    return field in LISTS or (field not in names and is_conversation(names))
+
+
+def _first_fields(item: Input) -> Collection[str]:
+    if item.hub_file is not None or item.format == "text":
+        return ()
+    try:
+        if item.format == "parquet":
+            import pyarrow.parquet
+
+            return pyarrow.parquet.read_schema(item.path).names
+        if holds_json_lines(item.path, item.format):
+            with open_decompressed(item.path) as (file, _):
+                lines = iter(lambda: file.readline(LONGEST["lines"]), b"")
+                record = json.loads(next((line for line in lines if line.strip()), b"null"))
+        else:
+            record, _ = next(READERS[item.format](item.path, None, 0), (None, 0.0))
+    except (ImportError, OSError, ValueError, RecursionError):  # UserError too: the readers say what is wrong
+        return ()
+    return record.keys() if isinstance(record, dict) else ()
 
 
 def pieces(
-    inputs: list[Input],
-    field: str | None,
-    one_text: bool,
-    place: Place = BEGINNING,
-    before_opening: Callable[[int], None] = lambda number: None,
+    inputs: list[Input], field: str | None, one_text: bool, place: Place = BEGINNING
 ) -> Iterator[Piece]:
-    """The inputs from a place on, in order. Raises UserError for what cannot be read.
-
-    With `one_text` each piece is a stretch of one long text; otherwise each plain file is a document, and
-    each record, whose text is named by `field` (None: a conversation). `before_opening` is called with the
-    number of each input.
-    """
+    """The inputs from a place on; with `one_text` as stretches of one long text. Raises UserError."""
     piece: Piece = []
     size = 0
-    for part in _parts(inputs, field, one_text, place, before_opening):
+    for part in _parts(inputs, field, one_text, place):
         if piece and (part.kind, part.val) != (piece[0].kind, piece[0].val):
             yield piece
             piece, size = [], 0
@@ -176,30 +170,22 @@ def pieces(
         yield piece
 
 
-def _parts(
-    inputs: list[Input],
-    field: str | None,
-    one_text: bool,
-    place: Place,
-    before_opening: Callable[[int], None],
-) -> Iterator[Part]:
-    for index in range(place.index, len(inputs)):
+def _parts(inputs: list[Input], field: str | None, one_text: bool, place: Place) -> Iterator[Part]:
+    for index in wait_for_each([item.hub_file for item in inputs], place.index):
         item = inputs[index]
         start = place if index == place.index else Place(index)
-        before_opening(index)
         if item.format == "text":
             yield from _stretches(item, start, "text" if one_text else "file")
-        elif item.format == "jsonl" or (item.format == "json" and holds_json_lines(item.path)):
+        elif holds_json_lines(item.path, item.format):
             yield from _stretches(item, start, "lines")
         else:
             yield from _records(item, field, start)
 
 
 def _records(item: Input, field: str | None, place: Place) -> Iterator[Part]:
-    """A file of records from a place on, a piece at a time."""
     contents: list[bytes] = []
     size, share = 0, 0.0
-    for content, share in READERS[item.format](item.path, field, place.offset):
+    for content, share in read_records(item.path, item.format, field, place.offset):
         if size >= PIECE_BYTES or len(contents) == PIECE_DOCUMENTS:
             after = Place(place.index, place.offset + len(contents))
             yield Part(contents, "records", item.name, item.val, place, after, share)
@@ -213,9 +199,11 @@ def _records(item: Input, field: str | None, place: Place) -> Iterator[Part]:
 def _stretches(item: Input, place: Place, kind: str) -> Iterator[Part]:
     """A file from a place on: whole if it is a document, else a piece at a time.
 
-    Lines of JSON are cut between two lines, text where no tokenizer looks across (see `safe_cut`).
+    Lines of JSON are cut between two lines, text where no tokenizer looks across (see `safe_cut`). A part
+    depends on where it begins alone, so it is the same after an interruption.
     """
     find_cut = _after_last_line if kind == "lines" else safe_cut
+    usual = LONGEST["file"] if kind == "file" else PIECE_BYTES
     with open_decompressed(item.path) as (file, share):
         marked = place.offset == 0 and file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
         if marked:
@@ -223,11 +211,14 @@ def _stretches(item: Input, place: Place, kind: str) -> Iterator[Part]:
         file.seek(place.offset)
         rest, complete = b"", False
         while not complete:
-            cut, wanted = None, LONGEST["file"] if kind == "file" else PIECE_BYTES
-            while cut is None and wanted <= LONGEST[kind]:
-                rest, complete = _read_up_to(file, rest, wanted)
+            cut = None
+            for wanted in range(usual, LONGEST[kind] + 1, PIECE_BYTES):
+                # One byte more tells whether the file ends here.
+                rest += file.read(max(0, wanted + 1 - len(rest)))
+                complete = len(rest) <= wanted
                 cut = len(rest) if complete else find_cut(rest)
-                wanted += PIECE_BYTES
+                if cut is not None:
+                    break
             if cut is None and kind == "lines":
                 raise UserError(f"{item.path}: line {place.line + 1} is longer than {LONGEST[kind]:,} bytes")
             cut = character_cut(rest) if cut is None else cut
@@ -238,21 +229,7 @@ def _stretches(item: Input, place: Place, kind: str) -> Iterator[Part]:
             place, marked = after, False
 
 
-def _read_up_to(file: io.BufferedIOBase, rest: bytes, size: int) -> tuple[bytes, bool]:
-    """`rest`, read on to one byte more than `size`, and False; or True where the file ends before.
-
-    So a part depends on where it begins alone, and is the same after an interruption.
-    """
-    while len(rest) <= size:
-        block = file.read(size + 1 - len(rest))
-        if not block:
-            return rest, True
-        rest += block
-    return rest, False
-
-
 def _after_last_line(block: bytes) -> int | None:
-    """Where the last whole line ends; None where none does."""
     return block.rfind(b"\n") + 1 or None
 
 

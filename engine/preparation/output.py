@@ -1,17 +1,13 @@
-"""The files of an unfinished data set: written in a folder inside data/NAME, moved into place at the end.
-
-with staging_folder(data/NAME) as staging:      held by this process alone
-    TokenWriter(staging, ...)                   writes the ids
-    move_into_place(staging, data/NAME, meta)   meta.json last
-"""
+"""The files of an unfinished data set: written in a folder inside data/NAME, moved into place at the end."""
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +16,25 @@ import numpy as np
 
 from engine.data.dataset import read_meta
 from engine.errors import UserError
-from engine.system import write_whole
+from engine.system import hashes_of, write_whole
 
 STAGING = ".partial"  # the folder's name
 STATE = "state.json"  # there where a long preparation has saved how far it is
 RANK_FILE = "tokenizer.tiktoken"
+TARGETS = ".targets.bin"  # the end of the name of a file with a byte for each token: whether it is a target
+Files = dict[str, list[list[Any]]]  # [name, tokens] of each file, by split
 FEWEST_TOKENS = 2  # of a split
 USUAL_BLOCK = 256  # tokens; splits no longer than that are remarked upon
 
 
 def check_name(name: str, root: Path) -> None:
-    """Raise UserError for what cannot be a folder in data/."""
+    """Raise UserError for a name that no data set's folder can have."""
     if not name or Path(name).name != name or name.startswith("."):
         raise UserError(f"{name!r} cannot name a data set: it becomes a folder in {root}")
 
 
 def check_lengths(name: str, tokens: Mapping[str, int], say: Callable[[str], None]) -> None:
-    """Raise UserError where a split is too short for any model; say where it is shorter than most blocks."""
+    """Raise UserError for a split that is too short to train on; note one that is shorter than usual."""
     for split, number in tokens.items():
         if number < FEWEST_TOKENS:
             raise UserError(
@@ -53,10 +51,7 @@ def check_lengths(name: str, tokens: Mapping[str, int], say: Callable[[str], Non
 
 @contextlib.contextmanager
 def staging_folder(folder: Path, name: str = STAGING) -> Iterator[Path]:
-    """A folder inside data/NAME for unfinished work, locked by this process.
-
-    It is deleted at the end, also after an error, unless it holds a saved state to continue from.
-    """
+    """A folder in data/NAME, locked; deleted at the end if it holds no STATE to go on from."""
     staging = folder / name
     made = [parent for parent in (folder, folder.parent) if not parent.exists()]
     try:
@@ -90,91 +85,101 @@ def staging_folder(folder: Path, name: str = STAGING) -> Iterator[Path]:
 class TokenWriter:
     """Writes the ids of each split to train.bin and val.bin, or to shards: train-000000.bin, …
 
-    `files` lists [name, tokens] for each split and is kept up to date. Files that it lists at the start are
-    continued; what they hold beyond the listed tokens is cut off. `suffix` comes before .bin in all names.
+    `files` is kept up to date. Those that it lists at the start are continued, and cut off after the listed
+    tokens. With two `dtypes` a second file lies beside each, train.targets.bin, with a number for each token.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        files: dict[str, list[list[Any]]],
-        dtype: np.dtype,
-        shard_tokens: int | None,
-        suffix: str = "",
-    ) -> None:
-        self.folder, self.files, self.dtype, self.shard_tokens = folder, files, dtype, shard_tokens
-        self.suffix = suffix
-        self._open: dict[str, io.FileIO] = {}
+    def __init__(self, folder: Path, files: Files, dtypes: list[np.dtype], shard_tokens: int | None) -> None:
+        self.folder, self.files, self.dtypes, self.shard_tokens = folder, files, dtypes, shard_tokens
+        self._open: dict[str, list[io.FileIO]] = {}
         for split in files:
             if files[split]:
-                name, tokens = files[split][-1]
-                self._open[split] = io.FileIO(folder / name, "r+")
-                self._open[split].truncate(tokens * dtype.itemsize)
-                self._open[split].seek(0, os.SEEK_END)
+                self._open_last(split, "r+")
             else:
                 self._next_file(split)
 
-    def _next_file(self, split: str) -> None:
-        """Begin a split's next file."""
-        if split in self._open:
-            os.fsync(self._open[split].fileno())
-            self._open[split].close()
-        number = len(self.files[split])
-        name = split if self.shard_tokens is None else f"{split}-{number:06d}"
-        name += f"{self.suffix}.bin"
-        self.files[split].append([name, 0])
-        self._open[split] = io.FileIO(self.folder / name, "w")
+    def _open_last(self, split: str, mode: str) -> None:
+        name, tokens = self.files[split][-1]
+        self._open[split] = []
+        for path, dtype in zip(_paths(self.folder, name), self.dtypes, strict=False):
+            file = io.FileIO(path, mode)
+            file.truncate(tokens * dtype.itemsize)
+            file.seek(0, os.SEEK_END)
+            self._open[split].append(file)
 
-    def write(self, split: str, ids: np.ndarray) -> None:
-        """Append ids to a split."""
-        assert ids.dtype == self.dtype, "the ids are not of the file's type"
-        while len(ids):
+    def _next_file(self, split: str) -> None:
+        for file in self._open.get(split, ()):
+            os.fsync(file.fileno())
+            file.close()
+        number = "" if self.shard_tokens is None else f"-{len(self.files[split]):06d}"
+        self.files[split].append([f"{split}{number}.bin", 0])
+        self._open_last(split, "w")
+
+    def write(self, split: str, *arrays: np.ndarray) -> None:
+        """Append ids, and with two dtypes their targets, to a split. Raises OSError if the disk is full."""
+        assert [array.dtype for array in arrays] == self.dtypes, "the numbers are not of the files' types"
+        while len(arrays[0]):
             if self.files[split][-1][1] == self.shard_tokens:
                 self._next_file(split)
             entry = self.files[split][-1]
-            part = ids if self.shard_tokens is None else ids[: self.shard_tokens - entry[1]]
-            content = part.data.cast("B")
-            while content:  # a disk that fills takes a part, and the next call raises OSError
-                content = content[self._open[split].write(content) :]
-            entry[1] += len(part)
-            ids = ids[len(part) :]
+            room = len(arrays[0]) if self.shard_tokens is None else self.shard_tokens - entry[1]
+            for file, array in zip(self._open[split], arrays, strict=True):
+                content = array[:room].data.cast("B")
+                while content:  # a disk that fills takes a part, and the next call raises OSError
+                    content = content[file.write(content) :]
+            entry[1] += len(arrays[0][:room])
+            arrays = tuple(array[room:] for array in arrays)
 
     def sync(self) -> None:
         """Make sure that what was written outlives a power cut."""
-        for file in self._open.values():
+        for file in itertools.chain(*self._open.values()):
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        for file in self._open.values():
+        for file in itertools.chain(*self._open.values()):
             file.close()
 
 
-def are_intact(folder: Path, files: dict[str, list[list[Any]]], dtype: np.dtype) -> bool:
-    """Whether the files listed are there, and hold at least what the list says."""
-    listed = [(folder / name, tokens) for entries in files.values() for name, tokens in entries]
-    return all(path.is_file() and path.stat().st_size >= tokens * dtype.itemsize for path, tokens in listed)
+def _paths(folder: Path, name: str) -> list[Path]:
+    return [folder / name, folder / name.replace(".bin", TARGETS)]
 
 
-def move_into_place(
-    staging: Path, folder: Path, meta: dict[str, Any], token_files: list[str] | None = None
-) -> None:
-    """Move the new files into their places, meta.json last; delete those that only the old one lists.
+def are_intact(folder: Path, files: Files, dtypes: list[np.dtype]) -> bool:
+    """Whether all files exist with at least the tokens that a saved state lists."""
+    for name, tokens in itertools.chain(*files.values()):
+        for path, dtype in zip(_paths(folder, name), dtypes, strict=False):
+            if not path.is_file() or path.stat().st_size < tokens * dtype.itemsize:
+                return False
+    return True
 
-    `token_files` are those to be moved, if not all that `meta` lists: others lie in their places already.
-    """
+
+def write_masks(staging: Path, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write a mask for each file, bit i (a byte's lowest first) for token i; returns the new entries."""
+    found = []
+    for entry in entries:
+        tokens, targets = _paths(staging, entry["path"])
+        mask = tokens.with_suffix(".mask.bin")
+        flags = np.fromfile(targets, dtype=np.uint8)
+        assert len(flags) == entry["tokens"], "each token says whether it is a target"
+        write_whole(mask, np.packbits(flags, bitorder="little").tobytes())
+        found.append(entry | {"mask": mask.name, "mask_sha256": hashes_of([mask])[0]})
+    return found
+
+
+def move_into_place(staging: Path, folder: Path, meta: dict[str, Any]) -> None:
+    """Move what is staged into place, meta.json last; delete what only the old one lists."""
     write_whole(staging / "meta.json", json.dumps(meta, indent=1).encode())
     old: list[str] = []
     with contextlib.suppress(UserError):  # there was no data set, or none that can be read
         old = [*_listed(read_meta(folder / "meta.json")), RANK_FILE]
     (folder / "meta.json").unlink(missing_ok=True)
     listed = _listed(meta)
-    ranks = [RANK_FILE] if (staging / RANK_FILE).exists() else []
-    for name in [*(listed if token_files is None else token_files), *ranks, "meta.json"]:
+    moved = [name for name in (*listed, RANK_FILE, "meta.json") if os.path.lexists(staging / name)]
+    for name in moved:
         os.replace(staging / name, folder / name)
-    for name in set(old) - set(listed) - set(ranks):
+    for name in set(old) - set(listed) - set(moved):
         (folder / name).unlink(missing_ok=True)
 
 
 def _listed(meta: dict[str, Any]) -> list[str]:
-    """The files that a meta.json lists, of tokens and of masks."""
     return [file[kind] for file in meta["files"] for kind in ("path", "mask") if kind in file]

@@ -24,28 +24,9 @@ import numpy as np
 from engine.data.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.errors import UserError
 from engine.preparation.compression import filter_command
-from engine.preparation.conversations import TARGETS, holds_conversations, write_masks
-from engine.preparation.encoding import (
-    Encoded,
-    Job,
-    Workers,
-    encode,
-    id_type,
-    start_worker,
-    survey,
-    training_texts,
-)
-from engine.preparation.hub import Downloads, list_parquet
-from engine.preparation.inputs import (
-    BEGINNING,
-    STDIN,
-    Input,
-    Piece,
-    Place,
-    find_inputs,
-    format_of,
-    pieces,
-)
+from engine.preparation.encoding import FLAG, Encoded, Job, Workers, encode, id_type, survey, training_texts
+from engine.preparation.hub import list_parquet
+from engine.preparation.inputs import STDIN, Input, Piece, are_conversations, find_inputs, format_of, pieces
 from engine.preparation.output import (
     RANK_FILE,
     STATE,
@@ -55,20 +36,21 @@ from engine.preparation.output import (
     check_name,
     move_into_place,
     staging_folder,
+    write_masks,
 )
 from engine.preparation.progress import PreparationProgress
-from engine.preparation.request import Plan, Request, State, request_hash, sources_of, versions_of
+from engine.preparation.request import Request, State, request_hash, sources_of, version_of
 from engine.system import available_cores, hashes_of, write_whole
 from engine.text.byte_pairs import OwnBytePairTokenizer, learn_vocabulary, ranks_text
 from engine.text.characters import CharTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict, with_roles
 from engine.text.tokenizer_files import tokenizer_of_file
 
+JOB = "job.json"  # the name of the file for what must be known before the first token is written
 SAVE_EVERY = 16  # pieces: the most that an interruption costs
 IN_ONE_PROCESS = 2**22  # bytes: less input is not worth starting other processes
 LEARN_FROM = 2**28  # bytes of text from which a vocabulary is learned
 NAMED = ("char", "bytes", "gpt2", "bpe")
-FLAG = np.dtype(np.uint8)  # whether a token is a target
 FILES_NAMED = 3  # of many, in a message
 
 
@@ -86,9 +68,6 @@ def prepare(request: Request, say: Callable[[str], None], root: Path = DATA_FOLD
         check_lengths(request.name, tokens, say)
         move_into_place(staging, folder, meta)
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in meta["dropped"].items())
-    cut = meta.get("conversations", {}).get("cut")
-    if cut:
-        say(f"{request.name}: {cut:,} conversations are longer than {request.block_size} tokens, and are cut")
     say(
         f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens, "
         f"vocabulary {meta['vocab_size']:,}{dropped and f'; left out: {dropped}'}"
@@ -102,7 +81,6 @@ class Preparation:
     def __init__(self, request: Request, staging: Path, say: Callable[[str], None]) -> None:
         self.request, self.staging = request, staging
         self.say: Callable[[str], None] = lambda text: say(f"{request.name}: {text}")
-        self.downloads = staging / "downloads"
         self.inputs = self._find_inputs()
         self.size = sum(item.size for item in self.inputs)
         self.one_text = self._is_one_text()
@@ -110,45 +88,33 @@ class Preparation:
         val_below = None
         if self.val_share is not None and not self.one_text:
             val_below = math.ceil(self.val_share * 2**64)
-        self.conversations = holds_conversations(self.inputs, request.field)
+        self.conversations = are_conversations(self.inputs, request.field)
         field = None if self.conversations else request.field
         self.job = Job(request.errors, field, request.block_size, val_below)
-        self.versions = versions_of(self.inputs)
+        self.versions = [version_of(item) for item in self.inputs]
         self.request_hash = request_hash(request, self.inputs, self.versions)
         self._name_empty_files()
 
     def run(self) -> dict[str, Any]:
-        """Do what is left to do; returns the content of meta.json, whose files lie in the staging folder."""
+        """Do what is left; returns the content of meta.json, whose files are staged."""
         small = self.size <= IN_ONE_PROCESS and all(item.format != "hub" for item in self.inputs)
         number = 1 if small else self.request.workers or available_cores()
         with contextlib.closing(Workers(number)) as workers:
-            tokenizer, state = self._plan_and_encode(workers)
+            state = self._encode(workers)
             if self._fills_empty_split(state):
-                tokenizer, state = self._plan_and_encode(workers)
+                state = self._encode(workers)
         self._check(state)
         self._say_notes(state)
-        if isinstance(tokenizer, OwnBytePairTokenizer):
-            write_whole(self.staging / RANK_FILE, ranks_text(tokenizer))
-        return self._meta(state, tokenizer)
-
-    def _plan_and_encode(self, workers: Workers) -> tuple[Tokenizer, State]:
-        plan = self.plan(workers)
-        tokenizer = tokenizer_from_dict(plan.tokenizer)
-        workers.start(dataclasses.replace(self.job, tokenizer=plan.tokenizer))
-        return tokenizer, self._encode(plan, tokenizer, workers)
-
-    # --------------------------------------------------------------------------------------------------------
-    # input
+        if isinstance(self.tokenizer, OwnBytePairTokenizer):
+            write_whole(self.staging / RANK_FILE, ranks_text(self.tokenizer))
+        return self._meta(state)
 
     def _find_inputs(self) -> list[Input]:
-        request = self.request
+        request, found = self.request, []
         if request.remote is not None:
             argument = f"{request.remote.repository}/{request.remote.folder}"
-            return [
-                Input(str(self.downloads / file.path), "parquet", argument, file.size, hub_file=file)
-                for file in list_parquet(request.remote)
-            ]
-        found = []
+            for file in list_parquet(request.remote, self.staging / "downloads"):
+                found.append(Input(str(file.place), "parquet", argument, file.size, hub_file=file))
         for argument in request.inputs:
             found += [self._stdin_in_file()] if argument == STDIN else find_inputs([argument])
         if isinstance(request.val, str):
@@ -169,9 +135,10 @@ class Preparation:
         request = self.request
         about_documents = request.dedup or request.errors == "drop"
         one_file = sum(not item.val for item in self.inputs) == 1 and not about_documents
-        together = one_file or not _has_folders(request.inputs)  # a folder of one file is like that file
+        # A folder of one file is like that file; other folders, and patterns, hold documents.
+        files = (argument == STDIN or Path(argument).expanduser().is_file() for argument in request.inputs)
         plain = all(item.format == "text" for item in self.inputs)
-        one_text = plain and together and not request.documents
+        one_text = plain and (one_file or all(files)) and not request.documents
         if one_text and about_documents:
             raise UserError(
                 "--dedup and --errors drop are about documents, and text files given by name are read as "
@@ -180,132 +147,99 @@ class Preparation:
         return one_text
 
     def _name_empty_files(self) -> None:
-        """Name the files that hold nothing: mostly a mistake, and hard to see in the counts."""
         empty = [item.path for item in self.inputs if item.format != "hub" and not item.size]
         if empty and len(empty) < len(self.inputs):
             more = len(empty) - FILES_NAMED
             names = ", ".join(empty[:FILES_NAMED]) + (f" and {more:,} more" if more > 0 else "")
             self.say(f"note: nothing is in {names}")
 
-    def _pieces(self, place: Place = BEGINNING) -> Iterator[Piece]:
-        files = [item.hub_file for item in self.inputs]
-        with contextlib.closing(Downloads(files, self.downloads)) as downloads:
-            yield from pieces(self.inputs, self.job.field, self.one_text, place, downloads.wait_for)
+    def _pieces(self, state: State) -> Iterator[tuple[int, Piece]]:
+        found = pieces(self.inputs, self.job.field, self.one_text, state.place)
+        return enumerate(found, start=state.number)
 
-    def _tasks(self, state: State, border: tuple[int, int] | None) -> Iterator[tuple[Piece, int | None]]:
-        """The pieces from a state on, with the characters before the border from the border's piece on."""
-        for number, piece in enumerate(self._pieces(state.place), start=state.number):
-            if border is None or number < border[0]:
-                yield piece, None
-            else:
-                yield piece, border[1] if number == border[0] else 0
-
-    # --------------------------------------------------------------------------------------------------------
-    # plan
-
-    def plan(self, workers: Workers) -> Plan:
-        """The plan of an earlier, interrupted run of the same request, or a new one."""
-        saved = self._load("plan.json")
+    def _complete_job(self, workers: Workers) -> None:
+        """Find vocabulary and border, or take those of an interrupted run."""
+        saved = self._load(JOB)
         if saved is not None:
-            plan = Plan(**saved)
-            self.job = dataclasses.replace(self.job, val_below=plan.val_below)
-            return plan
-        plan = Plan({}, None, self.job.val_below)
+            self.job = Job(**saved)
+            return
         kind = self.request.tokenizer
         table: set[str] = set()
         if kind == "char" or (self.one_text and self.val_share is not None):
             counts = []
             workers.start(self.job)
-            for _, found in workers.map_in_order(survey, ((piece,) for piece in self._pieces())):
-                counts.append(found.characters)
-                table.update(found.different)
+            tasks = ((piece,) for _, piece in self._pieces(State()))
+            for _, (characters, different) in workers.map_in_order(survey, tasks):
+                counts.append(characters)
+                table.update(different)
             if not sum(counts):
                 raise UserError(self._nothing_to_learn_from(Counter()))
             if not self.one_text:
                 table.add("\n")  # ends documents
-            if self.one_text and self.val_share is not None:
-                plan.border = find_border(counts, self.val_share)
-        tokenizer = self._tokenizer(kind, table, plan.border)
+            elif self.val_share is not None:
+                self.job = dataclasses.replace(self.job, border=find_border(counts, self.val_share))
+        tokenizer = CharTokenizer("".join(sorted(table))) if kind == "char" else self._other_tokenizer(kind)
         if self.conversations:
             tokenizer = with_roles(tokenizer)
-        plan.tokenizer = tokenizer.to_dict()
-        self._save("plan.json", dataclasses.asdict(plan))
-        return plan
+        self.job = dataclasses.replace(self.job, tokenizer=tokenizer.to_dict())
+        self._save(JOB, dataclasses.asdict(self.job))
 
-    def _tokenizer(self, kind: str, table: set[str], border: tuple[int, int] | None) -> Tokenizer:
-        if kind == "char":
-            return CharTokenizer("".join(sorted(table)))
+    def _other_tokenizer(self, kind: str) -> Tokenizer:
         if kind == "bpe":
             self.say(f"learning a vocabulary of {self.request.vocab_size:,}")
-            return learn_vocabulary(self._texts_to_learn_from(border), self.request.vocab_size)
+            return learn_vocabulary(self._texts_to_learn_from(), self.request.vocab_size)
         if kind == "numbers":
             raise UserError("--tokenizer numbers is for token files (.bin), and the input is text")
         return tokenizer_from_dict({"kind": kind}) if kind in NAMED else tokenizer_of_file(Path(kind))
 
-    def _texts_to_learn_from(self, border: tuple[int, int] | None) -> Iterator[str]:
-        """Training text from pieces all over the input, LEARN_FROM bytes at most."""
-        start_worker(self.job)
+    def _texts_to_learn_from(self) -> Iterator[str]:
+        Workers(1).start(self.job)
         share = min(1.0, LEARN_FROM / max(1, self.size))
         left = LEARN_FROM
-        for number, (piece, before_border) in enumerate(self._tasks(State(), border)):
+        for number, piece in self._pieces(State()):
             if int((number + 1) * share) > int(number * share) or not self.size:
-                for text in training_texts(piece, before_border):
+                for text in training_texts(number, piece):
                     left -= len(text)
                     yield text
                 if left <= 0:
                     return
 
-    # --------------------------------------------------------------------------------------------------------
-    # encode
-
-    def _encode(self, plan: Plan, tokenizer: Tokenizer, workers: Workers) -> State:
+    def _encode(self, workers: Workers) -> State:
+        self._complete_job(workers)
+        workers.start(self.job)
+        self.tokenizer = tokenizer_from_dict(self.job.tokenizer)
         saved = self._load(STATE)
-        dtype = id_type(tokenizer.vocab_size)
-        state = State() if saved is None else State.from_saved(saved)
-        if not are_intact(self.staging, state.files, dtype) or not are_intact(
-            self.staging, state.targets, FLAG
-        ):
+        state = State() if saved is None else State(**saved)
+        dtypes = [id_type(self.tokenizer.vocab_size)] + ([FLAG] if self.conversations else [])
+        if not are_intact(self.staging, state.files, dtypes):
             state = State()
         if state.number:
             self.say(f"going on after {state.tokens:,} tokens")
-        writer = TokenWriter(self.staging, state.files, dtype, self.request.shard_tokens)
-        flags = None
-        if self.conversations:
-            flags = TokenWriter(self.staging, state.targets, FLAG, self.request.shard_tokens, TARGETS)
+        writer = TokenWriter(self.staging, state.files, dtypes, self.request.shard_tokens)
         progress = PreparationProgress(self.inputs, self.say, state.place)
         with (
             contextlib.closing(writer),
             contextlib.closing(progress),
-            contextlib.nullcontext() if flags is None else contextlib.closing(flags),
-            self._document_hashes(state) as hashes,
+            contextlib.closing(self._document_hashes(state)) as hashes,
         ):
-            for (piece, _), found in workers.map_in_order(encode, self._tasks(state, plan.border)):
-                self._write(piece, found, state, writer, flags, hashes)
+            for (_, piece), found in workers.map_in_order(encode, self._pieces(state)):
+                self._write(piece, found, state, writer, hashes)
                 state.number, state.place = state.number + 1, piece[-1].next
                 progress.update(piece[-1], int(found.documents["text_bytes"].sum()), state.tokens)
                 if state.number % SAVE_EVERY == 0:
                     writer.sync()
-                    if flags is not None:
-                        flags.sync()
-                    if hashes is not None:
-                        hashes.commit()
+                    hashes.commit()
                     self._save(STATE, dataclasses.asdict(state))
             writer.sync()
         return state
 
     def _write(
-        self,
-        piece: Piece,
-        found: Encoded,
-        state: State,
-        writer: TokenWriter,
-        flags: TokenWriter | None,
-        hashes: sqlite3.Connection | None,
+        self, piece: Piece, found: Encoded, state: State, writer: TokenWriter, hashes: sqlite3.Connection
     ) -> None:
-        """Count a piece's documents and write them to their splits, except duplicates of earlier ones."""
+        """Count a piece's documents and write them to their splits, without duplicates."""
         documents = found.documents
         kept = np.ones(len(documents), dtype=bool)
-        if hashes is not None:
+        if self.request.dedup:
             for number, digest in enumerate(documents["digest"].tolist()):
                 row = (digest, state.number)
                 kept[number] = hashes.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", row).rowcount == 1
@@ -316,41 +250,34 @@ class Preparation:
         state.cut += found.cut
         state.longest = max([state.longest, *documents["tokens"].tolist()])
         for file, number in found.carriage_returns.items():
-            state.carriage_returns.add(number, file)
+            state.carriage_returns += number
+            state.first_with_returns = state.first_with_returns or file
         for part in piece:
             if part.marked:
-                state.byte_order_marks.add(1, part.file)
+                state.byte_order_marks += 1
+                state.first_marked = state.first_marked or part.file
         for split, is_val in (("train", False), ("val", True)):
             chosen = kept & (documents["val"] == is_val)
             if chosen.any():
-                ids = found.ids if chosen.all() else found.ids[np.repeat(chosen, documents["tokens"])]
-                writer.write(split, ids)
-                if flags is not None and found.targets is not None:
-                    flags.write(split, found.targets[np.repeat(chosen, documents["tokens"])])
+                of_these = slice(None) if chosen.all() else np.repeat(chosen, documents["tokens"])
+                writer.write(split, *(numbers[of_these] for numbers in found.tokens))
                 state.documents[split] += int(chosen.sum())
                 state.characters[split] += int(documents["characters"][chosen].sum())
                 state.text_bytes[split] += int(documents["text_bytes"][chosen].sum())
 
-    @contextlib.contextmanager
-    def _document_hashes(self, state: State) -> Iterator[sqlite3.Connection | None]:
-        """The hashes of the documents so far, on disk, as they were at a state; None without --dedup."""
-        if not self.request.dedup:
-            yield None
-            return
-        with contextlib.closing(sqlite3.connect(self.staging / "seen.sqlite")) as hashes:
-            hashes.execute("PRAGMA cache_size = -65536")  # 64 MiB
-            hashes.execute(
-                "CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, piece INTEGER) WITHOUT ROWID"
-            )
-            hashes.execute("DELETE FROM seen WHERE piece >= ?", (state.number,))
-            hashes.commit()
-            yield hashes
+    def _document_hashes(self, state: State) -> sqlite3.Connection:
+        """The hashes of the documents up to a state, on disk; without --dedup none."""
+        hashes = sqlite3.connect(self.staging / "seen.sqlite" if self.request.dedup else ":memory:")
+        hashes.execute("PRAGMA cache_size = -65536")  # 64 MiB
+        hashes.execute(
+            "CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, piece INTEGER) WITHOUT ROWID"
+        )
+        hashes.execute("DELETE FROM seen WHERE piece >= ?", (state.number,))
+        hashes.commit()
+        return hashes
 
     def _fills_empty_split(self, state: State) -> bool:
-        """Put the document with the nearest hash into a split that few documents have left empty.
-
-        Returns whether it did so; then everything must be planned and encoded again.
-        """
+        """Move the nearest hash into an empty split; where it does, all must be encoded again."""
         empty = [split for split, number in state.documents.items() if not number]
         if self.job.val_below is None or len(empty) != 1 or len(set(state.split_hashes)) < 2:
             return False
@@ -361,17 +288,13 @@ class Preparation:
             f"{empty[0]} split by its hash, so the one with the {which} hash is taken"
         )
         self.job = dataclasses.replace(self.job, val_below=below)
-        (self.staging / "plan.json").unlink()
+        (self.staging / JOB).unlink()
         (self.staging / STATE).unlink(missing_ok=True)
         return True
 
-    # --------------------------------------------------------------------------------------------------------
-    # finish
-
     def _check(self, state: State) -> None:
-        """Raise UserError where a split is empty, or an input has changed on the way."""
-        for item, before, now in zip(self.inputs, self.versions, versions_of(self.inputs), strict=True):
-            if before != now:
+        for item, version in zip(self.inputs, self.versions, strict=True):
+            if version != version_of(item):
                 raise UserError(f"{item.name} has changed while it was read; run the same command again")
         if not state.tokens:
             raise UserError(self._nothing_to_learn_from(state.dropped))
@@ -389,20 +312,25 @@ class Preparation:
         return f"the text is empty; there is nothing to learn from in {names}{why}"
 
     def _say_notes(self, state: State) -> None:
-        marks, returns = state.byte_order_marks, state.carriage_returns
-        if marks.number:
-            others = f" and of {marks.number - 1:,} more" if marks.number > 1 else ""
-            self.say(f"note: the byte-order mark at the beginning of {marks.file}{others} is left out")
-        if returns.number:
-            without = ""
-            if Path(returns.file).is_file() and format_of(returns.file) == "text":
-                without = "; without them: " + filter_command(r"tr -d '\r'", returns.file, "unix")
+        if state.cut:
+            longest = self.request.block_size
+            self.say(f"{state.cut:,} conversations are longer than {longest} tokens, and are cut")
+        if state.byte_order_marks:
+            more = state.byte_order_marks - 1
+            others = f" and of {more:,} more" if more else ""
             self.say(
-                f"note: the text holds {returns.number:,} carriage returns, with which "
-                f"Windows ends lines, the first in {returns.file}; they become tokens{without}"
+                f"note: the byte-order mark at the beginning of {state.first_marked}{others} is left out"
+            )
+        if state.carriage_returns:
+            file, without = state.first_with_returns, ""
+            if Path(file).is_file() and format_of(file) == "text":
+                without = "; without them: " + filter_command(r"tr -d '\r'", file, "unix")
+            self.say(
+                f"note: the text holds {state.carriage_returns:,} carriage returns, with which "
+                f"Windows ends lines, the first in {file}; they become tokens{without}"
             )
 
-    def _meta(self, state: State, tokenizer: Tokenizer) -> dict[str, Any]:
+    def _meta(self, state: State) -> dict[str, Any]:
         named = [(split, name, tokens) for split, files in state.files.items() for name, tokens in files]
         hashes = hashes_of([self.staging / name for _, name, _ in named])
         files = [
@@ -410,14 +338,14 @@ class Preparation:
             for (split, name, tokens), sha256 in zip(named, hashes, strict=True)
         ]
         if self.conversations:
-            files = write_masks(self.staging, files, state.targets)
+            files = write_masks(self.staging, files)
         asked = {"val": self.request.val, "errors": self.request.errors, "dedup": self.request.dedup}
         return {
             "format": FORMAT,
             "name": self.request.name,
-            "dtype": id_type(tokenizer.vocab_size).name,
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer.to_dict(),
+            "dtype": id_type(self.tokenizer.vocab_size).name,
+            "vocab_size": self.tokenizer.vocab_size,
+            "tokenizer": self.tokenizer.to_dict(),
             **({} if self.conversations else {"text_bytes": state.text_bytes}),
             **({"conversations": {"longest": state.longest, "cut": state.cut}} if self.conversations else {}),
             "characters": state.characters,
@@ -428,11 +356,7 @@ class Preparation:
             "sources": self.request.sources or sources_of(self.inputs),
         }
 
-    # --------------------------------------------------------------------------------------------------------
-    # what an interrupted run leaves
-
     def _load(self, name: str) -> dict[str, Any] | None:
-        """What an earlier run of the same request saved."""
         path = self.staging / name
         saved = json.loads(path.read_bytes()) if path.exists() else {}
         return saved.get("content") if saved.get("request") == self.request_hash else None
@@ -443,16 +367,8 @@ class Preparation:
 
 
 def find_border(characters: list[int], val_share: float) -> tuple[int, int]:
-    """Where validation begins in one long text: in which piece, after how many of its characters.
-
-    `characters` has the number of each piece's.
-    """
+    """Where validation begins in a text: in which of its pieces, after how many characters of it."""
     border = int((1 - val_share) * sum(characters))
     ends = np.cumsum([0, *characters])
     number = int(np.searchsorted(ends, border, side="right")) - 1
     return number, border - int(ends[number])
-
-
-def _has_folders(arguments: list[str]) -> bool:
-    """Whether some argument is a folder or a pattern rather than a file."""
-    return any(argument != STDIN and not Path(argument).expanduser().is_file() for argument in arguments)

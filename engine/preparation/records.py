@@ -1,8 +1,7 @@
 """Documents in files of records: JSON, CSV, Parquet, and data sets of the Hugging Face hub.
 
-Each reader yields (document in UTF-8, share of the file read so far) from record number `skip` on. Without a
-field the records are conversations, and what it yields of each is all its messages (`to_json`). A text
-that is no valid Unicode is handed on as its bytes: what to do about it is decided in encoding.py.
+A reader yields the records from number `skip` on, or their texts, and the share of the file read so far.
+Without a field they are conversations. A text that is no valid Unicode is handed on as its bytes.
 """
 
 import codecs
@@ -18,97 +17,96 @@ from typing import Any
 from engine.conversation.messages import LISTS, PAIRS, read_conversation, to_json
 from engine.download import hub_errors, reach_hub
 from engine.errors import UserError
-from engine.preparation.compression import UNPACK, filter_command, open_decompressed, without_suffix
+from engine.preparation.compression import filter_command, open_decompressed, without_suffix
 from engine.preparation.utf8 import LOOKED_AT, check_not_utf16, conversion, likely_encoding
 
 WHOLE_FILE = 2**30  # bytes: .json files, which are read whole, may have so many
 LONGEST_CELL = 2**26  # bytes
 LONGEST_NAME = 40  # characters: a longer cell in a table's first line is no column's name
 NAMES_SHOWN = 8
+EXTRA_DATA = "Extra data"  # what the library says of one object after another
 SEPARATORS = ",;\t"  # of a table's columns
 TURN_COLUMNS = {*LISTS, *(name for pair in PAIRS for name in pair), "input"}
-Records = Iterator[tuple[bytes, float]]
+Records = Iterator[tuple[Any, float]]
 
 
-def record_text(value: Any, field: str | None, where: str) -> str:
-    """The text in a record: the record itself, or its field; of null, "". UserError names what there is."""
+def record_text(value: Any, field: str | None, where: str) -> bytes:
+    """The text of a record: itself, its field (of null none), or its messages. Raises UserError."""
     if field is None:
-        return to_json(read_conversation(value, where))
-    if isinstance(value, str):
-        return value
+        text = to_json(read_conversation(value, where))
+    else:
+        text = value.get(field) if isinstance(value, dict) else value
+    if isinstance(text, str):
+        return text.encode("utf-8", "surrogatepass")
     if not isinstance(value, dict):
         raise UserError(f"{where} is neither an object nor a text")
-    text = value.get(field)
-    if isinstance(text, str):
-        return text
+    if text is not None:
+        raise UserError(f"{where}: its field {field!r} holds no text; name another with --field")
+    if field in value:
+        return b""
     turns = next((name for name in LISTS if isinstance(value.get(name), list)), None)
-    if turns is not None and field not in value:
+    if turns is not None:
         raise UserError(
             f"{where} is a conversation (its field {turns!r} is a list), and documents were expected; where "
             f"all records are conversations, add --field {turns}"
         )
-    if field not in value:
-        texts = [name for name, found in value.items() if isinstance(found, str)]
-        raise UserError(f"{where} has no field {field!r}; name one with --field{_there_are(texts)}")
-    if text is not None:
-        raise UserError(f"{where}: its field {field!r} holds no text; name another with --field")
-    return ""
+    texts = [name for name, found in value.items() if isinstance(found, str)]
+    raise UserError(f"{where} has no field {field!r}; name one with --field{_there_are(texts)}")
 
 
 def _there_are(names: list[str]) -> str:
     return f" (there are: {', '.join(map(repr, names[:NAMES_SHOWN]))})" if names else ""
 
 
-# ------------------------------------------------------------------------------------------------------------
-# JSON
+def read_records(path: str, form: str, field: str | None, skip: int) -> Iterator[tuple[bytes, float]]:
+    """The texts (UTF-8) of a file's records after the first `skip`, and the share read. Raises UserError."""
+    for number, (value, share) in enumerate(READERS[form](path, field, skip), start=skip + 1):
+        if not isinstance(value, bytes):
+            value = record_text(value, field, f"{path}, record {number}")
+        yield value, share
 
 
 def parse_line(line: str, where: str, file: str) -> Any:
-    """The value in a line of JSON. Raises UserError, with the command that writes one object a line."""
-    begins_array = line.lstrip().startswith("[")
+    """The value in a line of JSON. Raises UserError."""
     try:
-        value = json.loads(line)
+        value, problem = json.loads(line), None
     except (ValueError, RecursionError) as error:
-        if begins_array:
-            raise _array_in_lines(where, file) from error
-        several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
-        unfinished = line.rstrip().endswith(("{", ","))
-        if several or unfinished:
-            reason = "holds more than one object" if several else "ends within an object"
-            raise UserError(f"{where} {reason}; {_one_object_a_line(file)}") from error
-        raise UserError(f"{where} is not JSON: {error}") from error
-    if begins_array:
-        raise _array_in_lines(where, file)
+        value, problem = None, error
+    if line.lstrip().startswith("["):
+        plain = without_suffix(file)
+        renamed = f"{plain.with_suffix('.json')}{Path(file).suffix if plain != Path(file) else ''}"
+        raise UserError(
+            f"{where} is neither an object nor a text, but an array; a file that is one array is called "
+            f".json: mv {shlex.quote(file)} {shlex.quote(renamed)}"
+        ) from problem
+    if problem is not None:
+        reason = f"is not JSON: {problem}"
+        if isinstance(problem, json.JSONDecodeError) and problem.msg == EXTRA_DATA:
+            reason = f"holds more than one object; {_one_object_a_line(file)}"
+        elif line.rstrip().endswith(("{", ",")):
+            reason = f"ends within an object; {_one_object_a_line(file)}"
+        raise UserError(f"{where} {reason}") from problem
     return value
-
-
-def _array_in_lines(where: str, file: str) -> UserError:
-    plain = without_suffix(file)
-    renamed = f"{plain.with_suffix('.json')}{Path(file).suffix if plain != Path(file) else ''}"
-    return UserError(
-        f"{where} is neither an object nor a text, but an array; a file that is one array is called .json: "
-        f"mv {shlex.quote(file)} {shlex.quote(renamed)}"
-    )
 
 
 def _one_object_a_line(file: str) -> str:
     return f"write one in each line: {filter_command('jq -c .', file, 'lines', '.jsonl')}"
 
 
-def holds_json_lines(path: str) -> bool:
-    """Whether a .json file holds one object in each line, as many do."""
+def holds_json_lines(path: str, form: str) -> bool:
+    """Whether a file has one JSON object per line, whatever its ending says."""
+    if form != "json":
+        return form == "jsonl"
     with open_decompressed(path) as (file, _):
         first = file.readline(WHOLE_FILE).removeprefix(codecs.BOM_UTF8).strip()
-    if not first.startswith(b"{"):
-        return False
     try:
-        return isinstance(json.loads(first), dict)
-    except ValueError:
+        return first.startswith(b"{") and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
         return False
 
 
 def json_records(path: str, field: str | None, skip: int) -> Records:
-    """The texts of a .json file: an array of objects or of strings, or one object."""
+    """The records of a .json file: an array of objects or of strings, or one object."""
     with open_decompressed(path) as (file, _):
         content = file.read(WHOLE_FILE + 1)
     if len(content) > WHOLE_FILE:
@@ -119,37 +117,28 @@ def json_records(path: str, field: str | None, skip: int) -> Records:
         encoding = likely_encoding(content, error.start)
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); {conversion(path, encoding)}") from error
     except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            raise UserError(
-                f"{path} holds one object after the other (line {error.lineno}); {_one_object_a_line(path)}"
-            ) from error
-        raise UserError(f"{path} is not JSON: {error}") from error
+        reason = f"is not JSON: {error}"
+        if isinstance(error, json.JSONDecodeError) and error.msg == EXTRA_DATA:
+            reason = f"holds one object after the other (line {error.lineno}); {_one_object_a_line(path)}"
+        raise UserError(f"{path} {reason}") from error
     values = values if isinstance(values, list) else [values]
     for number, value in enumerate(values[skip:], start=skip + 1):
-        text = record_text(value, field, f"{path}, record {number}")
-        yield text.encode("utf-8", "surrogatepass"), number / len(values)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# tables
+        yield value, number / len(values)
 
 
 def csv_records(path: str, field: str | None, skip: int) -> Records:
-    """A column of a table whose first line names the columns.
-
-    The separator is the comma, semicolon or tab with which the first line has the column.
-    """
+    """A column of a table, whose first line tells what separates the columns."""
     if field is None:
         raise UserError(f"{path}: tables hold documents; conversations are read from .jsonl, .json, .parquet")
     csv.field_size_limit(LONGEST_CELL)
     with open_decompressed(path) as (file, share):
         check_not_utf16(file.read(LOOKED_AT), path)
         file.seek(0)
-        text = io.TextIOWrapper(
-            io.BufferedReader(file), encoding="utf-8-sig", errors="surrogateescape", newline=""
-        )
+        text = io.TextIOWrapper(io.BufferedReader(file), "utf-8-sig", "surrogateescape", newline="")
         usual = "\t" if ".tsv" in Path(path).suffixes[-2:] else ","
-        separator = _separator(text.readline(), field, usual)
+        first_line = text.readline()
+        heads = {one: next(csv.reader([first_line], delimiter=one)) for one in (usual, *SEPARATORS)}
+        separator = max(heads, key=lambda one: (field in heads[one], len(heads[one])))
         text.seek(0)
         rows = csv.reader(text, delimiter=separator, strict=True)
         try:
@@ -159,39 +148,28 @@ def csv_records(path: str, field: str | None, skip: int) -> Records:
             column = head.index(field)
             for row in itertools.islice(rows, skip, None):
                 if row and len(row) != len(head):
-                    raise UserError(
-                        f"{path}, line {rows.line_num}: {len(row)} columns where the head has {len(head)}"
-                    )
+                    found = f"{len(row)} columns where the head has {len(head)}"
+                    raise UserError(f"{path}, line {rows.line_num}: {found}")
                 yield (row[column] if row else "").encode("utf-8", "surrogateescape"), share()
         except csv.Error as error:
             raise UserError(f"{path}, line {rows.line_num}: not a table ({error})") from error
 
 
-def _separator(first_line: str, field: str, usual: str) -> str:
-    """The separator with which a table's first line has the field, or else the most columns."""
-    found = {one: next(csv.reader([first_line], delimiter=one)) for one in (usual, *SEPARATORS)}
-    return max(found, key=lambda one: (field in found[one], len(found[one])))
-
-
 def _no_column(path: str, field: str, head: list[str]) -> UserError:
-    """The error for a table without the column; it says how to add a first line that names the columns."""
     is_head = all(len(name) <= LONGEST_NAME and not name.isdecimal() for name in head)
     if is_head and len(set(head)) == len(head):
         return UserError(f"{path} has no column {field!r}; name one with --field{_there_are(head)}")
     longest = max(head, key=len)
     names = [field if cell is longest else f"column{number}" for number, cell in enumerate(head, start=1)]
-    unpack = UNPACK.get(Path(path).suffix.lower(), "cat")
-    plain = without_suffix(path)
-    into = plain.with_name(f"{plain.stem}.named{plain.suffix}")
+    command = filter_command(f"(echo {shlex.quote(','.join(names))}; cat)", path, "named")
     return UserError(
         f"{path} has no column {field!r}: its first line, which must name the columns, is {longest[:30]!r}…; "
-        f"put one before it: (echo {shlex.quote(','.join(names))}; {unpack} {shlex.quote(path)}) "
-        f"> {shlex.quote(str(into))}"
+        f"put one before it: {command}"
     )
 
 
 def parquet_records(path: str, field: str | None, skip: int) -> Records:
-    """A column of a Parquet file, a few hundred rows at a time."""
+    """The values of a column, and the share read. Raises UserError."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -200,53 +178,31 @@ def parquet_records(path: str, field: str | None, skip: int) -> Records:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            columns = [name for name in names if name in TURN_COLUMNS]
+            if field is not None and field not in names:
+                raise UserError(f"{path} has no column {field!r}; name one with --field{_there_are(names)}")
             if field is not None:
-                _check_column(path, field, file.schema_arrow)
-            columns = [field] if field is not None else [name for name in names if name in TURN_COLUMNS]
+                kind, columns = file.schema_arrow.field(field).type, [field]
+                if kind not in (pyarrow.string(), pyarrow.large_string()):
+                    reason = f"holds {kind}, not text; name another with --field"
+                    raise UserError(f"{path}: the column {field!r} {reason}")
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             ends = list(itertools.accumulate(sizes))
             groups = [group for group, end in enumerate(ends) if end > skip]
             number = ends[groups[0]] - sizes[groups[0]] if groups else 0
             for batch in file.iter_batches(256, groups, columns) if groups else ():
-                if field is not None:
-                    values = batch.column(0).cast(pyarrow.large_binary()).to_pylist()
-                else:
-                    values = batch.to_pylist()
-                for value in values:
+                # As bytes: a text may be no valid Unicode.
+                rows = batch if field is None else batch.column(0).cast(pyarrow.large_binary())
+                for value in rows.to_pylist():
                     number += 1
-                    if field is None and number > skip:
-                        text = record_text(value, None, f"{path}, record {number}")
-                        value = text.encode("utf-8", "surrogatepass")
                     if number > skip:
-                        yield value or b"", number / ends[-1]
+                        yield b"" if value is None else value, number / ends[-1]
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}") from error
 
 
-def _check_column(path: str, field: str, schema: Any) -> None:
-    """Raise UserError where a table has no such column, or one that holds no text."""
-    import pyarrow
-
-    if field not in schema.names:
-        raise UserError(f"{path} has no column {field!r}; name one with --field{_there_are(schema.names)}")
-    kind = schema.field(field).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise UserError(f"{path}: the column {field!r} holds {kind}, not text; name another with --field")
-
-
-# ------------------------------------------------------------------------------------------------------------
-# the Hugging Face hub
-
-
 def hub_records(path: str, field: str | None, skip: int) -> Records:
-    """A data set of the Hugging Face hub, streamed: NAME, NAME:CONFIGURATION or NAME:CONFIGURATION:SPLIT."""
-    for number, record in enumerate(hub_rows(path, skip), start=skip + 1):
-        text = record_text(record, field, f"{path}, record {number}")
-        yield text.encode("utf-8", "surrogatepass"), 0.0
-
-
-def hub_rows(path: str, skip: int) -> Iterator[dict[str, Any]]:
-    """The records of a data set of the hub from number `skip` on, as they are."""
+    """A data set of the Hugging Face hub, streamed: NAME[:CONFIGURATION[:SPLIT]]."""
     try:
         import datasets
     except ImportError as error:
@@ -258,7 +214,8 @@ def hub_rows(path: str, skip: int) -> Iterator[dict[str, Any]]:
         if not Path(name).exists():
             reach_hub(name, "dataset")
         stream = datasets.load_dataset(name, configuration or None, split=split or "train", streaming=True)
-        yield from stream.skip(skip) if skip else stream
+        for record in stream.skip(skip) if skip else stream:
+            yield record, 0.0
 
 
 READERS = {"json": json_records, "csv": csv_records, "parquet": parquet_records, "hub": hub_records}

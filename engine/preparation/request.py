@@ -1,8 +1,4 @@
-"""What is requested of a preparation, what it has planned, and how far it is.
-
-The plan and the state are saved with the request's hash: an interrupted preparation continues from them only
-if the same is requested again, and the files have not changed.
-"""
+"""What is requested of a preparation, and how far it is: saved with the request's hash, to go on from."""
 
 import dataclasses
 import hashlib
@@ -17,12 +13,12 @@ from engine.preparation.inputs import BEGINNING, STDIN, Input, Place
 from engine.preparation.utf8 import STANDARD_INPUT
 from engine.system import hashes_of
 
-PIPELINE = 4  # raised when the same request would give other files
+PIPELINE = 5  # raised when the same request would give other files, or a state be saved otherwise
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for."""
+    """What a data set is to be made of, and how."""
 
     name: str
     inputs: list[str]
@@ -41,27 +37,6 @@ class Request:
 
 
 @dataclass
-class Plan:
-    """What must be known before the first token is written."""
-
-    tokenizer: dict[str, Any]
-    border: tuple[int, int] | None  # of one long text: the first piece with validation, its characters before
-    val_below: int | None  # which documents are for validation, as in Job
-
-
-@dataclass
-class Tally:
-    """How often something was found in the input, and in which file first."""
-
-    number: int = 0
-    file: str = ""
-
-    def add(self, number: int, file: str) -> None:
-        self.number += number
-        self.file = self.file or file
-
-
-@dataclass
 class State:
     """How far the encoding is. It is saved together with the files that it speaks of."""
 
@@ -69,8 +44,6 @@ class State:
     place: Place = BEGINNING
     # [name, tokens] of each file.
     files: dict[str, list[list[Any]]] = field(default_factory=lambda: {"train": [], "val": []})
-    # The same of the files that say which tokens of conversations are targets.
-    targets: dict[str, list[list[Any]]] = field(default_factory=lambda: {"train": [], "val": []})
     cut: int = 0  # conversations that were shortened
     longest: int = 0  # tokens of a conversation
     documents: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
@@ -78,43 +51,33 @@ class State:
     text_bytes: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
     dropped: dict[str, int] = field(default_factory=dict)
     split_hashes: list[int] = field(default_factory=list)  # the lowest and the highest of a document
-    # What the user is told in the end.
-    byte_order_marks: Tally = field(default_factory=Tally)
-    carriage_returns: Tally = field(default_factory=Tally)
+    # What the user is told in the end: how many, and in which file first.
+    byte_order_marks: int = 0
+    first_marked: str = ""
+    carriage_returns: int = 0
+    first_with_returns: str = ""
+
+    def __post_init__(self) -> None:
+        self.place = Place(*self.place)  # of a state that was saved a list
 
     @property
     def tokens(self) -> int:
-        """Of both splits so far."""
         return sum(tokens for files in self.files.values() for _, tokens in files)
 
-    @classmethod
-    def from_saved(cls, saved: dict[str, Any]) -> "State":
-        """The state that `dataclasses.asdict` made a dictionary of."""
-        nested: dict[str, Any] = {
-            "place": Place(*saved["place"]),
-            "byte_order_marks": Tally(**saved["byte_order_marks"]),
-            "carriage_returns": Tally(**saved["carriage_returns"]),
-        }
-        return cls(**(saved | nested))
 
-
-def versions_of(inputs: list[Input]) -> list[Any]:
-    """What differs once an input has changed: its size and time, or what is known of its content."""
-    versions: list[Any] = []
-    for item in inputs:
-        if item.format == "hub":
-            versions.append(None)
-        elif item.hub_file is not None:
-            versions.append(item.hub_file.sha256)
-        elif item.argument == STDIN:
-            versions.append(hashes_of([Path(item.path)]))
-        else:
-            versions.append([os.stat(item.path).st_size, os.stat(item.path).st_mtime_ns])
-    return versions
+def version_of(item: Input) -> Any:
+    """What differs once an input has changed."""
+    if item.format == "hub":
+        return None
+    if item.hub_file is not None:
+        return item.hub_file.sha256
+    if item.argument == STDIN:
+        return hashes_of([Path(item.path)])
+    return [os.stat(item.path).st_size, os.stat(item.path).st_mtime_ns]
 
 
 def request_hash(request: Request, inputs: list[Input], versions: list[Any]) -> str:
-    """A hash of what is asked for and of the inputs: the same for the same work."""
+    """A hash that changes with the request, its files, and the program's way of preparing."""
     asked = dataclasses.asdict(request) | {"workers": None}
     files = [[item.path, item.val] for item in inputs]
     return hashlib.sha256(json.dumps([PIPELINE, asked, files, versions]).encode()).hexdigest()
@@ -125,20 +88,22 @@ def sources_of(inputs: list[Input]) -> list[dict[str, Any]]:
     groups: dict[str, list[Input]] = {}
     for item in inputs:
         groups.setdefault(item.argument, []).append(item)
-    return [source for argument, items in groups.items() for source in _sources(argument, items)]
+    found: list[dict[str, Any]] = []
+    for argument, items in groups.items():
+        hub_files = [item.hub_file for item in items if item.hub_file is not None]
+        found += [{"name": argument, "address": file.address, "sha256": file.sha256} for file in hub_files]
+        if items[0].format == "hub":
+            found.append({"name": argument})
+        elif not hub_files:
+            name = STANDARD_INPUT if argument == STDIN else Path(argument).name or argument
+            found.append({"name": name} | _hash_of([item.path for item in items]))
+    return found
 
 
-def _sources(argument: str, items: list[Input]) -> list[dict[str, Any]]:
-    if items[0].format == "hub":
-        return [{"name": argument}]
-    hub_files = [item.hub_file for item in items if item.hub_file is not None]
-    if hub_files:
-        return [{"name": argument, "address": file.address, "sha256": file.sha256} for file in hub_files]
-    name = STANDARD_INPUT if argument == STDIN else Path(argument).name or argument
-    hashes = hashes_of([Path(item.path) for item in items])
-    if len(items) == 1:
-        return [{"name": name, "sha256": hashes[0]}]
-    # Several files have one hash: of a list as sha256sum writes it.
-    lines = [f"{sha256}  {item.path}\n" for item, sha256 in zip(items, hashes, strict=True)]
-    together = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return [{"name": name, "files": len(items), "sha256": together}]
+def _hash_of(paths: list[str]) -> dict[str, Any]:
+    hashes = hashes_of([Path(path) for path in paths])
+    if len(paths) == 1:
+        return {"sha256": hashes[0]}
+    lines = [f"{sha256}  {path}\n" for path, sha256 in zip(paths, hashes, strict=True)]
+    together = "".join(lines).encode("utf-8", "surrogateescape")
+    return {"files": len(paths), "sha256": hashlib.sha256(together).hexdigest()}

@@ -10,7 +10,7 @@ A file is for validation where its name says "val".
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,18 +24,9 @@ from engine.text.characters import NumberTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.text.tokenizer_files import tokenizer_of_file
 
-HEADER_NUMBERS = 256  # int32
-HEADER_BYTES = 4 * HEADER_NUMBERS
-GPT2_IDS, OTHER_IDS = 20240520, 20240801  # magic numbers
-ID_TYPES = {GPT2_IDS: np.dtype("<u2"), OTHER_IDS: np.dtype("<u4")}
+HEADER_BYTES = 256 * 4
+ID_TYPES = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # by magic number
 READ_AT_ONCE = 2**24  # ids
-
-
-class Header(NamedTuple):
-    """What a token file says about itself: nothing where it has no header."""
-
-    size: int = 0  # bytes
-    dtype: np.dtype | None = None
 
 
 def holds_token_files(folder: Path) -> bool:
@@ -45,24 +36,20 @@ def holds_token_files(folder: Path) -> bool:
 
 
 def are_token_files(inputs: list[str]) -> bool:
-    """Whether all that the inputs stand for are token files. Raises UserError for what is not there."""
+    """Whether all inputs are token files. Raises UserError for a missing one."""
     return STDIN not in inputs and all(item.path.endswith(".bin") for item in find_inputs(inputs))
 
 
 def describe_token_files(
     name: str, paths: list[str], tokenizer: str | None, say: Callable[[str], None], root: Path = DATA_FOLDER
 ) -> Path:
-    """Write a meta.json for token files and link to them; without `paths`, for those in data/NAME.
-
-    `tokenizer` is a name or a file; None derives it from headers and ids. Returns data/NAME.
-    Raises UserError.
-    """
+    """Write a meta.json for token files, without `paths` those in data/NAME, and link to them."""
     check_name(name, root)
     folder = root / name
     files = _files_to_describe(name, paths, folder)
     headers = [read_header(file) for file in files]
     vocabulary = _vocabulary(tokenizer, headers, files)
-    dtype = headers[0].dtype
+    dtype = headers[0]
     if dtype is None:
         dtype = np.dtype("<u2") if vocabulary is None else id_type(vocabulary.vocab_size)
     entries, largest = _entries(files, headers, dtype)
@@ -84,12 +71,11 @@ def describe_token_files(
     }
     tokens = tokens_of(meta)
     check_lengths(name, tokens, say)
-    # A link that replaced the file itself would destroy it.
-    elsewhere = [file for file in files if file.resolve() != (folder / file.name).resolve()]
     with staging_folder(folder) as staging:
-        for file in elsewhere:
-            (staging / file.name).symlink_to(file.resolve())
-        move_into_place(staging, folder, meta, [file.name for file in elsewhere])
+        for file in files:
+            if file.resolve() != (folder / file.name).resolve():  # a link would destroy it
+                (staging / file.name).symlink_to(file.resolve())
+        move_into_place(staging, folder, meta)
     say(
         f"{folder}: {tokens['train']:,} training and {tokens['val']:,} validation tokens as they were, "
         f"vocabulary {vocabulary.vocab_size:,} ({vocabulary.to_dict()['kind']})"
@@ -108,9 +94,8 @@ def _files_to_describe(name: str, paths: list[str], folder: Path) -> list[Path]:
     names = [file.name for file in files]
     if len(set(names)) < len(names):
         raise UserError(f"two of the token files have the same name: {sorted(names)[:6]}")
-    for split in ("train", "val"):
-        if not any(_split_of(file) == split for file in files):
-            raise UserError(f"none of the token files is for {split}: their names must say train or val")
+    for split in {"train", "val"} - {_split_of(file) for file in files}:
+        raise UserError(f"none of the token files is for {split}: their names must say train or val")
     return files
 
 
@@ -118,31 +103,26 @@ def _split_of(file: Path) -> str:
     return "val" if "val" in file.name else "train"
 
 
-def read_header(file: Path) -> Header:
-    """The header of a token file. Raises UserError where the file is not as long as it says."""
+def read_header(file: Path) -> np.dtype | None:
+    """The type of ids by a file's header; None without one. Raises UserError."""
     try:
         with open(file, "rb") as content:
-            numbers = np.frombuffer(content.read(HEADER_BYTES), dtype=np.uint8)
+            numbers = content.read(HEADER_BYTES)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     if len(numbers) < HEADER_BYTES:
-        return Header()
-    magic, _, tokens = numbers.view("<i4")[:3].tolist()
-    if magic not in ID_TYPES:
-        return Header()
-    expected = HEADER_BYTES + tokens * ID_TYPES[magic].itemsize
-    if file.stat().st_size != expected:
-        raise UserError(
-            f"{file} has {file.stat().st_size:,} bytes where its header says {expected:,}; get it again"
-        )
-    return Header(HEADER_BYTES, ID_TYPES[magic])
-
-
-def _vocabulary(tokenizer: str | None, headers: list[Header], files: list[Path]) -> Tokenizer | None:
-    """The tokenizer asked for, or GPT-2's; None where the ids are numbers and no more is known."""
-    if tokenizer == "numbers":
         return None
-    if tokenizer is None and any(header.dtype == ID_TYPES[OTHER_IDS] for header in headers):
+    magic, _, tokens = np.frombuffer(numbers, "<i4", 3).tolist()
+    if magic not in ID_TYPES:
+        return None
+    size, expected = file.stat().st_size, HEADER_BYTES + tokens * ID_TYPES[magic].itemsize
+    if size != expected:
+        raise UserError(f"{file} has {size:,} bytes where its header says {expected:,}; get it again")
+    return ID_TYPES[magic]
+
+
+def _vocabulary(tokenizer: str | None, headers: list[np.dtype | None], files: list[Path]) -> Tokenizer | None:
+    if tokenizer == "numbers" or (tokenizer is None and np.dtype("<u4") in headers):
         return None
     if tokenizer in (None, "gpt2", "bytes"):
         return tokenizer_from_dict({"kind": tokenizer or "gpt2"})
@@ -153,32 +133,26 @@ def _vocabulary(tokenizer: str | None, headers: list[Header], files: list[Path])
     return tokenizer_of_file(Path(tokenizer))
 
 
-def _entries(files: list[Path], headers: list[Header], dtype: np.dtype) -> tuple[list[dict[str, Any]], int]:
-    """The entries of meta.json's list of files, and the largest id in them. Raises UserError."""
+def _entries(
+    files: list[Path], headers: list[np.dtype | None], dtype: np.dtype
+) -> tuple[list[dict[str, Any]], int]:
     entries: list[dict[str, Any]] = []
     largest = -1
     for file, header, sha256 in zip(files, headers, hashes_of(files), strict=True):
-        if header.dtype is not None and header.dtype != dtype:
-            raise UserError(
-                f"{file} holds {header.dtype.name} ids, the other files {dtype.name}; keep them apart"
-            )
-        tokens, rest = divmod(file.stat().st_size - header.size, dtype.itemsize)
+        if header is not None and header != dtype:
+            raise UserError(f"{file} holds {header.name} ids, the other files {dtype.name}; keep them apart")
+        size, header_bytes = file.stat().st_size, 0 if header is None else HEADER_BYTES
+        tokens, rest = divmod(size - header_bytes, dtype.itemsize)
         if rest:
-            raise UserError(f"{file} is no file of {dtype.name} ids: it has {file.stat().st_size:,} bytes")
-        largest = max(largest, largest_id(file, dtype, header.size, tokens))
-        entry = {
-            "path": file.name,
-            "split": _split_of(file),
-            "tokens": tokens,
-            "header_bytes": header.size,
-            "sha256": sha256,
-        }
-        entries.append(entry)
+            raise UserError(f"{file} is no file of {dtype.name} ids: it has {size:,} bytes")
+        largest = max(largest, largest_id(file, dtype, header_bytes, tokens))
+        entry = {"path": file.name, "split": _split_of(file), "tokens": tokens}
+        entries.append(entry | {"header_bytes": header_bytes, "sha256": sha256})
     return entries, largest
 
 
 def largest_id(file: Path, dtype: np.dtype, header_bytes: int, tokens: int) -> int:
-    """The largest id of a token file, -1 of an empty one."""
+    """The largest id of a file; -1 for an empty one."""
     if not tokens:
         return -1
     ids = np.memmap(file, dtype=dtype, mode="r", offset=header_bytes, shape=(tokens,))

@@ -22,19 +22,18 @@ WESTERN = "CP1252"
 
 
 def check_not_utf16(beginning: bytes, file: str) -> None:
-    """Raise UserError where a file begins as UTF-16 or UTF-32 does: with its mark, or every other byte 0."""
-    found = next((encoding for mark, encoding in MARKS.items() if beginning.startswith(mark)), None)
+    """Raise UserError where a file begins as UTF-16 or UTF-32 does."""
     beginning = beginning[:LOOKED_AT]
-    if found is None and beginning[1::2].count(0) * 3 > len(beginning):
-        found = "UTF-16LE"
-    if found is None and beginning[0::2].count(0) * 3 > len(beginning):
-        found = "UTF-16BE"
-    if found is not None:
-        raise UserError(f"{file} is not UTF-8, but {found}; {conversion(file, found)}")
+    found = [encoding for mark, encoding in MARKS.items() if beginning.startswith(mark)]
+    for encoding, zeros in (("UTF-16LE", beginning[1::2]), ("UTF-16BE", beginning[0::2])):
+        if zeros.count(0) * 3 > len(beginning):
+            found.append(encoding)
+    if found:
+        raise UserError(f"{file} is not UTF-8, but {found[0]}; {conversion(file, found[0])}")
 
 
 def not_utf8(where: str, position: str, error: UnicodeDecodeError, file: str) -> UserError:
-    """The error for text, at a place in a file, that is not UTF-8: what it is, and what to do about it."""
+    """The error for bytes that are not UTF-8: what they seem to be, and how to convert the file."""
     content, start = error.object, error.start
     half = HALF_OF_A_PAIR.match(content, start)
     if half is not None:
@@ -56,7 +55,7 @@ def not_utf8(where: str, position: str, error: UnicodeDecodeError, file: str) ->
 
 
 def likely_encoding(content: bytes, start: int) -> str:
-    """CP1252, where bytes beyond ASCII stand alone or in twos, as in Western words; else "ENCODING"."""
+    """CP1252, where bytes beyond ASCII stand alone or in twos; else "ENCODING"."""
     try:
         content.decode(WESTERN)
     except UnicodeDecodeError:
@@ -66,7 +65,7 @@ def likely_encoding(content: bytes, start: int) -> str:
 
 
 def conversion(file: str, encoding: str) -> str:
-    """How to convert a file to UTF-8, as a command where one can do it."""
+    """Advice on converting a file to UTF-8."""
     command = f"iconv -f {encoding} -t UTF-8"
     if file == STANDARD_INPUT:
         return f"pipe it through {command}"

@@ -2,15 +2,13 @@
 
 GPT-2's own and those learned from your text have their ids in the order of their merges: tiktoken runs them.
 Those of Hugging Face folders have ids in any order, and added tokens: `tokenizers` runs them.
-
-    merges [("h", "e"), ("he", "y")]:   h e y  ->  he y  ->  hey
 """
 
 import base64
-import binascii
 import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +31,7 @@ LONGEST_WORD = 256  # bytes; longer ones are cut before learning, whose time gro
 
 
 def byte_characters() -> str:
-    """The 256 printable characters that stand for the bytes 0 … 255 in GPT-2's files.
+    """The 256 characters that stand for the bytes 0 … 255 in GPT-2's files.
 
     Printable Latin-1 characters stand for themselves, the other bytes in turn for U+0100, U+0101, …
     """
@@ -60,23 +58,20 @@ def from_characters(word: str) -> bytes:
 
 
 class BytePairTokenizer:
-    """A byte-pair encoding through tiktoken; `<|endoftext|>` in a text is the end-of-text token."""
+    """A byte-pair encoding through tiktoken."""
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self.encoding = encoding
         self.vocab_size = encoding.n_vocab
         self.end_of_text: int | None = encoding.eot_token
 
-    def encode(self, text: str) -> np.ndarray:
-        return self._ids(text, {END_OF_TEXT})
-
-    def encode_document(self, text: str) -> np.ndarray:
-        return np.append(self._ids(text, set()), self.encoding.eot_token)
-
-    def _ids(self, text: str, special: set[str]) -> np.ndarray:
+    def encode(self, text: str, special: AbstractSet[str] = frozenset([END_OF_TEXT])) -> np.ndarray:
         to_bytes(text)  # tiktoken's own error for half a surrogate pair is no UserError
         ids = self.encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
         return ids.astype(np.int64)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        return np.append(self.encode(text, special=frozenset()), self.encoding.eot_token)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.encoding.decode(list(ids))
@@ -90,22 +85,16 @@ class GPT2Tokenizer(BytePairTokenizer):
         super().__init__(tiktoken.get_encoding("gpt2"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nothing but the kind: the vocabulary is public and pinned by its hash."""
         return {"kind": "gpt2"}
 
 
 class OwnBytePairTokenizer(BytePairTokenizer):
-    """A byte-pair encoding of your own: byte sequences in the order of their merges, then the end of text.
-
-    The first 256 are the single bytes, in any order, so every text can be encoded.
-    """
+    """Your own byte-pair encoding: bytes, merges in the order of their making, the end of text."""
 
     def __init__(self, sequences: Sequence[bytes]) -> None:
         ranks = {sequence: rank for rank, sequence in enumerate(sequences)}
-        if len(ranks) != len(sequences) or not 256 <= len(sequences) < LARGEST_VOCABULARY or b"" in ranks:
-            raise ValueError(
-                f"a byte-pair vocabulary holds 256 to {LARGEST_VOCABULARY} different byte sequences"
-            )
+        if len(ranks) != len(sequences) or len(ranks) >= LARGEST_VOCABULARY or b"" in ranks:
+            raise ValueError(f"a byte-pair vocabulary holds up to {LARGEST_VOCABULARY} different sequences")
         if any(bytes([byte]) not in ranks for byte in range(256)):
             raise ValueError("a byte-pair vocabulary holds every single byte")
         self.sequences = list(sequences)
@@ -116,22 +105,16 @@ class OwnBytePairTokenizer(BytePairTokenizer):
 
     @classmethod
     def from_base64(cls, words: Sequence[str]) -> "OwnBytePairTokenizer":
-        """The tokenizer of sequences in base64. Raises ValueError for what is none."""
-        try:
-            return cls([base64.b64decode(word, validate=True) for word in words])
-        except binascii.Error as error:
-            raise ValueError(f"not base64: {error}") from error
+        """The tokenizer of sequences in base64, in the order of their ids. Raises ValueError."""
+        return cls([base64.b64decode(word, validate=True) for word in words])
 
     def to_dict(self) -> dict[str, Any]:
-        """The vocabulary itself: the sequences in base64, in their order, between spaces."""
-        return {
-            "kind": "bpe",
-            "vocabulary": " ".join(base64.b64encode(one).decode() for one in self.sequences),
-        }
+        words = (base64.b64encode(sequence).decode() for sequence in self.sequences)
+        return {"kind": "bpe", "vocabulary": " ".join(words)}
 
 
 def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> OwnBytePairTokenizer:
-    """Learn a vocabulary of so many entries, fewer where the texts have no pair twice. Raises UserError."""
+    """Learn a vocabulary of so many entries, or fewer if no pair comes twice. Raises UserError."""
     if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
         raise UserError(
             f"--vocab_size is {vocab_size}; it must be {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY}"
@@ -140,18 +123,12 @@ def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> OwnBytePairTokeni
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.FixedLength(LONGEST_WORD)]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=list(BYTE_CHARACTERS),
-    )
-    learner.train_from_iterator(texts, trainer)
+    alphabet = list(BYTE_CHARACTERS)
+    options = {"vocab_size": vocab_size - 1, "min_frequency": 2, "initial_alphabet": alphabet}
+    learner.train_from_iterator(texts, trainers.BpeTrainer(**options, show_progress=False))
     ranks = learner.get_vocab()
-    words = sorted((word for word in ranks if len(word) > 1), key=ranks.__getitem__)
-    return OwnBytePairTokenizer(
-        [bytes([byte]) for byte in range(256)] + [from_characters(word) for word in words]
-    )
+    words = alphabet + sorted((word for word in ranks if len(word) > 1), key=ranks.__getitem__)
+    return OwnBytePairTokenizer([from_characters(word) for word in words])
 
 
 def ranks_text(tokenizer: OwnBytePairTokenizer) -> bytes:
@@ -163,8 +140,7 @@ def ranks_text(tokenizer: OwnBytePairTokenizer) -> bytes:
 class MergesTokenizer:
     """A byte-level byte-pair encoding by vocabulary, merges and added tokens, as files spell them.
 
-    Added tokens are found as they are written, before a text is cut into words. Their ids are those of the
-    vocabulary, or follow it. `end` is the one that ends a document.
+    Added tokens have the ids of the vocabulary, or follow it. `end` is the one that ends a document.
     """
 
     def __init__(
@@ -182,25 +158,23 @@ class MergesTokenizer:
         self.library.add_tokens(self.added)
         entries = self.library.get_vocab().items()
         self.vocabulary = dict(sorted(entries, key=lambda entry: entry[1]))
-        if len(set(self.vocabulary.values())) < len(self.vocabulary):
-            raise ValueError("two entries have the same id")
-        self.vocab_size = max(self.vocabulary.values()) + 1
         names = {token.content for token in self.added}
-        self.end_of_text: int | None = self.vocabulary[end] if end in names else None
         self._pieces = {
             index: name.encode() if name in names else from_characters(name) for name, index in entries
         }
+        if len(self._pieces) < len(self.vocabulary):
+            raise ValueError("two entries have the same id")
+        self.vocab_size = max(self._pieces) + 1
+        self.end_of_text: int | None = self.vocabulary[end] if end in names else None
         self._missing = {byte for character, byte in BYTES.items() if character not in self.vocabulary}
         self._description: dict[str, Any] | None = None
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text; added tokens written in it count as such. UserError for a byte without an id."""
         return self._ids(self.library, text)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Ids of a text in which special tokens are text, and the end-of-text token where there is one."""
-        end = [] if self.end_of_text is None else [self.end_of_text]
-        return np.append(self._ids(self._library_for_documents, text), np.array(end, dtype=np.int64))
+        ids = self._ids(self._library_for_documents, text)
+        return ids if self.end_of_text is None else np.append(ids, self.end_of_text)
 
     @cached_property
     def _library_for_documents(self) -> LibraryTokenizer:
@@ -214,10 +188,8 @@ class MergesTokenizer:
         if self._missing.intersection(content):  # the library leaves out what has no entry
             lost = self._missing & (Counter(content) - Counter(self._to_bytes(ids))).keys()
             if lost:
-                byte = next(byte for byte in content if byte in lost)
-                raise UserError(
-                    f"the vocabulary has no entry for {BYTE_CHARACTERS[byte]!r}, which the text needs"
-                )
+                character = BYTE_CHARACTERS[next(byte for byte in content if byte in lost)]
+                raise UserError(f"the vocabulary has no entry for {character!r}, which the text needs")
         return np.array(ids, dtype=np.int64)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -240,10 +212,7 @@ class MergesTokenizer:
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> "MergesTokenizer":
-        """What `to_dict` described, or earlier versions, which knew special tokens alone.
-
-        Raises ValueError or TypeError for anything else.
-        """
+        """What `to_dict` described, now or in earlier versions. Raises ValueError or TypeError."""
         vocabulary, merges = description.get("vocabulary"), description.get("merges")
         special, listed = description.get("special", {}), description.get("added_tokens", [])
         if not isinstance(vocabulary, dict) or not isinstance(merges, list) or not isinstance(special, dict):
@@ -256,10 +225,9 @@ class MergesTokenizer:
 
 
 def check_merges(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> None:
-    """Raise ValueError for files that contradict themselves, on which the library would crash or guess."""
-    if not vocabulary or not all(
-        type(index) is int and 0 <= index < LARGEST_ID for index in vocabulary.values()
-    ):
+    """Raise ValueError for files that contradict themselves."""
+    ids = vocabulary.values()
+    if not ids or not all(type(index) is int and 0 <= index < LARGEST_ID for index in ids):
         raise ValueError(f"every entry needs an id of 0 or more, below {LARGEST_ID}")
     if "" in vocabulary:
         raise ValueError("an entry is empty")

@@ -22,11 +22,10 @@ class CharTokenizer:
 
     @classmethod
     def of_text(cls, text: str) -> "CharTokenizer":
-        """The tokenizer whose table is the set of characters in a text."""
+        """The tokenizer of the characters in a text."""
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text; UserError names the first character that is not in the table."""
         points = _code_points(text)
         ids = np.minimum(np.searchsorted(self._code_points, points), self.vocab_size - 1)
         unknown = np.flatnonzero(self._code_points[ids] != points)
@@ -39,7 +38,6 @@ class CharTokenizer:
         return ids.astype(np.int64)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Ids of a text and a line break."""
         return self.encode(ended_line(text))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -56,11 +54,9 @@ class ByteTokenizer:
     end_of_text: int | None = None  # a line break ends a document
 
     def encode(self, text: str) -> np.ndarray:
-        """One id for each byte. UserError for half a surrogate pair."""
         return np.frombuffer(to_bytes(text), dtype=np.uint8).astype(np.int64)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """The bytes of a text and a line break."""
         return self.encode(ended_line(text))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -71,7 +67,7 @@ class ByteTokenizer:
 
 
 class NumberTokenizer:
-    """Ids of an unknown vocabulary, written as numbers: for token files that came without one."""
+    """Ids of an unknown vocabulary, written as numbers: "15496 995"."""
 
     end_of_text: int | None = None
 
@@ -81,11 +77,9 @@ class NumberTokenizer:
         self.vocab_size = vocab_size
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids that a text such as "15496 995" names."""
         words = text.split()
-        if not words or any(
-            not word.isdecimal() or not word.isascii() or int(word) >= self.vocab_size for word in words
-        ):
+        known = (word.isdecimal() and word.isascii() and int(word) < self.vocab_size for word in words)
+        if not words or not all(known):
             raise UserError(
                 f"this model's vocabulary is unknown: write token ids below {self.vocab_size}, "
                 "such as 11 12, for text"
@@ -93,11 +87,10 @@ class NumberTokenizer:
         return np.array([int(word) for word in words], dtype=np.int64)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """As `encode`: nothing is known to end a document."""
-        return self.encode(text)
+        return self.encode(text)  # nothing is known to end it
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The ids as numbers, a space before each: so the texts of parts make the text of the whole."""
+        """The ids as numbers, a space before each, so that parts make the whole."""
         return "".join(f" {int(index)}" for index in ids)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +98,6 @@ class NumberTokenizer:
 
 
 def ended_line(text: str) -> str:
-    """A text that ends in a line break: as it is, or with one more."""
     return text if text.endswith("\n") else text + "\n"
 
 
@@ -114,11 +106,9 @@ def to_bytes(text: str, encoding: str = "utf-8") -> bytes:
     try:
         return text.encode(encoding)
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"position {error.start} holds half a surrogate pair, which is no character"
-        ) from error
+        problem = f"position {error.start} holds half a surrogate pair, which is no character"
+        raise UserError(problem) from error
 
 
 def _code_points(text: str) -> np.ndarray:
-    """The code points of a text, (length,) uint32. UserError for half a surrogate pair."""
     return np.frombuffer(to_bytes(text, "utf-32-le"), dtype=np.uint32)

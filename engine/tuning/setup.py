@@ -122,7 +122,7 @@ def reward_model(run: Run, source: str) -> GPT:
 
 def without_tokens(tokenizer: Tokenizer, settings: TuneSettings) -> Dataset:
     """A data set for a run that reads no token files: its vocabulary, and what its prompts follow from."""
-    none = Split("none", [], np.dtype("uint16"), tokenizer.vocab_size)
+    none = Split("none", Path(), [], np.dtype("uint16"), tokenizer.vocab_size)
     prompts = settings.preferences or f"tasks: {settings.tasks}"
     fingerprint = hashlib.sha256(prompts.encode()).hexdigest()
     return Dataset(prompts, Path(), {}, tokenizer, none, none, fingerprint)

@@ -10,7 +10,7 @@ import pytest
 from support.commands import ROOT, TEXT, TINY, torchrun
 from support.datasets import write_dataset
 
-from engine.data.dataset import Split, TokenFile, open_dataset
+from engine.data.dataset import Split, open_dataset
 from engine.data.order import evaluation_batches, evaluation_windows, permute, training_starts
 from engine.errors import UserError
 from engine.preparation.pipeline import prepare
@@ -24,13 +24,13 @@ def quiet(_: str) -> None:
 def split_of(tmp_path: Path, *lengths: int, header: int = 0) -> tuple[Split, np.ndarray]:
     """A split over several files of the given lengths, and the ids that they hold."""
     ids = np.random.randint(0, 50_000, sum(lengths)).astype("<u2")
-    files, begin = [], 0
+    entries, begin = [], 0
     for number, length in enumerate(lengths):
-        path = tmp_path / f"{number}.bin"
-        path.write_bytes(b"h" * header + ids[begin : begin + length].tobytes())
-        files.append(TokenFile(path, "train", length, header, ""))
+        name = f"{number}.bin"
+        (tmp_path / name).write_bytes(b"h" * header + ids[begin : begin + length].tobytes())
+        entries.append({"path": name, "tokens": length, "header_bytes": header})
         begin += length
-    return Split("train", files, np.dtype("<u2"), 50_000), ids.astype(np.int64)
+    return Split("train", tmp_path, entries, np.dtype("<u2"), 50_000), ids.astype(np.int64)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 1000, 4097])

@@ -15,8 +15,6 @@ from engine import download as sources
 from engine.download import PublicFile, Unreachable, fetch
 from engine.errors import UserError
 from engine.preparation import recipes
-from engine.preparation.pipeline import prepare
-from engine.preparation.request import Request
 from engine.system import write_whole
 
 CONTENT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 50
@@ -123,35 +121,24 @@ def test_where_the_web_is_out_of_reach_the_plays_stand_in_and_it_is_said(
     assert "do not compare" in record["note"] and any("do not compare" in line for line in said)
 
 
-@pytest.mark.parametrize("first", ["tiny", "plays"])
 def test_the_second_data_set_of_shakespeare_takes_the_text_of_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its hash: not where the folder holds another text, or is damaged."""
+    """By its hash: not where the folder holds another text."""
     unreachable = PublicFile("input.txt", "http://127.0.0.1:9/input.txt", hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setattr(recipes, "TINY_SHAKESPEARE", unreachable)
-    plays = "HAMLET\nWords, words.\n" * 100
-    if first == "tiny":
-        (tmp_path / "shakespeare_char").mkdir()
-        (tmp_path / "shakespeare_char/input.txt").write_bytes(CONTENT)
-    else:
-        monkeypatch.setattr(recipes, "_complete_plays", lambda: plays)
+    (tmp_path / "shakespeare_char").mkdir()
+    (tmp_path / "shakespeare_char/input.txt").write_bytes(CONTENT)
     recipes.prepare_recipe("shakespeare_char", lambda _: None, tmp_path)
-    (tmp_path / "shakespeare_char/input.txt").unlink(missing_ok=True)
-    monkeypatch.setattr(recipes, "_complete_plays", lambda: pytest.fail("it was fetched again"))
-    said: list[str] = []
-    text, source = recipes.shakespeare("shakespeare", said.append, tmp_path)
-    assert text == (CONTENT.decode() if first == "tiny" else plays)
+    text, source = recipes.shakespeare("shakespeare", pytest.fail, tmp_path)
+    assert text == CONTENT.decode()
     assert source == json.loads((tmp_path / "shakespeare_char/meta.json").read_text())["sources"][0]
-    assert len(said) == 1 and "taking the text of" in said[0] and "shakespeare_char" in said[0]
 
     def fetched() -> str:
         raise Unreachable("asked for")
 
     monkeypatch.setattr(recipes, "_complete_plays", fetched)
-    request = Request("shakespeare_char", [str(tmp_path / "own.txt")])
-    (tmp_path / "own.txt").write_text("a text of mine, and no other" * 9)
-    prepare(request, lambda _: None, tmp_path)
+    (tmp_path / "shakespeare_char/input.txt").write_text("a text of mine, and no other" * 9)
     with pytest.raises(UserError, match="asked for"):
         recipes.shakespeare("shakespeare", lambda _: None, tmp_path)
 

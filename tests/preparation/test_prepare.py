@@ -27,7 +27,7 @@ from engine.errors import UserError
 from engine.preparation import inputs as readers
 from engine.preparation import pipeline
 from engine.preparation.pipeline import prepare
-from engine.preparation.recipes import GENERATED, LARGE, RECIPES
+from engine.preparation.recipes import LARGE, RECIPES
 from engine.preparation.request import Request, State
 from engine.text.byte_pairs import END_OF_TEXT, learn_vocabulary
 
@@ -258,7 +258,7 @@ BAD = [
     (["a", "--input", "bins", "--dedup"], "--dedup is about text"),
     (["--show", "nope"], r"python prepare\.py nope --input FILE"),
     (["--show", "shakespeare"], r"make it: python prepare\.py shakespeare$"),
-    (["a", "--input", "good.jsonl", "--val", "7"], "--val is 7"),
+    (["a", "--input", "good.jsonl", "--val", "7"], "--val: it is 7"),
     (["a", "--input", "good.jsonl", "--val", "none.txt"], r"none\.txt cannot be read"),
     (["a", "--input", "nowhere"], "nowhere cannot be read"),
     (["a", "--input", "good.jsonl", "--tokenizer", "nothing"], "invalid choice: 'nothing'"),
@@ -466,7 +466,7 @@ def test_what_is_missing_is_said_with_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert set(KNOWN) == set(RECIPES) | set(LARGE) | set(GENERATED)
+    assert set(KNOWN) == set(RECIPES) | set(LARGE)
     assert "(there is none yet)" in fails(script.main, "--show", "nope")
     for name in ("one", "two"):
         write_dataset(name, "abcd" * 200, "char", 0.5)
