@@ -3,6 +3,7 @@
 python lessons/book.py                 # runs every lesson, then writes lessons/book.html
 python lessons/book.py --quick         # a few steps only, to see that it works
 python lessons/book.py --output FILE
+python lessons/book.py --quick --reuse FOLDER   # without those that the tests ran: CONTRIBUTING.md
 """
 
 import base64
@@ -94,6 +95,14 @@ def run(path: Path, quick: bool) -> Result:
     return Result(finished.stdout, picture.read_bytes())
 
 
+def kept(folder: Path, path: Path) -> Result | None:
+    """What the tests kept of a lesson in a folder, if they did."""
+    file = folder / path.relative_to(LESSONS).with_suffix(".png")
+    if not file.is_file():
+        return None
+    return Result(file.with_suffix(".txt").read_text(encoding="utf-8"), file.read_bytes())
+
+
 def anchored(page: str) -> str:
     """Headings with the ids that the guide's links name: small letters, hyphens, no punctuation."""
 
@@ -139,14 +148,18 @@ def main(arguments: list[str]) -> None:
     """Run all lessons, as many at once as there are cores, and write the page."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps of each lesson only")
-    parser.add_argument(
-        "--output", type=Path, default=LESSONS / "book.html", help="default: lessons/book.html"
-    )
+    output = LESSONS / "book.html"
+    parser.add_argument("--output", type=Path, default=output, help="default: lessons/book.html")
+    parser.add_argument("--reuse", type=Path, help="do not run lessons whose results lie in this folder")
     options = parser.parse_args(arguments)
     if not (DATA_FOLDER / "shakespeare_char" / "meta.json").is_file():
         prepare_recipe("shakespeare_char", print)
+
+    def result(path: Path) -> Result:
+        return (options.reuse and kept(options.reuse, path)) or run(path, options.quick)
+
     with ThreadPoolExecutor(available_cores()) as pool:
-        ran = list(pool.map(lambda path: run(path, options.quick), lessons().values()))
+        ran = list(pool.map(result, lessons().values()))
     results = dict(zip(lessons(), ran, strict=True))
     failed = [str(lessons()[number].relative_to(LESSONS)) for number, each in results.items() if each.failure]
     if failed:

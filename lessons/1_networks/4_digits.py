@@ -14,7 +14,6 @@ learning" (2015), chapter 1; random labels: Zhang et al. (2017); 784-50-100-10 f
 
 import sys
 import tempfile
-import timeit
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawin
 
 import torch
 from common import Digits, beside, digits, run, size
-from drawing import finish, save, tiled
+from drawing import finish, save, signed
 from matplotlib import pyplot
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -126,14 +125,9 @@ def from_a_file(data: Digits, steps: int) -> dict[str, float]:
         save_file(dict(zip(names, (each.detach() for each in layers), strict=True)), file)
         loaded = load_file(file)
     print("from a file: " + ", ".join(f"{name} {tuple(loaded[name].shape)}" for name in names))
-    read = [loaded[name] for name in names]
-    batch = data.test_images[:100].flatten(1)
-    print(f"a batch: {tuple(batch.shape)} goes in, {tuple(forward(read, batch, torch.relu).shape)} comes out")
-    together = forward(read, data.test_images.flatten(1), torch.relu)
-    one_by_one = torch.cat([forward(read, image[None], torch.relu) for image in batch])
-    fast = min(timeit.repeat(lambda: forward(read, batch, torch.relu), number=3))
-    slow = min(timeit.repeat(lambda: [forward(read, image[None], torch.relu) for image in batch], number=3))
-    print(f"one by one it takes {slow / fast:.0f} times as long")
+    read, images = [loaded[name] for name in names], data.test_images.flatten(1)
+    together = forward(read, images, torch.relu)
+    one_by_one = torch.cat([forward(read, image[None], torch.relu) for image in images[:100]])
     return {
         "784-50-100-10, test accuracy": accuracy(together, data.test_labels),
         "batch against one by one": (together[:100] - one_by_one).abs().max().item(),
@@ -207,26 +201,21 @@ def draw(curves: dict, by_heart: dict, one_weight: dict, begun: dict[str, Layers
     axes["B"].plot(by_heart["step"], by_heart["train"], "C3", label="random labels")
     finish(axes["B"], title="learned by heart, slowly", xlabel="step", ylabel="share of the pictures")
     weight = one_weight.pop("the weight")
-    lowest = 1.0
     for (name, values), color in zip(one_weight.items(), ("C0", "C2", "C3"), strict=True):
         axes["C"].plot(weight, torch.tensor(values) / max(values), color, label=name)
-        lowest = min(lowest, min(values) / max(values))
-    axes["C"].set(ylim=(1 - 1.6 * (1 - lowest), 1.02 - 0.02 * lowest))  # room for the legend
-    finish(axes["C"], title="one weight moves: a slope, and stairs", xlabel="the weight")
-    axes["C"].set_ylabel("relative to the largest")
+    low, high = axes["C"].get_ylim()
+    axes["C"].set_ylim(low - 0.6 * (high - low), high)  # room for the legend
+    finish(
+        axes["C"], title="one weight moves: a slope, and stairs", xlabel="the weight", ylabel="of the most"
+    )
     for name, (size_at_first, layers) in zip("DE", begun.items(), strict=True):
-        weights = pictures_of(layers)
-        axes[name].imshow(
-            tiled(weights, 4).numpy(), cmap="RdBu", vmin=-3 * weights.std(), vmax=3 * weights.std()
-        )
-        axes[name].set_title(f"16 neurons, begun {size_at_first}")
+        signed(axes[name], pictures_of(layers), 4, f"16 neurons, begun {size_at_first}")
     axes["F"].imshow(noise[0].view(28, 28).numpy(), cmap="gray_r")
     axes["F"].set_title("noise …")
     probabilities = forward(begun["small"], noise[:1], torch.relu).softmax(dim=1)[0].detach()
     axes["G"].barh(range(10), probabilities.numpy())
     axes["G"].set(title="… read as", yticks=range(10), xlim=(0, 1), xlabel="probability")
-    for name in "DEF":
-        axes[name].axis("off")
+    axes["F"].axis("off")
     save(figure, __file__)
 
 

@@ -12,7 +12,6 @@ pictures: Nielsen, "Neural networks and deep learning" (2015), chapter 6; define
 """
 
 import sys
-import timeit
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawin
 import numpy as np
 import torch
 from common import Digits, beside, digits, run, size
-from drawing import finish, save, tiled
+from drawing import finish, in_squares, save, signed
 from matplotlib import pyplot
 from numpy.lib.stride_tricks import sliding_window_view
 from torch.nn import functional as F
@@ -52,6 +51,7 @@ class Linear:
     def __init__(self, inputs: int, outputs: int, dice: np.random.Generator) -> None:
         weights = dice.standard_normal((inputs, outputs)) * np.sqrt(2 / inputs)
         self.weights, self.bias = weights.astype(np.float32), np.zeros(outputs, np.float32)
+        self.speeds = np.zeros_like(self.weights), np.zeros_like(self.bias)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.shape, self.x = x.shape, x.reshape(len(x), -1)
@@ -61,6 +61,13 @@ class Linear:
         """The gradient in the input; those in weights and bias are kept."""
         self.gradients = self.x.T @ gradient, gradient.sum(axis=0)
         return (gradient @ self.weights.T).reshape(self.shape)
+
+    def step(self, rate: float) -> None:
+        """Downhill with momentum: lesson 1.2."""
+        for each, speed, slope in zip((self.weights, self.bias), self.speeds, self.gradients, strict=True):
+            speed *= 0.9
+            speed -= rate * slope
+            each += speed
 
 
 class Convolution(Linear):
@@ -109,11 +116,14 @@ def scores(layers: list, x: np.ndarray) -> np.ndarray:
     return x
 
 
+def learners(layers: list) -> list[Linear]:
+    """The layers that have weights."""
+    return [layer for layer in layers if isinstance(layer, Linear)]
+
+
 def train(layers: list, data: tuple[np.ndarray, ...], steps: int, dice: np.random.Generator) -> list[float]:
     """Down the gradient of cross-entropy, 32 pictures a step; ten times on the way, the share read right."""
     x, labels, test, test_labels = data
-    learners = [layer for layer in layers if isinstance(layer, Linear)]
-    speeds = [[np.zeros_like(each) for each in (layer.weights, layer.bias)] for layer in learners]
     right = []
     for step in range(1, steps + 1):
         some = dice.integers(len(x), size=32)
@@ -124,12 +134,8 @@ def train(layers: list, data: tuple[np.ndarray, ...], steps: int, dice: np.rando
         gradient /= 32
         for layer in reversed(layers):
             gradient = layer.backward(gradient)
-        rate = 0.05 * (1 - step / steps)
-        for layer, speed in zip(learners, speeds, strict=True):
-            for each, slope, v in zip((layer.weights, layer.bias), layer.gradients, speed, strict=True):
-                v *= 0.9  # momentum: lesson 1.2
-                v -= rate * slope
-                each += v
+        for layer in learners(layers):
+            layer.step(0.05 * (1 - step / steps))
         if step % (steps // 10) == 0:
             right.append(accuracy(layers, test, test_labels))
     return right
@@ -149,29 +155,16 @@ def against_pytorch(dice: np.random.Generator) -> float:
         x = dice.standard_normal((2, 11, 13, C))
         mine = layer.forward(x)
         upstream = dice.standard_normal(mine.shape)
-        results = [mine, layer.backward(upstream), *layer.gradients]
+        results = mine, layer.backward(upstream), *layer.gradients
 
-        image = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
-        weights = torch.tensor(layer.weights.T.reshape(outputs, C, width, width), requires_grad=True)
-        bias = torch.tensor(layer.bias, requires_grad=True)
-        theirs = F.conv2d(image, weights, bias, stride, padding)
-        theirs.backward(torch.tensor(upstream.transpose(0, 3, 1, 2)))
-        slopes = image.grad.permute(0, 2, 3, 1), weights.grad.reshape(outputs, -1).T, bias.grad
-        for one, other in zip(results, (theirs.detach().permute(0, 2, 3, 1), *slopes), strict=True):
+        tensors = [torch.tensor(each, requires_grad=True) for each in (x, layer.weights, layer.bias)]
+        filters = tensors[1].T.reshape(outputs, C, width, width)
+        theirs = F.conv2d(tensors[0].permute(0, 3, 1, 2), filters, tensors[2], stride, padding)
+        theirs = theirs.permute(0, 2, 3, 1)
+        slopes = torch.autograd.grad(theirs, tensors, torch.tensor(upstream))
+        for one, other in zip(results, (theirs.detach(), *slopes), strict=True):
             worst = max(worst, float(abs(one - other.numpy()).max()))
     return worst
-
-
-def by_loops(x: np.ndarray, weights: np.ndarray, width: int) -> np.ndarray:
-    """A convolution as it is drawn: the filter at one place after the other; to (N, H', W', outputs)."""
-    N, H, W, _ = x.shape
-    out = np.zeros((N, H - width + 1, W - width + 1, weights.shape[1]))
-    for n in range(N):
-        for i in range(H - width + 1):
-            for j in range(W - width + 1):
-                patch = x[n, i : i + width, j : j + width].transpose(2, 0, 1).ravel()
-                out[n, i, j] = patch @ weights
-    return out
 
 
 # One screen on graphs. A network that is run line by line (define-by-run: PyTorch, and this file) may do
@@ -179,83 +172,59 @@ def by_loops(x: np.ndarray, weights: np.ndarray, width: int) -> np.ndarray:
 # shorter beforehand, but it has forgotten why it took its turns.
 
 
-def halved(x: "float | Traced") -> "float | Traced":
+def halved(x: float) -> float:
     """Halved until it is at most 1: how often depends on the number."""
     while abs(x) > 1:
         x = x * 0.5
     return x
 
 
-class Traced:
-    """Stands for a number and writes down what is done to it."""
-
-    def __init__(self, example: float, program: list[float]) -> None:
-        self.example, self.program = example, program
-
-    def __mul__(self, factor: float) -> "Traced":
-        self.program.append(factor)
-        return Traced(self.example * factor, self.program)
-
-    def __abs__(self) -> float:
-        return abs(self.example)  # a plain number: the question is answered now, and not written down
-
-
 def static_graph(example: float, x: float) -> tuple[int, float]:
     """Trace `halved` on an example, then run what was written down on x; its length, and what it gives."""
     program: list[float] = []
-    halved(Traced(example, program))
+
+    class Traced(float):
+        """Writes down what it is multiplied by. What `while` asks is answered now, and not written down."""
+
+        def __mul__(self, factor: float) -> "Traced":
+            program.append(factor)
+            return Traced(float(self) * factor)
+
+    halved(Traced(example))
     return len(program), x * float(np.prod(program))  # known beforehand, so all steps become one
 
 
 def exercises() -> dict[str, float]:
     """The answers to the exercises of the guide."""
-    dice = np.random.default_rng(0)
-    learners = [layer for layer in cnn(dice) if isinstance(layer, Linear)]
+    second = learners(cnn(np.random.default_rng(0)))[1]
     times = put_back(np.ones((1, 26, 26, 9)), (1, 28, 28, 1), 3, 1, 0)
     return {
-        "1. parameters of the CNN's second layer": learners[1].weights.size + learners[1].bias.size,
+        "1. parameters of the CNN's second layer": second.weights.size + second.bias.size,
         "2. numbers in the patches of a 28×28 picture, filters 3×3, stride 1": 26 * 26 * 9,
         "3. patches that a pixel in the middle is in": float(times[0, 14, 14, 0]),
     }
 
 
-def compare(dice: np.random.Generator) -> dict[str, float]:
-    """A convolution against PyTorch's and against loops, and the two kinds of graph."""
-    x, weights = dice.standard_normal((4, 28, 28, 1)), dice.standard_normal((25, 8))
-    product, loops = patches(x, 5, 1, 0) @ weights, by_loops(x, weights, 5)
-    steps, static = static_graph(example=8.0, x=100.0)
-    figures = {
-        "from conv2d": against_pytorch(dice),
-        "from loops": float(abs(product - loops).max()),
-        "define-by-run": halved(100.0),
-        "static": static,
-    }
-    fast = min(timeit.repeat(lambda: patches(x, 5, 1, 0) @ weights, number=1))
-    slow = min(timeit.repeat(lambda: by_loops(x, weights, 5), number=1))
-    print(f"outputs and gradients, largest difference from PyTorch's conv2d: {figures['from conv2d']:.0e}")
-    print(f"loops give the same to {figures['from loops']:.0e}, and take {slow / fast:.0f} times as long")
-    print(f"100, halved until at most 1: {figures['define-by-run']:.2f} line by line;", end=" ")
-    print(f"{static:g} by a graph of {steps} steps that was written down with 8 as the example")
-    return figures
-
-
 def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
-    """Is it right, is it fast, and what is it good for: two networks on digits; returns the figures."""
+    """Is it right, and what is it good for: two networks on digits; returns the figures."""
     dice, found = np.random.default_rng(seed), digits()
-    figures = compare(dice)
+    figures = {"from conv2d": against_pytorch(dice)}
+    print(f"outputs and gradients, largest difference from PyTorch's conv2d: {figures['from conv2d']:.0e}")
+    steps, static = static_graph(example=8.0, x=100.0)
+    print(f"100, halved until at most 1: {halved(100.0):.2f} line by line;", end=" ")
+    print(f"{static:g} by a graph of {steps} steps that was written down with 8 as the example")
+
     pictures = (found.images[..., None], found.labels, found.test_images[..., None], found.test_labels)
     data = tuple(each.numpy() for each in pictures)
     steps = size(quick, 300, 2500, 20 * len(found.images) // 32)
     networks, curves, shifted = {"CNN": cnn(dice), "MLP": mlp(dice)}, {}, {}
     for name, layers in networks.items():
-        learners = [layer for layer in layers if isinstance(layer, Linear)]
-        figures[f"{name}, parameters"] = sum(each.weights.size + each.bias.size for each in learners)
+        figures[f"{name}, parameters"] = sum(each.weights.size + each.bias.size for each in learners(layers))
         curves[name] = train(layers, data, steps, dice)
         shifted[name] = [accuracy(layers, np.roll(data[2], shift, axis=2), data[3]) for shift in range(5)]
         figures |= {f"{name}, test accuracy": shifted[name][0], f"{name}, shifted by 2": shifted[name][2]}
-    shown = ("parameters", "test accuracy", "shifted by 2")
-    originals = dict.fromkeys(f"{name}, {what}" for what in shown for name in networks)
-    beside(originals | {"CNN, test accuracy": 0.9906, "MLP, parameters": 13002}, figures)
+    originals = {"CNN, test accuracy": 0.9906, "MLP, parameters": 13002}
+    beside(dict.fromkeys(figures) | originals, figures)
     draw(found, networks["CNN"], curves, shifted)
     return figures
 
@@ -264,31 +233,20 @@ def draw(data: Digits, layers: list, curves: dict, shifted: dict) -> None:
     """A picture and its patches, accuracies; the filters, what they see in a digit, shifted pictures."""
     figure, axes = pyplot.subplot_mosaic("AABBCC;DDEEFF", figsize=(16, 8.6), layout="constrained")
     small = np.arange(1, 17).reshape(1, 4, 4, 1)
-    for name, numbers in (("A", small[0, ..., 0]), ("B", patches(small, 3, 1, 0).reshape(4, 9))):
-        axes[name].imshow(numbers, cmap="Blues", vmin=-4, vmax=28)
-        for (i, j), number in np.ndenumerate(numbers):
-            axes[name].text(j, i, number, ha="center", va="center")
-    frame = dict(fill=False, linewidth=3)
-    for row, color in ((0, "C1"), (1, "C3")):  # the first two patches, and their rows
-        square = pyplot.Rectangle((row - 0.46, -0.46), 2.92, 2.92, edgecolor=color, **frame)
-        axes["A"].add_patch(square)
-        axes["B"].add_patch(pyplot.Rectangle((-0.46, row - 0.46), 8.92, 0.92, edgecolor=color, **frame))
-    axes["A"].set_title("a picture, two of its four patches")
-    axes["B"].set_title("im2col: a patch a row; times the filters")
+    in_squares(
+        axes["A"], small[0, ..., 0], "a picture, two of its four patches", ((0, 0, 3, 3), (0, 1, 3, 3))
+    )
+    rows, title = patches(small, 3, 1, 0).reshape(4, 9), "im2col: a patch a row; times the filters"
+    in_squares(axes["B"], rows, title, ((0, 0, 1, 9), (1, 0, 1, 9)))
+    signed(axes["D"], torch.tensor(layers[0].weights.T).view(8, 5, 5), 2, "eight filters that were learned")
     maps = layers[0].forward(data.test_images[:1, ..., None].numpy())[0].transpose(2, 0, 1)
-    for name, pictures in (("D", layers[0].weights.T.reshape(8, 5, 5)), ("E", maps)):
-        limit = abs(pictures).max()
-        axes[name].imshow(tiled(torch.tensor(pictures), 2).numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
-    axes["D"].set_title("eight filters that were learned")
-    axes["E"].set_title("what they see in a digit")
+    signed(axes["E"], torch.tensor(maps), 2, "what they see in a digit")
     for name, label in (("CNN", "CNN, 9,226 parameters"), ("MLP", "MLP, 13,002 parameters")):
         axes["C"].plot(range(10, 110, 10), curves[name], "o-", label=label)
         axes["F"].plot(shifted[name], "o-", label=name)
     finish(axes["C"], title="pictures never seen", xlabel="% of the training", ylabel="share read right")
     axes["F"].set_xticks(range(5))
     finish(axes["F"], title="the same, shifted", xlabel="pixels to the right", ylabel="share read right")
-    for name in "ABDE":
-        axes[name].axis("off")
     save(figure, __file__)
 
 

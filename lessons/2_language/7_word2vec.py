@@ -103,7 +103,7 @@ def learn(ids: Tensor, counts: Tensor, steps: int, bag: bool) -> Vectors:
         else:
             one_of_it = company[some, torch.randint(2 * WINDOW, (1024,))]
             loss = model(middle[some, None], one_of_it, wrong)
-        descend(model, optimizer, loss)
+        descend(optimizer, loss)
     return model
 
 

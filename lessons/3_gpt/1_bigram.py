@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import run, shakespeare, train, validation_loss, write
+from common import Text, run, shakespeare, train, validation_loss
 from drawing import finish, heat_map, panels, save
 from torch import Tensor, nn
 
@@ -32,6 +32,15 @@ class Bigram(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Ids (B, T) to logits (B, T, V): every position looks up its own row and no other."""
         return self.table(ids)
+
+
+@torch.no_grad()
+def written(model: Bigram, text: Text, count: int) -> str:
+    """So many characters, each drawn by the row of the one before it, the first as after a line break."""
+    ids = text.tokenizer.encode("\n").tolist()
+    for _ in range(count):
+        ids.append(int(torch.multinomial(model(torch.tensor(ids[-1])).softmax(dim=0), 1)))
+    return text.tokenizer.decode(ids[1:])
 
 
 def exercises() -> dict[str, float]:
@@ -53,14 +62,14 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     # 1. Before it has learned anything, every character is equally likely, and the loss is -ln(1/V) = ln V.
     at_start = validation_loss(model, text, 8)
     print(f"loss at the start {at_start:.3f}; ln {V} = {math.log(V):.3f}")
-    print(f"it writes: {write(model, text, 60, 1)!r}")
+    print(f"it writes: {written(model, text, 60)!r}")
 
     # 2. Gradient descent moves the scores. One character of context brings the loss to about 2.5 nats.
     steps = 300 if quick else 4000
     losses = train(model, text, steps, length=32, batch=64, rate=0.1)
     after = validation_loss(model, text, 8)
     print(f"validation loss after {steps} steps {after:.3f}")
-    print(f"it writes: {write(model, text, 200, 1)!r}")
+    print(f"it writes: {written(model, text, 200)!r}")
 
     # 3. The same table can be had by counting how often b follows a: for this loss the shares are best.
     pairs = torch.bincount(text.train[:-1] * V + text.train[1:], minlength=V * V).view(V, V)

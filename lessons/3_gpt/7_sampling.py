@@ -16,12 +16,31 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import Counts, run, shakespeare
+from common import Text, run, shakespeare
 from drawing import save
 from matplotlib import pyplot
 from torch import Tensor
 
 from engine.generation import Sampling
+
+
+class Counts:
+    """A model without training: how often each character follows the last three, two, one and none."""
+
+    def __init__(self, text: Text) -> None:
+        self.V, self.tables = text.vocab_size, []
+        for order in range(4):
+            length = len(text.train) - order
+            index = sum(text.train[i : i + length] * self.V ** (order - i) for i in range(order + 1))
+            self.tables.append(torch.bincount(index, minlength=self.V ** (order + 1)).view(-1, self.V))
+
+    def logits(self, ids: list[int]) -> Tensor:
+        """Log-probabilities (V,) of what follows. A context seen n times counts n / (n + 3) of the whole."""
+        blend = torch.full((self.V,), 1 / self.V, dtype=torch.float64)
+        for order, table in enumerate(self.tables):
+            row = table[sum(ids[i - order] * self.V ** (order - 1 - i) for i in range(order))]
+            blend = (row + 3 * blend) / (row.sum() + 3)
+        return blend.log()
 
 
 def with_temperature(logits: Tensor, temperature: float) -> Tensor:

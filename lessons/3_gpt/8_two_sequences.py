@@ -104,7 +104,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
         target = source.flip(1)
         begun = F.pad(target[:, :-1], (1, 0), value=START)  # what has been written before each letter
         loss = F.cross_entropy(model(source, begun).flatten(0, 1), target.flatten())
-        descend(model, optimizer, loss, clip=1.0)
+        descend(optimizer, loss, clip=1.0)
         if step % (steps // 5) == 0 or step == steps - 1:
             print(f"step {step}: loss {loss.item():.4f} (guessing: {math.log(len(LETTERS)):.2f})")
 

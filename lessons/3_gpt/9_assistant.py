@@ -120,7 +120,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(400 if quick else 1500):
-        descend(model, optimizer, mean_loss(model, *stretches(text, 64, LENGTH)), clip=1.0)
+        descend(optimizer, mean_loss(model, *stretches(text, 64, LENGTH)), clip=1.0)
     judge("completer", "learning to complete text")
     print(f"to “3+4?” it says {answer(model, [(3, 4)], seed)[0][0]!r}")
 
@@ -128,14 +128,14 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     for begin in range(0, len(taught), 30):  # once through
         some = taught[begin : begin + 30]
         batch = answered(some, [str(a + b) for a, b in some])
-        descend(model, optimizer, mean_loss(model, *batch), clip=1.0)
+        descend(optimizer, mean_loss(model, *batch), clip=1.0)
     judge("tuned", f"{len(taught)} questions with answers")
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     rewards = []
     for step in range(30 if quick else 250):
         loss, reward = reward_loss(model, dice.sample(taught, 16), seed=step)
-        descend(model, optimizer, loss, clip=1.0)
+        descend(optimizer, loss, clip=1.0)
         rewards.append(reward)
     judge("rewarded", f"{len(rewards)} reward steps")
 

@@ -5,7 +5,7 @@ axes the losses lie near straight lines, power laws, and a line can be continued
 parameters, and twice as much text, are predicted first and trained then. Both come within some percent. How
 much a prediction is worth, one sees by how far the line falls from one size to the next beside that error.
 
-    python lessons/4_inside/2_scale.py            (LESSONS=full: four times as much text, three seeds)
+    python lessons/4_inside/2_scale.py            (LESSONS=full: four times as much text, two seeds)
 
 Kaplan et al., "Scaling laws for neural language models" (2020): straight lines. Hoffmann et al., "Training
 compute-optimal large language models" (2022): lines towards a floor.
@@ -73,7 +73,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     text = shakespeare()
     if quick:
         text = dataclasses.replace(text, val=text.val[:10_000])
-    seeds = [seed + i for i in range(size(quick, 1, 1, 3))]
+    seeds = [seed + i for i in range(size(quick, 1, 1, 2))]
     curves, figures = measure(text, size(quick, 48, 600, 2_400), seeds), {}
     for name, (amounts, losses) in curves.items():
         for amount, loss in zip(amounts, losses, strict=True):

@@ -13,6 +13,8 @@ and editing factual associations in GPT" (2022).
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawin
 import torch
 from common import changed, fit, output_of, run, size
 from drawing import finish, panels, save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from model import GPT, GPTConfig
@@ -89,30 +91,38 @@ def ablate_and_patch(model: GPT, facts: Facts) -> dict[str, tuple[float, float]]
 # The MLP's hidden neurons at the last position, where the answer is given.
 
 
+def neurons(model: GPT, facts: Facts) -> Tensor:
+    """What they say, (N, 3, 4C)."""
+    mlp = model.blocks[0].mlp
+    return mlp.activation(output_of(mlp.up, model, facts.questions))
+
+
+@contextmanager
+def saying(model: GPT, hidden: Tensor) -> Iterator[None]:
+    """Within it, they say this instead."""
+    hook = model.blocks[0].mlp.down.register_forward_pre_hook(lambda part, inputs: (hidden,))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def worth(model: GPT, facts: Facts) -> Tensor:
     """What each neuron adds to the right logit (N, 4C): its value, less its mean, times the logit's slope."""
-    hidden = []
-    hook = model.blocks[0].mlp.down.register_forward_pre_hook(lambda part, inputs: hidden.append(inputs[0]))
-    logits = model(facts.questions)[:, -1]
-    hook.remove()
-    right = logits.gather(1, facts.answers[:, None]).sum()
-    (slope,) = torch.autograd.grad(right, hidden[0])
-    return ((hidden[0] - hidden[0].mean(dim=0)) * slope)[:, -1].detach()
+    hidden = neurons(model, facts).requires_grad_()
+    with saying(model, hidden):
+        right = model(facts.questions)[:, -1].gather(1, facts.answers[:, None]).sum()
+    (slope,) = torch.autograd.grad(right, hidden)
+    return ((hidden - hidden.mean(dim=0)) * slope)[:, -1].detach()
 
 
-def known_without(model: GPT, facts: Facts, neurons: Tensor) -> float:
+def known_without(model: GPT, facts: Facts, silent: Tensor) -> float:
     """The share of facts known when, for fact i, the neurons (N, k) in row i say what they say on average."""
-
-    def without(part: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        hidden = inputs[0].clone()  # (N, 3, 4C)
-        mean = hidden[:, -1].mean(dim=0).expand_as(hidden[:, -1])
-        hidden[:, -1] = hidden[:, -1].scatter(1, neurons, mean.gather(1, neurons))
-        return (hidden,)
-
-    hook = model.blocks[0].mlp.down.register_forward_pre_hook(without)
-    known = share(says(model, facts) == facts.answers)
-    hook.remove()
-    return known
+    hidden = neurons(model, facts)
+    mean = hidden[:, -1].mean(dim=0).expand(len(hidden), -1)
+    hidden[:, -1] = hidden[:, -1].scatter(1, silent, mean.gather(1, silent))
+    with saying(model, hidden):
+        return share(says(model, facts) == facts.answers)
 
 
 @torch.no_grad()
@@ -123,8 +133,8 @@ def rewrite(model: GPT, facts: Facts, which: int, new: int) -> tuple[bool, float
     u = (Kᵀ K / N)⁻¹ k, adds d to what the MLP says of k, and as little as possible to what it says of others.
     """
     down = model.blocks[0].mlp.down
-    hidden = model.blocks[0].mlp.activation(output_of(model.blocks[0].mlp.up, model, facts.questions))[:, -1]
-    K, before = hidden.double(), down.weight.clone()
+    K = neurons(model, facts)[:, -1].double()
+    before = down.weight.clone()
     spread = K.T @ K / len(K)
     u = torch.linalg.solve(spread + 1e-3 * spread.diagonal().mean() * torch.eye(len(spread)), K[which])
     towards = F.normalize(model.head.weight[new] - model.head.weight[facts.answers[which]], dim=0).double()
@@ -183,30 +193,22 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     return figures
 
 
-def draw(
-    parts: dict[int, dict[str, tuple[float, float]]], counts: list[int], kept: dict[str, list[float]]
-) -> None:
+def draw(parts: dict[int, dict], counts: list[int], kept: dict[str, list[float]]) -> None:
     """What ablating and patching each part does, with one block and two; and what silent neurons do."""
     figure, (one, two, right) = panels(3, 17, 5.2, width_ratios=(2, 3.4, 3.6))
-    for axes, blocks in ((one, 1), (two, 2)):
-        names = list(parts[blocks])
-        for which, offset, label in (
-            (0, -0.2, "ablated: facts still known"),
-            (1, 0.2, "patched: the other's answer"),
-        ):
-            heights = [100 * parts[blocks][name][which] for name in names]
-            bars = axes.bar([place + offset for place in range(len(names))], heights, 0.38, label=label)
-            axes.bar_label(bars, fmt="%.0f")
-        axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+    words = ("ablated: facts still known", "patched: the other's answer")
+    for axes, (blocks, found) in zip((one, two), parts.items(), strict=True):
+        for heights, offset, label in zip(zip(*found.values(), strict=True), (-0.2, 0.2), words, strict=True):
+            places = [place + offset for place in range(len(found))]
+            axes.bar_label(axes.bar(places, [100 * each for each in heights], 0.38, label=label), fmt="%.0f")
+        axes.set_xticks(range(len(found)), [name.replace(" ", "\n") for name in found])
         axes.set(ylim=(0, 135 if blocks == 1 else 110))
         finish(axes, title=f"{blocks} block{'s' * (blocks > 1)}", ylabel="% of the facts")
     for name, line in kept.items():
         right.plot(counts, [100 * each for each in line], "o-", label=f"silent: {name}")
     right.set_xscale("symlog", base=2, linthresh=1)
     right.set_xticks(counts, [str(count) for count in counts])
-    finish(
-        right, title="one block: neurons", xlabel="how many are silent, of 256", ylabel="facts still known, %"
-    )
+    finish(right, title="one block: neurons", xlabel="silent, of 256", ylabel="% of the facts still known")
     save(figure, __file__)
 
 

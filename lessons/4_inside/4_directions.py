@@ -12,6 +12,7 @@ The step from word to word: Mikolov et al. (2013), lesson 2.7. Linear directions
 representation hypothesis" (2023). Adding them: Turner et al., "Activation addition" (2023).
 """
 
+import math
 import random
 import string
 import sys
@@ -20,14 +21,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import beside, changed, fit, output_of, run, shakespeare, size, stretches
+from common import beside, changed, fit, fresh_gpt, output_of, run, shakespeare, size, stretches
 from drawing import finish, save, written_out
 from matplotlib import pyplot
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine import kernels
-from model import GPT, GPTConfig
+from model import GPT
 
 LENGTH = 32
 SMALL, LARGE, DIGITS, VOWELS = string.ascii_lowercase, string.ascii_uppercase, string.digits, "aeiouAEIOU"
@@ -69,16 +69,10 @@ def right_vowels(small: Tensor) -> int:
     return right
 
 
-def first_axis(points: Tensor) -> tuple[Tensor, float]:
-    """Where points (N, C) lie along the line on which they differ most, and its share of their variance."""
+def along_first_axis(points: Tensor) -> Tensor:
+    """Where points (N, C) lie along the line on which they differ most, (N,)."""
     centred = points - points.mean(dim=0)
-    _, lengths, directions = torch.linalg.svd(centred)
-    return centred @ directions[0], (lengths[0] ** 2 / lengths.square().sum()).item()
-
-
-def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's."""
-    return torch.corrcoef(torch.stack((x, y)))[0, 1].item()
+    return centred @ torch.linalg.svd(centred).Vh[0]
 
 
 def told_apart(values: Tensor, is_so: Tensor) -> float:
@@ -109,9 +103,7 @@ def exercises() -> dict[str, float]:
     """The answers to the exercises of the guide."""
     return {
         "1. the dot product of two directions of length 1 with an angle of 60° between them": 0.5,
-        "2. by what the odds of a token are multiplied, its logit raised by 2": torch.tensor(2.0)
-        .exp()
-        .item(),
+        "2. by what the odds of a token are multiplied, its logit raised by 2": math.exp(2),
         "3. letters of 26 that would lead to their capital by chance, among 51": 26 / 51,
     }
 
@@ -125,21 +117,20 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     characters = "".join(sorted(set(text + SMALL + LARGE)))
     place = {character: i for i, character in enumerate(characters)}
     inputs, targets = stretches(torch.tensor([place[character] for character in text]), 40_000, LENGTH)
-    model = GPT(GPTConfig(len(characters), LENGTH, n_layer=2, n_head=4, n_embd=64))
-    model.init_weights(seed)
-    kernels.install(model)
+    model = fresh_gpt(seed, len(characters), LENGTH, n_layer=2, n_head=4, n_embd=64)
     fit(model, inputs, targets, size(quick, 250, 1_200), batch=32, rate=3e-3)
 
     embeddings = model.token_embedding.weight.detach()
     embeddings = embeddings - embeddings.mean(dim=0)
     small, large, digits = (embeddings[[place[each] for each in kind]] for kind in (SMALL, LARGE, DIGITS))
-    row, variance = first_axis(digits)
+    row = along_first_axis(digits)
     figures = {
         "small letters whose step leads to their capital, of 26": right_capitals(small, large, step=True),
         "the same without a step": right_capitals(small, large, step=False),
         "letters on the right side of vowels and consonants, of 26": right_vowels(small),
-        "digits along their first axis, correlation with size": abs(correlation(row, torch.arange(10.0))),
-        "share of their variance that lies along it": variance,
+        "digits along their first axis, correlation with size": abs(
+            torch.corrcoef(torch.stack((row, torch.arange(10.0))))[0, 1].item()
+        ),
     }
 
     # In the stream: the mean state before a capital, less that before another letter; with vowels the same.
@@ -165,17 +156,9 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     return figures
 
 
-def draw(
-    small: Tensor,
-    large: Tensor,
-    digits: Tensor,
-    figures: dict[str, float],
-    steered: dict[str, list[list[str]]],
-) -> None:
+def draw(small: Tensor, large: Tensor, digits: Tensor, figures: dict[str, float], steered: dict) -> None:
     """Letters along two directions, digits along theirs, what adding does, and what is then written."""
-    figure, axes = pyplot.subplot_mosaic(
-        "ABC;DDD", figsize=(17, 9.5), height_ratios=(1.3, 1), layout="constrained"
-    )
+    figure, axes = pyplot.subplot_mosaic("ABC;DDD", figsize=(17, 9.5), layout="constrained")
     vowel = torch.tensor([each in VOWELS for each in SMALL])
     up = F.normalize((large - small).mean(dim=0), dim=0)
     across = F.normalize(small[vowel].mean(dim=0) - small[~vowel].mean(dim=0), dim=0)
@@ -184,21 +167,14 @@ def draw(
         for each, x, y in zip(letters, points @ across, points @ up, strict=True):
             axes["A"].text(x, y, each, color="C3" if each in VOWELS else "C0", fontsize=14, ha="center")
     finish(axes["A"], title="letters' embeddings", xlabel="towards vowels", ylabel="towards capitals")
-    row, _ = first_axis(digits)
+    row = along_first_axis(digits)
     axes["B"].plot(range(10), row * (1 if row[9] > row[0] else -1), "o-")
     axes["B"].set_xticks(range(10))
     finish(axes["B"], title="the digits lie in a row", xlabel="digit", ylabel="along their first axis")
     for name in KINDS:
-        shares = [
-            100 * figures[f"{name}: share with {strength:+g} of the direction"] for strength in STRENGTHS
-        ]
+        shares = [figures[f"{name}: share with {strength:+g} of the direction"] for strength in STRENGTHS]
         axes["C"].plot(STRENGTHS, shares, "o-", label=name)
-    finish(
-        axes["C"],
-        title="a direction is added to the stream",
-        xlabel="how much",
-        ylabel="% of the letters written",
-    )
+    finish(axes["C"], title="a direction is added", xlabel="how much", ylabel="share of the letters written")
     lines = []
     for name, texts_by_strength in steered.items():
         for strength, texts in zip(STRENGTHS, texts_by_strength, strict=True):

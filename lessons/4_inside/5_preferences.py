@@ -16,19 +16,17 @@ overoptimization" (2022). The assistant's real stages: docs/assistant.md.
 import copy
 import math
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where common.py and drawing.py are
 
 import torch
-from common import LETTERS, beside, descend, fit, names, run, size
+from common import LETTERS, beside, descend, fit, fresh_gpt, names, run, size
 from drawing import finish, panels, save, written_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine import kernels
-from model import GPT, GPTConfig
+from model import GPT
 
 LENGTH = 14  # of the longest name and its end
 VOWELS = "aeiouy"
@@ -37,10 +35,8 @@ PRICE = 0.2  # of a nat of divergence, in deviations of the reward
 
 def rows(words: list[str]) -> Tensor:
     """Ids (N, LENGTH + 1): "." begins a name and ends it, and fills the rest."""
-    cut = [word[: LENGTH - 1] for word in words]
-    return torch.tensor(
-        [[LETTERS.index(letter) for letter in f".{word}".ljust(LENGTH + 1, ".")] for word in cut]
-    )
+    filled = [f".{word[: LENGTH - 1]}".ljust(LENGTH + 1, ".") for word in words]
+    return torch.tensor([[LETTERS.index(letter) for letter in word] for word in filled])
 
 
 def words(ids: Tensor) -> list[str]:
@@ -113,40 +109,32 @@ def learn_reward(base: GPT, better: Tensor, worse: Tensor, steps: int) -> Reward
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(steps):
         some = torch.randint(len(better), (64,))
-        descend(model, optimizer, -F.logsigmoid(model(better[some]) - model(worse[some])).mean())
+        descend(optimizer, -F.logsigmoid(model(better[some]) - model(worse[some])).mean())
     return model.requires_grad_(False)
 
 
 # 3. The policy: draw names, have them judged, make those likelier that are better than the mean.
 
 
-@dataclass
-class Course:
-    """What was seen at each step."""
+def please(reward: RewardModel, base: GPT, price: float, steps: int) -> dict[str, list]:
+    """Policy gradient on the reward, less the price for each nat of divergence from the base.
 
-    reward: list[float] = field(default_factory=list)  # in the base's deviations, above the base's mean
-    liking: list[float] = field(default_factory=list)
-    divergence: list[float] = field(default_factory=list)  # from the base, in nats a name
-    names: list[list[str]] = field(default_factory=list)
-
-
-def please(reward: RewardModel, base: GPT, price: float, steps: int) -> Course:
-    """Policy gradient on the reward, less the price for each nat of divergence from the base."""
-    policy, seen = copy.deepcopy(base), Course()
+    What was seen at each step: the reward, in the base's deviations above its mean; the person's liking; the
+    divergence, in nats a name; and three names.
+    """
+    policy, seen = copy.deepcopy(base), {"reward": [], "liking": [], "divergence": [], "names": []}
     optimizer = torch.optim.AdamW(policy.parameters(), lr=6e-4)
     usual = reward(drawn(base, 2000))
     for _ in range(steps):
         ids = drawn(policy, 128)
-        score = (reward(ids) - usual.mean()) / usual.std()
-        likely = log_probability(policy, ids)
+        score, likely = (reward(ids) - usual.mean()) / usual.std(), log_probability(policy, ids)
         with torch.no_grad():
             divergence = likely - log_probability(base, ids)
         worth = score - price * divergence
-        descend(policy, optimizer, -((worth - worth.mean()) * likely).mean(), clip=1.0)
-        seen.reward.append(score.mean().item())
-        seen.liking.append(liking(ids).mean().item())
-        seen.divergence.append(divergence.mean().item())
-        seen.names.append(words(ids[:3]))
+        descend(optimizer, -((worth - worth.mean()) * likely).mean(), clip=1.0)
+        for name, value in (("reward", score), ("liking", liking(ids)), ("divergence", divergence)):
+            seen[name].append(value.mean().item())
+        seen["names"].append(words(ids[:3]))
     return seen
 
 
@@ -168,9 +156,7 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     """Learn names, learn a reward, please it with and without a price; returns the figures."""
     torch.manual_seed(seed)
     known = rows(names().train)
-    base = GPT(GPTConfig(len(LETTERS), LENGTH, n_layer=2, n_head=2, n_embd=32, bias=True))
-    base.init_weights(seed)
-    kernels.install(base)  # the same arithmetic, faster
+    base = fresh_gpt(seed, len(LETTERS), LENGTH, n_layer=2, n_head=2, n_embd=32, bias=True)
     fit(base, known[:, :-1], targets(known), size(quick, 150, 500), batch=128)
     reward = learn_reward(base, *ranked(base, 3000), size(quick, 60, 200))
     one, other = drawn(base, size(quick, 500, 2000)), drawn(base, size(quick, 500, 2000))
@@ -178,49 +164,36 @@ def main(quick: bool = False, seed: int = 1) -> dict[str, float]:
     steps = size(quick, 30, 220)
     far, held = please(reward, base, 0.0, steps), please(reward, base, PRICE, steps)
 
-    likes = smooth(far.liking)
+    likes = smooth(far["liking"])
     best = int(likes.argmax())
-    figures = {
-        "pairs ranked as the person would": agrees.double().mean().item(),
-        "liking at first": liking(one).mean().item(),
-        "liking at best": likes[best].item(),
-        "steps until then": float(best),
-        "liking in the end": likes[-1].item(),
-        "liking in the end, with a price": smooth(held.liking)[-1].item(),
-        "reward at best": smooth(far.reward)[best].item(),
-        "reward in the end": smooth(far.reward)[-1].item(),
-        "reward in the end, with a price": smooth(held.reward)[-1].item(),
-        "divergence in the end": smooth(far.divergence)[-1].item(),
-        "divergence in the end, with a price": smooth(held.divergence)[-1].item(),
-    }
+    figures = {"pairs ranked as the person would": agrees.double().mean().item()}
+    figures |= {"liking at first": liking(one).mean().item(), "liking at best": likes[best].item()}
+    for what in ("liking", "reward", "divergence"):
+        figures[f"{what} in the end"] = smooth(far[what])[-1].item()
+        figures[f"{what} in the end, with a price"] = smooth(held[what])[-1].item()
     beside(dict.fromkeys(figures), figures)
-    shown = {
-        "at first": far.names[0],
-        "at best": far.names[best],
-        "too long": far.names[-1],
-        "with a price": held.names[-1],
-    }
-    for name, some in shown.items():
+    told = {"at first": far["names"][0], "at best": far["names"][best], "too long": far["names"][-1]}
+    told["with a price"] = held["names"][-1]
+    for name, some in told.items():
         print(f"    {name:<14}{', '.join(some)}")
-    draw(far, held, figures, shown)
+    draw(far, held, figures, told)
     return figures
 
 
-def draw(far: Course, held: Course, figures: dict[str, float], shown: dict[str, list[str]]) -> None:
+def draw(far: dict, held: dict, figures: dict[str, float], told: dict[str, list[str]]) -> None:
     """Both judges over the steps, and the person's liking over the divergence."""
     figure, (left, middle, right) = panels(3, 18, 5.6, width_ratios=(1, 1, 0.8))
-    left.plot(smooth(far.reward), "C1", label="the reward model's")
-    begun = figures["liking at first"]
-    left.plot(smooth(far.liking) - begun, "C0", label="the person's, nobody asks it")
+    left.plot(smooth(far["reward"]), "C1", label="the reward model's")
+    left.plot(smooth(far["liking"]) - figures["liking at first"], "C0", label="the person's, nobody asks it")
     left.axhline(0, color="grey", linestyle=":")
     finish(left, title="two judges", xlabel="step", ylabel="better than at first by")
     for course, color, label in ((far, "C0", "without a price"), (held, "C2", f"{PRICE} for a nat")):
-        distance = smooth(course.divergence).clamp(min=0).sqrt()
-        middle.plot(distance, smooth(course.liking), color, label=label)
-        middle.plot(distance[-1], smooth(course.liking)[-1], "o", color=color, markersize=9)
+        distance, likes = smooth(course["divergence"]).clamp(min=0).sqrt(), smooth(course["liking"])
+        middle.plot(distance, likes, color, label=label)
+        middle.plot(distance[-1], likes[-1], "o", color=color, markersize=9)
     finish(middle, title="too far", xlabel="√ divergence from the base", ylabel="the person's liking")
     lines = []
-    for name, some in shown.items():
+    for name, some in told.items():
         lines += [f"{name:<14}{some[0]}", *(f"{'':<14}{another}" for another in some[1:]), ""]
     written_out(right, "what it calls a name", lines)
     save(figure, __file__)

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.lessons import LESSONS, lesson
+from support.lessons import LESSONS, learn, lesson
 
 from engine.errors import UserError
 
@@ -53,3 +53,18 @@ def test_a_lesson_that_fails_is_named_and_no_page_is_written(
     with pytest.raises(UserError, match=r"1_networks/1_broken\.py"):
         book.main(["--quick", "--output", str(tmp_path / "book.html")])
     assert not (tmp_path / "book.html").exists()
+
+
+def test_what_the_tests_ran_is_not_run_again(
+    book: ModuleType, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LESSONS_RAN", str(tmp_path / "ran"))
+    learn("1_networks/2_downhill", place)
+    broken = tmp_path / "1_networks" / "2_downhill.py"
+    broken.parent.mkdir()
+    broken.write_text("raise SystemExit('run again')")
+    (tmp_path / "README.md").write_text("### 1.2 Downhill\n")
+    monkeypatch.setattr(book, "LESSONS", tmp_path)
+    book.main(["--quick", "--reuse", str(tmp_path / "ran"), "--output", str(tmp_path / "book.html")])
+    page = (tmp_path / "book.html").read_text(encoding="utf-8")
+    assert "picture: " in page and "data:image/png;base64," in page

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.lessons import hold, learn, lesson, only_in_full
+from support.lessons import hold, learn, lesson, only_in_full, seeds
 
 SEEDS = (101, 102, 103)
 
@@ -68,7 +68,7 @@ def test_micrograd_gives_the_figures_of_its_worked_example_and_of_the_lecture(pl
     assert figures["twice"] == 2
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_micrograd_learns_moons_to_the_last_and_its_gradients_are_those_of_pytorch(seed: int) -> None:
     micrograd, dice = lesson("1_networks/3_micrograd"), random.Random(seed)
     examples, layers = micrograd.moons(100, dice), micrograd.network([2, 16, 16, 1], dice)
@@ -127,7 +127,7 @@ def test_answers_about_micrograd() -> None:
     assert list(lesson("1_networks/3_micrograd").exercises().values()) == pytest.approx([7, 10, 0.25])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_thirteen_thousand_numbers_read_digits_and_are_certain_of_noise(
     place: Path, digits: None, seed: int
 ) -> None:
@@ -191,7 +191,6 @@ def test_gradients_by_hand_are_autograds_and_the_first_layers_learn_slowest(
         "softmax in steps, from its short form",
     ):
         assert figures[name] < 1e-12, name
-    assert figures["from trying each weight"] < 1e-8
     assert figures["784-30-10, test accuracy"] > 0.5
     for hidden, published in ((2, (0.07, 0.31)), (3, (0.012, 0.060, 0.283))):
         speeds = [figures[f"speed of hidden layer {number} of {hidden}"] for number in range(1, hidden + 1)]
@@ -213,12 +212,12 @@ def test_answers_about_backpropagation() -> None:
     assert list(answers.values()) == pytest.approx([0.25, 16, 0.15])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_a_convolution_by_im2col_is_pytorchs_and_reads_digits_with_fewer_parameters(
     place: Path, digits: None, seed: int
 ) -> None:
     figures = learn("1_networks/6_convolution", place, seed=seed)
-    assert figures["from conv2d"] < 1e-12 and figures["from loops"] < 1e-12
+    assert figures["from conv2d"] < 1e-12
     assert (figures["CNN, parameters"], figures["MLP, parameters"]) == (9226, 13002)
     assert figures["CNN, test accuracy"] > max(0.91, figures["MLP, test accuracy"] + 0.01)
     assert figures["CNN, shifted by 2"] > figures["MLP, shifted by 2"]
