@@ -15,7 +15,7 @@ beta = 0.1
 max_new_tokens = 50  # a sum of three digits takes 36, and a preamble 11
 
 learning_rate = 5e-5
-max_iters = 40
+max_iters = 20
 min_lr = 0.0
 
 log_interval = 10
