@@ -40,6 +40,12 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--seed", type=int, default=1337, help="the same seed gives the same answers (default: 1337)")
     add("--checkpoint", default="best", help="which one of the run: best, last, step-… (default: best)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "int8"),
+        default="auto",
+        help="precision of the arithmetic (default: auto)",
+    )
     add("--threads", type=at_least_one, help="CPU threads (default: the machine's cores)")
     add("--web", action="store_true", help="serve a page to talk on, and the API")
     add("--api", action="store_true", help="serve OpenAI's chat API, on this machine only")
@@ -54,12 +60,10 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 # Above the slow imports, so that --help and mistakes are answered at once.
 OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
-from engine import kernels
 from engine.conversation.answering import AnswerOptions, Assistant, Turn
 from engine.conversation.api import Api
 from engine.conversation.messages import Message
 from engine.conversation.pages import chat_page
-from engine.device import Compute, choose_threads, find_device
 from engine.explore.explorer import Explorer
 from engine.explore.pages import explorer_page, open_explorer, short_name
 from engine.generation import Sampling
@@ -67,6 +71,7 @@ from engine.json_files import read_json_object
 from engine.runs import RUNS_FOLDER, checkpoint_folders, find_runs
 from engine.text.roles import ChatTokenizer
 from engine.web.server import Answers, make_server, serve
+from engine.weights.generating import ready_to_generate
 from engine.weights.pretrained import read_pretrained
 from model import derive_seed
 from tasks.calculator import answer_to
@@ -98,11 +103,9 @@ def load(source: str, options: Namespace) -> Assistant:
             f"{source} is no assistant: its vocabulary has no tokens for the turns of a conversation; tune "
             f"it on conversations first: docs/assistant.md"
         )
-    device = find_device(options.device)
-    compute = Compute(device.type, "float32", False, choose_threads(options.threads, 1))
-    compute.apply()
-    model = found.model(device, compute.weights_dtype()).eval()
-    kernels.install(model, inference=True)
+    model, remark = ready_to_generate(found, options.device, options.dtype, options.threads)
+    if remark:
+        print(f"note: {remark}")
     return Assistant(model, tokenizer, answer_to)
 
 

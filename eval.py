@@ -24,7 +24,7 @@ from engine.errors import UserError, similar_file
 
 TASKS = ("loss", "hellaswag", "lambada", *tasks.TASKS)
 PROBLEMS = 500  # asked of a task, if --limit does not say
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:
@@ -57,6 +57,7 @@ import torch
 
 from engine.data.dataset import open_dataset
 from engine.device import Compute, choose_threads, find_device
+from engine.kernels import quantize
 from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
 from engine.measure.scoring import Figures, score_text
 from engine.measure.tasks import score_task
@@ -78,10 +79,13 @@ def score(options: Namespace) -> None:
         options.model = str(newest_run("to score"))
         print(f"the newest run: {options.model}")
     device = find_device(options.device)
-    compute = Compute(device.type, options.dtype, False, choose_threads(options.threads, 1))
+    dtype = "float32" if options.dtype == "int8" else options.dtype
+    compute = Compute(device.type, dtype, False, choose_threads(options.threads, 1))
     compute.apply()
     found = read_pretrained(options.model, options.checkpoint)
     model = found.model(device, compute.weights_dtype()).eval()
+    if options.dtype == "int8":
+        quantize(model)
     results = {"model": options.model, "dtype": options.dtype, "block_size": model.config.block_size}
     with compute.autocast():
         for task in options.tasks:

@@ -31,11 +31,10 @@ OPTIONS = read_early(read_options) if __name__ == "__main__" else None
 
 import torch
 
-from engine import kernels
-from engine.device import Compute, choose_dtype, choose_threads, find_device
 from engine.generation import Sampling, TextStream, stream
 from engine.runs import newest_run
 from engine.text.tokenizer import BYTE_ORDER_MARK, Tokenizer, encode_prompt
+from engine.weights.generating import ready_to_generate
 from engine.weights.pretrained import read_pretrained
 from model import GPT
 
@@ -50,18 +49,14 @@ def sample(sources: Sources) -> None:
     settings: SampleSettings = sources.settings(on_cpu=False)
     for remark in sources.remarks:
         print(f"note: {remark}", file=sys.stderr)
-    device = find_device(settings.device)
-    compute = Compute(
-        device.type, choose_dtype(settings.dtype, device), False, choose_threads(settings.threads, 1)
-    )
-    compute.apply()
     source = settings.init_from
     if source == "resume":
         source = settings.out_dir or newest_run("to sample from")
     found = read_pretrained(str(source), settings.checkpoint)
     tokenizer = found.known_tokenizer()
-    model = found.model(device, getattr(torch, compute.dtype)).eval()
-    kernels.install(model, inference=True)
+    model, remark = ready_to_generate(found, settings.device, settings.dtype, settings.threads)
+    if remark:
+        print(f"note: {remark}", file=sys.stderr)
     if settings.interactive:
         converse(model, tokenizer, settings)
     else:

@@ -2,6 +2,7 @@
 
     kernels.install(model)                     attention, dropout and the loss in faster forms
     kernels.install(model, inference=True)     packed weights, too: for generating on a CPU
+    kernels.quantize(model)                    before that: weights in int8, which are not quite the same
 
 What each trick gains is in docs/speed.md.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.errors import UserError
 from model import GPT, scaled_dot_product_attention, sum_of_losses
 
 LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
@@ -26,6 +28,7 @@ LARGEST_LOGITS = 2**28  # beyond 1 GiB in fp32 the logits of a micro-batch would
 LARGEST_CHUNK = 2**26  # logits that are held at a time then
 LARGEST_ERROR = 1e-6  # of a faster float32 product, relative to float64; the ordinary one has about 3e-7
 SMALLEST_TO_TIME = 2**15  # activations of a layer below which kernels differ by less than the clock can tell
+SMALLEST_SCALE = 1e-30  # of a row in int8: a row of zeros has none
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's <malloc.h>
 
 
@@ -46,20 +49,22 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
         keep_freed_memory()
         replace_layers(model, nn.Dropout, lambda layer: CPUDropout(layer.p))
     if on_cpu and inference:
-        if weight.dtype in (torch.bfloat16, torch.float16):
-            attend = attend_in_float32
+        if is_quantized(model) or weight.dtype in (torch.bfloat16, torch.float16):
+            attend = attend_in_dtype_of_cache
         packed = packed_layer(weight.dtype)
         if packed is not None:
             replace_layers(model, nn.Linear, packed)
         leave_out_dropout(model)
-    for layer in attention_layers(model):
+        for layer in modules_with(model, "activation"):
+            layer.activation = gelu if layer.activation is F.gelu else layer.activation
+    for layer in modules_with(model, "attend"):
         layer.attend = attend
     return model
 
 
-def attention_layers(model: nn.Module) -> list[Any]:
-    """The modules that have a replaceable attention function, `attend`."""
-    return [module for module in model.modules() if hasattr(module, "attend")]
+def modules_with(model: nn.Module, name: str) -> list[Any]:
+    """The modules that have a replaceable function of this name, such as `attend`."""
+    return [module for module in model.modules() if hasattr(module, name)]
 
 
 def replace_layers(model: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
@@ -117,10 +122,10 @@ def causal_mask(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((T, T), -math.inf, dtype=dtype, device=device).triu(1)
 
 
-def attend_in_float32(
+def attend_in_dtype_of_cache(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """Attention in the cache's float32 for half-precision queries, which are six times slower as they are."""
+    """Attention in the precision of the keys and values, which `cache_dtype` chooses."""
     return scaled_dot_product_attention(query.to(key.dtype), key, value, mask, dropout).to(query.dtype)
 
 
@@ -139,9 +144,24 @@ ATTENTION = {"sdpa": scaled_dot_product_attention, "matmul": attend_by_matmul}
 
 
 def cache_dtype(model: GPT) -> torch.dtype:
-    """The dtype of cached keys and values: the weights', or float32 if attention is."""
-    in_float32 = any(layer.attend is attend_in_float32 for layer in attention_layers(model))
-    return torch.float32 if in_float32 else model.token_embedding.weight.dtype
+    """The dtype of cached keys and values: the weights', or on a CPU the one in which attention is fastest.
+
+    Half the bytes of bf16 pay only where the processor multiplies in it (AMX); others take six times as long.
+    """
+    dtype = model.token_embedding.weight.dtype
+    if not any(layer.attend is attend_in_dtype_of_cache for layer in modules_with(model, "attend")):
+        return dtype
+    return torch.bfloat16 if dtype != torch.float16 and cpu_supports("amx_tile") else torch.float32
+
+
+def cpu_supports(feature: str) -> bool:
+    """Whether this CPU has a feature that PyTorch knows by name: avx512_bf16, amx_tile, vnni."""
+    return bool(getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)())
+
+
+def gelu(x: Tensor) -> Tensor:
+    """`F.gelu` in four operations: its own kernel takes 10 to 40 µs to start, more than these for one row."""
+    return 0.5 * x * (1 + torch.erf(x * 0.5**0.5))
 
 
 class CPUDropout(nn.Dropout):
@@ -274,6 +294,56 @@ class BlockedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, inputs) to (…, outputs)."""
         return torch.ops.mkldnn._linear_pointwise(x, self.blocks, self.bias, "none", [], "")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# weights in int8: half the bytes of bf16, and rounded
+
+
+def can_quantize() -> bool:
+    """Whether this PyTorch and processor multiply int8 matrices faster than bf16 ones."""
+    operators = ("qlinear_prepack", "qlinear_pointwise")
+    return cpu_supports("vnni") and all(hasattr(torch.ops.onednn, name) for name in operators)
+
+
+def quantize(model: GPT) -> GPT:
+    """Replace the linear layers of a float32 model by Int8Linear; returns the model. Raises UserError."""
+    if model.token_embedding.weight.device.type != "cpu" or not can_quantize():
+        raise UserError("int8 is for CPUs with VNNI or AMX instructions; take another --dtype")
+    replace_layers(model, nn.Linear, Int8Linear)
+    return model
+
+
+def is_quantized(model: GPT) -> bool:
+    """Whether `quantize` was here."""
+    return any(isinstance(layer, Int8Linear) for layer in model.modules())
+
+
+class Int8Linear(nn.Module):
+    """x Wᵀ + b with W and x rounded to 8 bits, each row by its own largest value (Dettmers et al., 2022).
+
+    A row of x is rounded by itself, so what becomes of it does not depend on the others.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.scales = (weight.abs().amax(dim=1) / 127).clamp_(min=SMALLEST_SCALE)
+        integers = (weight / self.scales[:, None]).round_().to(torch.int8)
+        self.integers = torch.ops.onednn.qlinear_prepack(integers, None)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, inputs) to (…, outputs)."""
+        rows = x.reshape(-1, x.shape[-1])
+        scales = rows.abs().amax(dim=1, keepdim=True).div_(127).clamp_(min=SMALLEST_SCALE)
+        integers = (rows / scales).round_().to(torch.int8)
+        product = torch.ops.onednn.qlinear_pointwise
+        weight = (self.integers, self.scales, self.zeros)
+        y = product(integers, 1.0, 0, *weight, None, 1.0, 0, torch.float32, "none", [], "")
+        y = y.mul_(scales).unflatten(0, x.shape[:-1])
+        return y if self.bias is None else y + self.bias
 
 
 # ------------------------------------------------------------------------------------------------------------

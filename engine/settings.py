@@ -295,8 +295,8 @@ class SampleSettings:
     interactive: bool = setting(False, "ask for a prompt, answer, and ask again")
     seed: int = setting(1337, "seed of the samples; the same seed gives the same text")
     device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting(
-        AUTO, "precision of the arithmetic"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64", "int8"] = setting(
+        AUTO, "precision of the arithmetic; auto: the fastest that changes hardly anything"
     )
     threads: int | None = setting(None, "CPU threads; None: the machine's cores", at_least=1)
 

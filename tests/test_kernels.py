@@ -11,10 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.generation import Sampling, generate
 from engine.kernels import (
     BlockedLinear,
+    Int8Linear,
     TransposedLinear,
     attention_for_decoding,
     can_block,
+    can_quantize,
     drop,
+    gelu,
     install,
 )
 from engine.settings import TrainSettings
@@ -64,6 +67,27 @@ def test_a_bf16_model_writes_with_blocked_weights() -> None:
     with torch.inference_mode():
         difference = (model(ids).float() - plain).norm() / plain.norm()
         assert difference < 0.05 and generate(model, ids, 30).shape == (2, 40)
+
+
+@pytest.mark.skipif(not can_quantize(), reason="this processor has no int8 products")
+@pytest.mark.parametrize("bias", [True, False])
+def test_int8_products_are_near_and_each_row_is_rounded_by_itself(bias: bool) -> None:
+    linear = torch.nn.Linear(256, 320, bias=bias)
+    rounded = Int8Linear(linear)
+    x = torch.randn(3, 5, 256) * torch.logspace(-3, 3, 5)[:, None]  # rows of very different size
+    x[1, 2] = 0
+    with torch.inference_mode():
+        exact, got = linear(x), rounded(x)
+        assert got.shape == exact.shape and torch.equal(got[1, 2], exact[1, 2])
+        error = (got - exact).norm(dim=-1) / exact.norm(dim=-1).clamp(min=1e-9)
+        assert 0 < error.max() < 0.02
+        for row in range(5):
+            assert torch.equal(rounded(x[0, row : row + 1]), got[0, row : row + 1])
+
+
+def test_gelu_in_four_operations_is_gelu() -> None:
+    x = torch.randn(1000) * 5
+    torch.testing.assert_close(gelu(x), torch.nn.functional.gelu(x), rtol=1e-5, atol=1e-6)
 
 
 def test_other_precisions_keep_their_layers() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.errors import UserError
-from engine.kernels import attention_layers
+from engine.kernels import modules_with
 from model import GPT
 
 
@@ -51,7 +51,7 @@ def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
         weights.append(attend(query, key, identity, mask_and_dropout[0], 0.0))
         return attend(query, key, value, *mask_and_dropout)
 
-    plain = {layer: layer.attend for layer in attention_layers(model)}
+    plain = {layer: layer.attend for layer in modules_with(model, "attend")}
     try:
         for layer, attend in plain.items():
             layer.attend = functools.partial(attend_and_keep, attend)

@@ -1,8 +1,12 @@
-"""Measure sampling with the KV cache against recomputing the whole text for each token."""
+"""Measure sampling with the KV cache against recomputing the whole text for each token, and transformers."""
 
 import copy
+import importlib.util
 import statistics
 from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,43 +14,73 @@ from torch import Tensor
 from engine import kernels
 from engine.device import find_device
 from engine.generation import Sampling, stream
-from engine.measure.timing import machine_limits, ratios, seconds_of, summary, synchronize
+from engine.measure.timing import machine_limits, ratios, seconds_of, summary, synchronize, take_turns
 from engine.shape import count_parameters, empty_model
 from model import GPT, GPTConfig
 
 SMALL = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False)
 GPT2 = GPTConfig(bias=False)
-# Name, shape, type of the weights, tokens of the prompt, new tokens, and sequences at once.
+# Name, shape, types of the weights, tokens of the prompt, new tokens, and sequences at once.
 CASES = (
-    ("0.8 M", SMALL, torch.float32, 1, 500, 1),
-    ("0.8 M", SMALL, torch.float32, 1, 500, 16),
-    ("124 M fp32", GPT2, torch.float32, 512, 40, 1),
-    ("124 M bf16", GPT2, torch.bfloat16, 512, 80, 1),
+    ("0.8 M", SMALL, ("float32",), 1, 500, 1),
+    ("0.8 M", SMALL, ("float32",), 1, 500, 16),
+    ("124 M", GPT2, ("float32", "bfloat16", "int8"), 512, 40, 1),
+    ("124 M", GPT2, ("float32", "bfloat16", "int8"), 512, 20, 4),
 )
 
 
 def measure_sampling(options: Namespace) -> None:
-    """Print tokens per second with and without the cache, measured in turns."""
+    """Print tokens per second with the cache, without it, and of transformers, measured in turns."""
     device = find_device(options.device)
-    limits = machine_limits(device)
-    for name, config, dtype, prompt, new, batch in CASES:
-        plain = empty_model(config, device, dtype).eval()
-        plain.init_weights(0)
-        fast = kernels.install(copy.deepcopy(plain), inference=True)
+    bandwidth = machine_limits(device)["bandwidth"]
+    for name, config, dtypes, prompt, new, batch in CASES:
+        print(f"{name}, {batch} at once, tokens per second:")
         ids = torch.randint(config.vocab_size, (batch, prompt), device=device)
-        rates, naive = [], []
-        for _ in range(max(3, options.rounds // 3)):
-            rates.append(batch / seconds_per_token(fast, ids, new))
-            naive.append(batch / seconds_without_cache(plain, ids, 20 if prompt == 1 else 1))
-        ratio = statistics.median(ratios(rates, naive))
-        counts = count_parameters(config)
-        weights = (sum(counts.values()) - counts["positions"]) * dtype.itemsize
-        read = statistics.median(rates) / batch * weights / limits["bandwidth"]
-        print(
-            f"{name}, {batch} at once: {summary(rates)} tokens/s with the cache, "
-            f"{summary(naive)} without: {ratio:.1f} times as fast; "
-            f"reads its weights at {read:.0%} of the memory's bandwidth"
-        )
+        measure_case(config, dtypes, ids, new, max(3, options.rounds // 3), bandwidth)
+
+
+def measure_case(
+    config: GPTConfig, dtypes: Sequence[str], ids: Tensor, new: int, rounds: int, bandwidth: float
+) -> None:
+    """Print a line for each type of the weights and each baseline."""
+    plain = empty_model(config, ids.device).eval()
+    plain.init_weights(0)
+    others: dict[str, Callable[[], float]] = {
+        "without a cache": partial(seconds_without_cache, plain, ids, 20 if ids.shape[1] == 1 else 1)
+    }
+    if config is GPT2 and importlib.util.find_spec("transformers"):
+        theirs = transformers_model(ids.device)
+        others["transformers in bfloat16"] = partial(seconds_of_theirs, theirs, ids, new)
+    models = {dtype: model for dtype in dtypes if (model := fast_model(plain, dtype)) is not None}
+    ours = {dtype: partial(seconds_per_token, model, ids, new) for dtype, model in models.items()}
+    times = take_turns(ours | others, rounds)
+    for kind, seconds in times.items():
+        line = f"    {kind}: {summary([len(ids) / one for one in seconds])}"
+        if kind in ours:
+            for other in others:
+                line += f", {statistics.median(ratios(times[other], seconds)):.2f} times {other}"
+            share = weight_bytes(config, kind) / statistics.median(seconds) / bandwidth
+            line += f"; reads its weights at {share:.0%} of the memory's bandwidth"
+        print(line)
+
+
+def weight_bytes(config: GPTConfig, dtype: str) -> int:
+    """Bytes of the weights that one token reads."""
+    counts = count_parameters(config)
+    itemsize = 1 if dtype == "int8" else getattr(torch, dtype).itemsize
+    return (sum(counts.values()) - counts["positions"]) * itemsize
+
+
+def fast_model(plain: GPT, dtype: str) -> GPT | None:
+    """A copy with the fastest kernels and weights of this type; None where the device has no int8."""
+    model = copy.deepcopy(plain)
+    if dtype != "int8":
+        model = model.to(getattr(torch, dtype))
+    elif plain.token_embedding.weight.device.type == "cpu" and kernels.can_quantize():
+        model = kernels.quantize(model)
+    else:
+        return None
+    return kernels.install(model, inference=True)
 
 
 def seconds_per_token(model: GPT, ids: Tensor, new: int) -> float:
@@ -71,3 +105,30 @@ def seconds_without_cache(model: GPT, ids: Tensor, new: int) -> float:
 
     synchronize(ids.device)
     return seconds_of(draw, ids.device) / new
+
+
+def transformers_model(device: torch.device) -> Any:
+    """The same shape of the library transformers, in bf16."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model: Any = GPT2LMHeadModel(GPT2Config())
+    return model.eval().to(device, torch.bfloat16)
+
+
+@torch.inference_mode()
+def seconds_of_theirs(model: Any, ids: Tensor, new: int) -> float:
+    """Seconds per token of its `generate` with its own cache, without those of the prompt."""
+
+    def write(tokens: int) -> None:
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            do_sample=True,
+            temperature=0.8,
+            pad_token_id=0,
+        )
+
+    prompt = seconds_of(lambda: write(1), ids.device)
+    return (seconds_of(lambda: write(new), ids.device) - prompt) / (new - 1)

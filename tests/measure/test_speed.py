@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
+from engine.kernels import can_quantize
 from engine.measure import parallel_speed, sampling_speed, timing, training_speed
 from engine.measure.parallel_speed import hidden_share, measure_network, measure_scaling
 from engine.measure.sampling_speed import measure_sampling
@@ -61,11 +62,18 @@ def test_sampling_is_measured_with_the_cache_and_without(
     options: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = GPTConfig(vocab_size=11, block_size=16, n_layer=1, n_head=1, n_embd=8, bias=False)
-    cases = (("tiny", tiny, torch.float32, 1, 20, 2), ("tiny", tiny, torch.float32, 12, 9, 1))
+    types = ("float32", "bfloat16", "int8")
+    cases = (("tiny", tiny, types[:1], 1, 20, 2), ("tiny", tiny, types, 12, 9, 1))
     monkeypatch.setattr(sampling_speed, "CASES", cases)
     measure_sampling(options)
-    for line, batch in zip(capsys.readouterr().out.splitlines(), (2, 1), strict=True):
-        assert re.match(rf"tiny, {batch} at once: [\d.e+]+ \(.*\) tokens/s with the cache, ", line), line
+    lines = capsys.readouterr().out.splitlines()
+    measured = [line.strip().partition(":")[0] for line in lines]
+    last = types if can_quantize() else types[:2]
+    plain = "without a cache"
+    assert measured == ["tiny, 2 at once, tokens per second", types[0], plain, measured[3], *last, plain]
+    assert re.fullmatch(
+        rf" +float32: [\d.e+]+ \(.*\), [\d.]+ times {plain}; reads its weights at \d+% of .*", lines[1]
+    ), lines[1]
 
 
 def test_scaling_compares_numbers_of_processes(
