@@ -65,7 +65,6 @@ from engine.explore.pages import explorer_page, open_explorer, short_name
 from engine.generation import Sampling
 from engine.json_files import read_json_object
 from engine.runs import RUNS_FOLDER, checkpoint_folders, find_runs
-from engine.text.roles import ChatTokenizer
 from engine.web.server import Answers, make_server, serve
 from engine.weights.pretrained import read_pretrained
 from model import derive_seed
@@ -92,12 +91,7 @@ def talk(options: Namespace) -> None:
 def load(source: str, options: Namespace) -> Assistant:
     """The assistant of a run or a folder, ready to answer. Raises UserError if it is not an assistant."""
     found = read_pretrained(source, options.checkpoint)
-    tokenizer = found.known_tokenizer()
-    if not isinstance(tokenizer, ChatTokenizer):
-        raise UserError(
-            f"{source} is no assistant: its vocabulary has no tokens for the turns of a conversation; tune "
-            f"it on conversations first: docs/assistant.md"
-        )
+    tokenizer = found.chat_tokenizer()
     device = find_device(options.device)
     compute = Compute(device.type, "float32", False, choose_threads(options.threads, 1))
     compute.apply()

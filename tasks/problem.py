@@ -29,11 +29,8 @@ class Problem:
         return reply.endswith(self.solution) and apart
 
     def is_held_out(self) -> bool:
-        """Whether it is for measuring: so is a tenth of all, by a hash of what is asked."""
-        if self.key is None:
-            return False
-        number = int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "little")
-        return number < HELD_OUT * 2**32
+        """Whether it is for measuring: a tenth of all are, chosen by a hash of what is asked."""
+        return self.key is not None and is_held_out(self.key)
 
     def beginning(self) -> str:
         """The statement up to its answer, which a base is to complete."""
@@ -46,6 +43,11 @@ class Problem:
         told = [] if self.system is None else [{"role": "system", "content": self.system}]
         answer = [{"role": roles[n % 2], "content": turn} for n, turn in enumerate(self.turns)]
         return [*told, {"role": "user", "content": self.question}, *answer]
+
+
+def is_held_out(key: str) -> bool:
+    """Whether a hash of the key puts it into the share HELD_OUT."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little") < HELD_OUT * 2**32
 
 
 @dataclass(frozen=True)

@@ -97,13 +97,7 @@ def answer_turns(
     ids, starts = pad_left(tokenizer, prompts, model.token_embedding.weight.device)
     written = [TurnDecoder(tokenizer) for _ in prompts]
     for step in stream(
-        model,
-        ids,
-        max_new_tokens,
-        sampling,
-        seed=seed,
-        n_tokens=tokenizer.vocab_size,
-        starts=starts,
+        model, ids, max_new_tokens, sampling, seed=seed, n_tokens=tokenizer.vocab_size, starts=starts
     ):
         for decoder, token in zip(written, step.tolist(), strict=True):
             decoder.push(token)

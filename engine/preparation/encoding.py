@@ -57,8 +57,21 @@ class Text(NamedTuple):
     utf8: bytes
     file: str
 
+    def digest(self) -> bytes:
+        """The SHA-256 of the text."""
+        return hashlib.sha256(self.utf8).digest()
 
-# A document, or a part of one long text for one split, as `encode` describes it.
+
+class Tokens(NamedTuple):
+    """The tokens of a document, or of a stretch of one long text."""
+
+    ids: np.ndarray
+    text: str  # what they say, without a conversation's roles
+    targets: np.ndarray = np.zeros(0, FLAG)  # of a conversation: whether each is trained on
+    is_cut: bool = False  # whether a conversation was shortened
+
+
+# A document, or a stretch of one long text for one split, as `encode` describes it.
 DOCUMENT = np.dtype(
     [
         ("tokens", np.int64),
@@ -100,7 +113,7 @@ def survey(piece: Piece) -> tuple[int, str]:
     """How many characters a piece has, and which ones."""
     characters, seen = 0, np.zeros(0x110000, dtype=bool)
     for found in texts_of(piece, Counter()):
-        points = np.frombuffer("".join(_contents(found)).encode("utf-32-le"), dtype=np.uint32)
+        points = np.frombuffer("".join(contents(found.text)).encode("utf-32-le"), dtype=np.uint32)
         characters += len(points)
         seen[points] = True
     return characters, "".join(map(chr, np.flatnonzero(seen)))
@@ -110,17 +123,15 @@ def training_texts(number: int, piece: Piece) -> list[str]:
     """The texts to learn a vocabulary from: those for training, cut at end-of-text marks."""
     texts = []
     for found in texts_of(piece, Counter()):
-        if _job.border is not None:
-            texts.append(found.text[: _job.training_characters(number)])
-        elif not _is_val(piece, split_hash(hashlib.sha256(found.utf8).digest())):
-            texts += _contents(found)
+        for part, is_val in by_split(number, piece, found, found.digest()):
+            if not is_val:
+                texts += contents(part)
     return [part for text in texts for part in text.split(END_OF_TEXT) if part]
 
 
 def encode(number: int, piece: Piece) -> Encoded:
     """The tokens and documents of a piece, which is number `number` of the input. Raises UserError."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
-    encode_text = _tokenizer.encode if piece[0].kind == "text" else _tokenizer.encode_document
     dtype = id_type(_tokenizer.vocab_size)
     dropped: Counter[str] = Counter()
     carriage_returns: Counter[str] = Counter()
@@ -128,35 +139,46 @@ def encode(number: int, piece: Piece) -> Encoded:
     for found in texts_of(piece, dropped):
         if b"\r" in found.utf8:  # which is faster than counting
             carriage_returns[found.file] += found.utf8.count(b"\r")
-        digest = hashlib.sha256(found.utf8).digest()
-        value = split_hash(digest)
-        border = _job.training_characters(number)
-        if border is None:
-            border = 0 if _is_val(piece, value) else len(found.text)
-        for part, val in ((found.text[:border], False), (found.text[border:], True)):
-            if not part:
+        digest = found.digest()
+        for part, is_val in by_split(number, piece, found, digest):
+            tokens = tokens_of(part, _tokenizer, is_document=piece[0].kind != "text")
+            if tokens is None:
+                dropped["longer than the block"] += 1
                 continue
-            said = part
-            if _job.field is None:
-                assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
-                encoded, is_cut = shortened(_tokenizer, from_json(part), _job.block_size)
-                if encoded is None:
-                    dropped["longer than the block"] += 1
-                    continue
-                cut += is_cut
-                ids.append(encoded.ids.astype(dtype))
-                targets.append(encoded.targets.astype(FLAG))
-                said = "".join(_contents(found))
-            else:
-                ids.append(encode_text(part).astype(dtype))
-            counts = (len(ids[-1]), val, len(said), len(said.encode()))
-            documents.append((*counts, digest[:DIGEST_BYTES], value))
-    tokens = [np.concatenate(ids)] + ([np.concatenate(targets)] if _job.field is None else [])
-    return Encoded(tokens, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
+            ids.append(tokens.ids.astype(dtype))
+            targets.append(tokens.targets.astype(FLAG))
+            cut += tokens.is_cut
+            counts = len(tokens.ids), is_val, len(tokens.text), len(tokens.text.encode())
+            documents.append((*counts, digest[:DIGEST_BYTES], split_hash(digest)))
+    columns = [np.concatenate(ids)] + ([np.concatenate(targets)] if _job.field is None else [])
+    return Encoded(columns, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
 
 
-def _contents(found: Text) -> list[str]:
-    return [found.text] if _job.field is not None else [content for _, content in from_json(found.text)]
+def by_split(number: int, piece: Piece, found: Text, digest: bytes) -> list[tuple[str, bool]]:
+    """A text's part for training and its part for validation, and whether it is the latter; none is empty.
+
+    A document belongs to one split as a whole, by its content alone, so that adding others moves none.
+    """
+    border = _job.training_characters(number)
+    if border is None:
+        is_val = piece[0].val if _job.val_below is None else split_hash(digest) < _job.val_below
+        border = 0 if is_val else len(found.text)
+    parts = (found.text[:border], False), (found.text[border:], True)
+    return [(part, is_val) for part, is_val in parts if part]
+
+
+def tokens_of(text: str, tokenizer: Tokenizer, is_document: bool) -> Tokens | None:
+    """The tokens of a text; None for a conversation of which not even one answer fits into the block."""
+    if _job.field is not None:
+        return Tokens(tokenizer.encode_document(text) if is_document else tokenizer.encode(text), text)
+    assert isinstance(tokenizer, ChatTokenizer), "conversations need tokens for the roles"
+    encoded, is_cut = shortened(tokenizer, from_json(text), _job.block_size)
+    return None if encoded is None else Tokens(encoded.ids, "".join(contents(text)), encoded.targets, is_cut)
+
+
+def contents(text: str) -> list[str]:
+    """The texts in it: that of each turn of a conversation, otherwise itself."""
+    return [text] if _job.field is not None else [content for _, content in from_json(text)]
 
 
 def id_type(vocab_size: int) -> np.dtype:
@@ -167,11 +189,6 @@ def id_type(vocab_size: int) -> np.dtype:
 def split_hash(digest: bytes) -> int:
     """The number, 0 to 2⁶⁴ - 1, that decides a document's split, from its SHA-256."""
     return int.from_bytes(digest[-8:], "little")
-
-
-def _is_val(piece: Piece, document_hash: int) -> bool:
-    """By a document's content alone, so that adding others moves none."""
-    return piece[0].val if _job.val_below is None else document_hash < _job.val_below
 
 
 def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[Text]:
@@ -265,6 +282,7 @@ class Workers:
             ) from error
 
     def close(self) -> None:
+        """End the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
