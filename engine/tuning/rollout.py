@@ -126,21 +126,21 @@ def draw_answers(
     cache = new_cache(model, len(prompts), starts, 0)
     cache.size = text.shape[1] + limit
     logits = read(model, text, cache)
-    goes_on = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    tokens, drawn, found = [], [], []  # of each step, (B,)
-    while goes_on.any() and len(tokens) < limit:
+    going_on = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    tokens, drawn, log_probabilities = [], [], []  # of each step, (B,)
+    while going_on.any() and len(tokens) < limit:
         if tokens:
             logits = read(model, tokens[-1][:, None], cache)
         logits = logits[:, :n_tokens].to(model.head.weight.dtype)
         tokens.append(next_token(logits, text, starts, sampling, uniforms))
-        drawn.append(goes_on)
-        found.append(logits.log_softmax(dim=-1).gather(1, tokens[-1][:, None])[:, 0] * goes_on)
-        goes_on = goes_on & ~special[tokens[-1]]
-    was_drawn = torch.stack(drawn, dim=1)
-    lengths = was_drawn.sum(dim=1).tolist()
+        drawn.append(going_on)
+        of_tokens = logits.log_softmax(dim=-1).gather(1, tokens[-1][:, None])[:, 0]
+        log_probabilities.append(of_tokens * going_on)
+        going_on = going_on & ~special[tokens[-1]]
+    lengths = torch.stack(drawn).sum(dim=0).tolist()
     rows = [row[:n] for row, n in zip(torch.stack(tokens, dim=1).cpu().numpy(), lengths, strict=True)]
     return Answers(
-        tokenizer, prompts, rows, was_drawn, torch.stack(found, dim=1),
+        tokenizer, prompts, rows, torch.stack(drawn, dim=1), torch.stack(log_probabilities, dim=1),
         [tokenizer.decode(row[: len(row) - tokenizer.is_special(int(row[-1]))].tolist()) for row in rows],
         [bool(row[-1] == tokenizer.end_of_turn) for row in rows],
     )  # fmt: skip
