@@ -8,8 +8,8 @@
 
 In the conversation: /system TEXT (a new one with this instruction), /reset (a new one), /retry (another
 answer to the last question), /temperature X, /save FILE (as a line that prepare.py reads), /help, /quit.
-Ctrl-C stops an answer; Ctrl-D ends the program. Lines of before come back with the arrow keys, where Python
-has readline. The calculator answers what the assistant writes between <tool> and </tool>.
+Ctrl-C stops an answer; Ctrl-D ends the program. The arrow keys bring back earlier lines, if Python has
+readline. The calculator answers what the assistant writes between <tool> and </tool>.
 """
 
 import contextlib
@@ -72,12 +72,12 @@ from tasks.calculator import answer_to
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Talk with the options of a command line."""
+    """Talk to an assistant with the options of a command line."""
     talk(read_options(arguments))
 
 
 def talk(options: Namespace) -> None:
-    """Load the assistant; converse until the end of the input, or serve it."""
+    """Load the assistant; talk until the end of the input, or serve it."""
     source = str(options.model or newest_assistant())
     assistant = load(source, options)
     if options.web or options.api:
@@ -101,7 +101,7 @@ def load(source: str, options: Namespace) -> Assistant:
 
 
 def serve_assistant(source: str, assistant: Assistant, options: Namespace) -> None:
-    """Answer programs, and the page, until Ctrl-C."""
+    """Serve the API, and the page with --web, until Ctrl-C."""
     name = short_name(source)
     defaults = AnswerOptions(sampling(options.temperature, options), options.max_new_tokens, options.seed)
     api = Api(name, assistant, defaults)
@@ -113,7 +113,7 @@ def serve_assistant(source: str, assistant: Assistant, options: Namespace) -> No
 
 
 def page_server(api: Api, explorer: Explorer, system: str | None, port: int) -> HTTPServer:
-    """A server of the chat page, and of the explorer's page, which shows the inside. Raises UserError."""
+    """A server of the chat page and the explorer's page. Raises UserError."""
 
     def answer(path: str, question: Any) -> dict[str, Any] | Answers:
         return (explorer if path in explorer.answers else api).answer(path, question)
@@ -243,7 +243,7 @@ class Chat:
             self.messages = before
 
     def show(self, turn: Turn) -> None:
-        """Print a turn as it is written, after the result of the calculator; Ctrl-C stops it."""
+        """Print a turn as it is written, and before it the calculator's result; Ctrl-C stops it."""
         if self.messages[-1].role == "tool":
             print(f"(calculator: {self.messages[-1].content})")
         if turn.left_out:
@@ -264,7 +264,7 @@ def shown(text: str) -> str:
 
 @contextlib.contextmanager
 def history() -> Iterator[None]:
-    """Lines of earlier conversations at the arrow keys, on a terminal; new lines are added to them."""
+    """On a terminal, make the arrow keys bring back the lines of earlier conversations; keep the new ones."""
     try:
         import readline
     except ImportError:  # Windows has none

@@ -33,7 +33,7 @@ class Problem:
         return self.key is not None and is_held_out(self.key)
 
     def beginning(self) -> str:
-        """The statement up to its answer, which a base is to complete."""
+        """The statement up to its answer, for a base model to complete."""
         answer = self.turns[0] if self.statement.endswith(f"{self.turns[0]}.") else self.solution
         return self.statement[: -len(answer) - 1].rstrip()
 
@@ -59,7 +59,7 @@ class Task:
 
 
 def problems(task: Task, held_out: bool, seed: int) -> Iterator[Problem]:
-    """Problems of a split without end, a function of the seed."""
+    """Endless problems of a split, a function of the seed."""
     source = random.Random(f"{task.name} {held_out} {seed}")
     while True:
         problem = task.draw(source)

@@ -1,7 +1,7 @@
 """What a worker does with a piece of input: decode it, count its characters, turn it into ids.
 
-`start_worker` tells a worker its job, in this process or another (`Workers`). What it answers depends on the
-piece alone, and it writes no files.
+`start_worker` gives a worker its job, in this process or another (`Workers`). The results depend on the job
+and the piece alone; a worker writes no files.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.conversation.messages import from_json
-from engine.conversation.template import shortened
+from engine.conversation.template import Encoded, shortened
 from engine.errors import UserError
 from engine.preparation.inputs import Piece, Place
 from engine.preparation.records import parse_line, record_text
@@ -62,15 +62,6 @@ class Text(NamedTuple):
         return hashlib.sha256(self.utf8).digest()
 
 
-class Tokens(NamedTuple):
-    """The tokens of a document, or of a stretch of one long text."""
-
-    ids: np.ndarray
-    text: str  # what they say, without a conversation's roles
-    targets: np.ndarray = np.zeros(0, FLAG)  # of a conversation: whether each is trained on
-    is_cut: bool = False  # whether a conversation was shortened
-
-
 # A document, or a stretch of one long text for one split, as `encode` describes it.
 DOCUMENT = np.dtype(
     [
@@ -85,7 +76,7 @@ DOCUMENT = np.dtype(
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPiece:
     """A piece's documents, one after the other."""
 
     # (tokens,) uint16 or uint32: the ids; of conversations also (tokens,) uint8: 1 for what is trained on.
@@ -101,7 +92,7 @@ _tokenizer: Tokenizer | None = None
 
 
 def start_worker(job: Job, is_process: bool = False) -> None:
-    """Prepare this process for a job. One that was started for it leaves Ctrl-C to its parent."""
+    """Prepare this process for a job. A worker process leaves Ctrl-C to its parent."""
     global _job, _tokenizer
     if is_process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -129,7 +120,7 @@ def training_texts(number: int, piece: Piece) -> list[str]:
     return [part for text in texts for part in text.split(END_OF_TEXT) if part]
 
 
-def encode(number: int, piece: Piece) -> Encoded:
+def encode(number: int, piece: Piece) -> EncodedPiece:
     """The tokens and documents of a piece, which is number `number` of the input. Raises UserError."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
     dtype = id_type(_tokenizer.vocab_size)
@@ -141,23 +132,24 @@ def encode(number: int, piece: Piece) -> Encoded:
             carriage_returns[found.file] += found.utf8.count(b"\r")
         digest = found.digest()
         for part, is_val in by_split(number, piece, found, digest):
-            tokens = tokens_of(part, _tokenizer, is_document=piece[0].kind != "text")
-            if tokens is None:
+            encoded, is_cut = tokens_of(part, _tokenizer, is_document=piece[0].kind != "text")
+            if encoded is None:
                 dropped["longer than the block"] += 1
                 continue
-            ids.append(tokens.ids.astype(dtype))
-            targets.append(tokens.targets.astype(FLAG))
-            cut += tokens.is_cut
-            counts = len(tokens.ids), is_val, len(tokens.text), len(tokens.text.encode())
+            ids.append(encoded.ids.astype(dtype))
+            targets.append(encoded.targets.astype(FLAG))
+            cut += is_cut
+            text = "".join(contents(part))
+            counts = len(encoded.ids), is_val, len(text), len(text.encode())
             documents.append((*counts, digest[:DIGEST_BYTES], split_hash(digest)))
     columns = [np.concatenate(ids)] + ([np.concatenate(targets)] if _job.field is None else [])
-    return Encoded(columns, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
+    return EncodedPiece(columns, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
 
 
 def by_split(number: int, piece: Piece, found: Text, digest: bytes) -> list[tuple[str, bool]]:
-    """A text's part for training and its part for validation, and whether it is the latter; none is empty.
+    """The part of a text for training, and the part for validation (True), unless it is empty.
 
-    A document belongs to one split as a whole, by its content alone, so that adding others moves none.
+    A whole document is for one split, by its content alone, so that adding documents moves no other.
     """
     border = _job.training_characters(number)
     if border is None:
@@ -167,13 +159,16 @@ def by_split(number: int, piece: Piece, found: Text, digest: bytes) -> list[tupl
     return [(part, is_val) for part, is_val in parts if part]
 
 
-def tokens_of(text: str, tokenizer: Tokenizer, is_document: bool) -> Tokens | None:
-    """The tokens of a text; None for a conversation of which not even one answer fits into the block."""
-    if _job.field is not None:
-        return Tokens(tokenizer.encode_document(text) if is_document else tokenizer.encode(text), text)
-    assert isinstance(tokenizer, ChatTokenizer), "conversations need tokens for the roles"
-    encoded, is_cut = shortened(tokenizer, from_json(text), _job.block_size)
-    return None if encoded is None else Tokens(encoded.ids, "".join(contents(text)), encoded.targets, is_cut)
+def tokens_of(text: str, tokenizer: Tokenizer, is_document: bool) -> tuple[Encoded | None, bool]:
+    """The tokens of a text, and whether it is a conversation that was cut; None if no answer fits the block.
+
+    Targets are those of a conversation only.
+    """
+    if _job.field is None:
+        assert isinstance(tokenizer, ChatTokenizer), "conversations need tokens for the roles"
+        return shortened(tokenizer, from_json(text), _job.block_size)
+    ids = tokenizer.encode_document(text) if is_document else tokenizer.encode(text)
+    return Encoded(ids, np.zeros(0, FLAG)), False
 
 
 def contents(text: str) -> list[str]:
@@ -243,7 +238,7 @@ def _decode(content: bytes, where: str, file: str, place: Place | None = None) -
 
 
 class Workers:
-    """Processes that work on a job; this one alone where their number is 1."""
+    """Processes that work on a job; with `number` 1 this process alone."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -252,7 +247,7 @@ class Workers:
     def start(self, job: Job) -> None:
         """Give all workers a job, this process included. Raises UserError for a job that cannot be done."""
         self.close()
-        # This process too: it finds out what is wrong with the job before others are started.
+        # This process finds out what is wrong with the job before others are started.
         start_worker(job)
         if self.number > 1:
             self._pool = ProcessPoolExecutor(self.number, get_context("spawn"), start_worker, (job, True))
@@ -260,7 +255,7 @@ class Workers:
     def map_in_order(
         self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
     ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Each task and its answer, in order; a few are under way at a time."""
+        """Each task and its result, in order; a few are under way at a time."""
         if self._pool is None:
             for task in tasks:
                 yield task, function(*task)
