@@ -181,7 +181,7 @@ class GRPO:
         return {"val_loss": self.validation_loss(rewards, answers)} | self.judge.figures(rewards, answers)
 
     def validation_loss(self, rewards: Tensor, answers: Answers) -> float:
-        """What the best checkpoint has least of: the share of wrong answers."""
+        """The share of wrong answers: the lower, the better the checkpoint."""
         return 1 - rewards.mean().item()
 
 
@@ -225,7 +225,7 @@ class PPO(GRPO):
         return updated, {"score": earned.mean().item()} | figures
 
     def validation_loss(self, rewards: Tensor, answers: Answers) -> float:
-        """What the best checkpoint has least of: the mean score, negated."""
+        """The mean score, negated: the lower, the better the checkpoint."""
         return -self.scored(answers).mean().item()
 
     @torch.no_grad()

@@ -104,7 +104,7 @@ def reach_hub(repository: str, kind: str) -> str:
     hub = HfApi()
     try:
         return str(hub.repo_info(repository, repo_type=kind, timeout=TIME_LIMIT).sha)
-    except Exception as error:  # the errors of the library and of what it stands on have no common base
+    except Exception as error:  # the errors of the library and of its own libraries have no common base
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Unreachable(f"{hub.endpoint}/{repository}: {reason}") from error
 

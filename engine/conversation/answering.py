@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from engine.conversation.messages import Message
 from engine.conversation.template import encode_question
@@ -72,13 +73,10 @@ def pad_left(
     tokenizer: ChatTokenizer, prompts: Sequence[np.ndarray], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Prompts padded on the left to rows of one length (B, T), and the index at which each begins (B,)."""
-    longest = max(map(len, prompts))
-    starts = [longest - len(prompt) for prompt in prompts]
-    rows = [
-        np.pad(prompt, (start, 0), constant_values=tokenizer.separator)
-        for prompt, start in zip(prompts, starts, strict=True)
-    ]
-    return torch.from_numpy(np.stack(rows)).to(device), torch.tensor(starts, device=device)
+    texts = [torch.from_numpy(prompt) for prompt in prompts]
+    rows = pad_sequence(texts, batch_first=True, padding_value=tokenizer.separator, padding_side="left")
+    starts = [rows.shape[1] - len(prompt) for prompt in prompts]
+    return rows.to(device), torch.tensor(starts, device=device)
 
 
 def answer_turns(

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.conversation import template
 from engine.conversation.messages import from_json
-from engine.conversation.template import Encoded, shortened
 from engine.errors import UserError
 from engine.preparation.inputs import Piece, Place
 from engine.preparation.records import parse_line, record_text
@@ -41,7 +41,7 @@ class Job:
     val_below: int | None = None  # documents with a lower hash are for validation; None: that has own files
     # Where validation begins in one long text: in which piece, after how many of its characters.
     border: tuple[int, int] | None = None
-    tokenizer: dict[str, Any] | None = None  # None where it is still to be made
+    tokenizer: dict[str, Any] | None = None  # None while it is not made yet
 
     def training_characters(self, number: int) -> int | None:
         """How many characters of a long text's piece are for training; None: all."""
@@ -76,7 +76,7 @@ DOCUMENT = np.dtype(
 
 
 @dataclass(frozen=True)
-class EncodedPiece:
+class Encoded:
     """A piece's documents, one after the other."""
 
     # (tokens,) uint16 or uint32: the ids; of conversations also (tokens,) uint8: 1 for what is trained on.
@@ -120,7 +120,7 @@ def training_texts(number: int, piece: Piece) -> list[str]:
     return [part for text in texts for part in text.split(END_OF_TEXT) if part]
 
 
-def encode(number: int, piece: Piece) -> EncodedPiece:
+def encode(number: int, piece: Piece) -> Encoded:
     """The tokens and documents of a piece, which is number `number` of the input. Raises UserError."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
     dtype = id_type(_tokenizer.vocab_size)
@@ -143,7 +143,7 @@ def encode(number: int, piece: Piece) -> EncodedPiece:
             counts = len(encoded.ids), is_val, len(text), len(text.encode())
             documents.append((*counts, digest[:DIGEST_BYTES], split_hash(digest)))
     columns = [np.concatenate(ids)] + ([np.concatenate(targets)] if _job.field is None else [])
-    return EncodedPiece(columns, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
+    return Encoded(columns, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
 
 
 def by_split(number: int, piece: Piece, found: Text, digest: bytes) -> list[tuple[str, bool]]:
@@ -159,16 +159,16 @@ def by_split(number: int, piece: Piece, found: Text, digest: bytes) -> list[tupl
     return [(part, is_val) for part, is_val in parts if part]
 
 
-def tokens_of(text: str, tokenizer: Tokenizer, is_document: bool) -> tuple[Encoded | None, bool]:
+def tokens_of(text: str, tokenizer: Tokenizer, is_document: bool) -> tuple[template.Encoded | None, bool]:
     """The tokens of a text, and whether it is a conversation that was cut; None if no answer fits the block.
 
     Targets are those of a conversation only.
     """
     if _job.field is None:
         assert isinstance(tokenizer, ChatTokenizer), "conversations need tokens for the roles"
-        return shortened(tokenizer, from_json(text), _job.block_size)
+        return template.shortened(tokenizer, from_json(text), _job.block_size)
     ids = tokenizer.encode_document(text) if is_document else tokenizer.encode(text)
-    return Encoded(ids, np.zeros(0, FLAG)), False
+    return template.Encoded(ids, np.zeros(0, FLAG)), False
 
 
 def contents(text: str) -> list[str]:

@@ -24,16 +24,7 @@ import numpy as np
 from engine.data.dataset import DATA_FOLDER, FORMAT, tokens_of
 from engine.errors import UserError
 from engine.preparation.compression import filter_command
-from engine.preparation.encoding import (
-    FLAG,
-    EncodedPiece,
-    Job,
-    Workers,
-    encode,
-    id_type,
-    survey,
-    training_texts,
-)
+from engine.preparation.encoding import FLAG, Encoded, Job, Workers, encode, id_type, survey, training_texts
 from engine.preparation.hub import list_parquet
 from engine.preparation.inputs import STDIN, Input, Piece, are_conversations, find_inputs, format_of, pieces
 from engine.preparation.output import (
@@ -243,7 +234,7 @@ class Preparation:
         return state
 
     def _write(
-        self, piece: Piece, found: EncodedPiece, state: State, writer: TokenWriter, hashes: sqlite3.Connection
+        self, piece: Piece, found: Encoded, state: State, writer: TokenWriter, hashes: sqlite3.Connection
     ) -> None:
         """Count a piece's documents and write them to their splits, without duplicates."""
         documents = found.documents

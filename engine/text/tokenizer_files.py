@@ -242,14 +242,11 @@ def _read(folder: Path) -> Tokenizer | None:
     roles = config.get(ROLE_TOKENS)
     if roles:
         _leave_out(roles, content, config)
-    model, pre_tokenizer = content["model"], content.get("pre_tokenizer") or {}
+    model, added = content["model"], content.get("added_tokens")
+    pre_tokenizer = content.get("pre_tokenizer") or {}
     if model.get("type") == "WordLevel" and pre_tokenizer.get("pattern") == {"Regex": SINGLE_CHARACTER}:
         base = CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
-    elif (
-        pre_tokenizer.get("use_regex") is False
-        and model["vocab"] == BYTES
-        and not content.get("added_tokens")
-    ):
+    elif pre_tokenizer.get("use_regex") is False and model["vocab"] == BYTES and not added:
         base = ByteTokenizer()
     elif others := _differences_from_gpt2(content, config):
         raise UnsupportedTokenizer(where, ", ".join(others))

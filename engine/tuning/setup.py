@@ -54,14 +54,13 @@ def set_up(
     if checkpoint is None:
         if settings.init_from != "auto" and settings.out_dir is not None:
             refuse_taken_folder(Path(settings.out_dir))
-        start = read_assistant(
-            str(settings.reference if settings.init_from == "auto" else settings.init_from)
-        )
+        source = settings.reference if settings.init_from == "auto" else settings.init_from
+        start = read_assistant(str(source))
         changes = {"reference": settings.reference or start.source, "init_from": start.source}
         if settings.method == "ppo":  # run:NAME is resolved once for the whole run
             changes["reward_model"] = read_assistant(str(settings.reward_model)).source
         settings = dataclasses.replace(settings, **changes, **shape_settings(start.config))
-        data, state = without_tokens(start.known_tokenizer(), settings), RunState()
+        data, state = without_tokens(start.chat_tokenizer(), settings), RunState()
         # Prompts with answers fill a small part of the block.
         probe(compute, settings, max(1, settings.batch_size // 8), world, console)
         model = start.model(device, compute.weights_dtype())
@@ -99,7 +98,7 @@ def set_up(
 def read_assistant(source: str) -> Pretrained:
     """The weights of an assistant, without dropout. Raises UserError if they are no assistant's."""
     found = read_pretrained(source)
-    found.chat_tokenizer()
+    found.chat_tokenizer()  # raises
     return dataclasses.replace(found, config=dataclasses.replace(found.config, dropout=0.0))
 
 
