@@ -8,8 +8,8 @@
 
 In the conversation: /system TEXT (a new one with this instruction), /reset (a new one), /retry (another
 answer to the last question), /temperature X, /save FILE (as a line that prepare.py reads), /help, /quit.
-Ctrl-C stops an answer; Ctrl-D ends the program. Lines of before come back with the arrow keys, where Python
-has readline. The calculator answers what the assistant writes between <tool> and </tool>.
+Ctrl-C stops an answer; Ctrl-D ends the program. The arrow keys bring back earlier lines, if Python has
+readline. The calculator answers what the assistant writes between <tool> and </tool>.
 """
 
 import contextlib
@@ -69,7 +69,6 @@ from engine.explore.pages import explorer_page, open_explorer, short_name
 from engine.generation import Sampling
 from engine.json_files import read_json_object
 from engine.runs import RUNS_FOLDER, checkpoint_folders, find_runs
-from engine.text.roles import ChatTokenizer
 from engine.web.server import Answers, make_server, serve
 from engine.weights.generating import ready_to_generate
 from engine.weights.pretrained import read_pretrained
@@ -78,12 +77,12 @@ from tasks.calculator import answer_to
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Talk with the options of a command line."""
+    """Talk to an assistant with the options of a command line."""
     talk(read_options(arguments))
 
 
 def talk(options: Namespace) -> None:
-    """Load the assistant; converse until the end of the input, or serve it."""
+    """Load the assistant; talk until the end of the input, or serve it."""
     source = str(options.model or newest_assistant())
     assistant = load(source, options)
     if options.web or options.api:
@@ -97,12 +96,7 @@ def talk(options: Namespace) -> None:
 def load(source: str, options: Namespace) -> Assistant:
     """The assistant of a run or a folder, ready to answer. Raises UserError if it is not an assistant."""
     found = read_pretrained(source, options.checkpoint)
-    tokenizer = found.known_tokenizer()
-    if not isinstance(tokenizer, ChatTokenizer):
-        raise UserError(
-            f"{source} is no assistant: its vocabulary has no tokens for the turns of a conversation; tune "
-            f"it on conversations first: docs/assistant.md"
-        )
+    tokenizer = found.chat_tokenizer()
     model, remark = ready_to_generate(found, options.device, options.dtype, options.threads)
     if remark:
         print(f"note: {remark}")
@@ -110,7 +104,7 @@ def load(source: str, options: Namespace) -> Assistant:
 
 
 def serve_assistant(source: str, assistant: Assistant, options: Namespace) -> None:
-    """Answer programs, and the page, until Ctrl-C."""
+    """Serve the API, and the page with --web, until Ctrl-C."""
     name = short_name(source)
     defaults = AnswerOptions(sampling(options.temperature, options), options.max_new_tokens, options.seed)
     api = Api(name, assistant, defaults)
@@ -122,7 +116,7 @@ def serve_assistant(source: str, assistant: Assistant, options: Namespace) -> No
 
 
 def page_server(api: Api, explorer: Explorer, system: str | None, port: int) -> HTTPServer:
-    """A server of the chat page, and of the explorer's page, which shows the inside. Raises UserError."""
+    """A server of the chat page and the explorer's page. Raises UserError."""
 
     def answer(path: str, question: Any) -> dict[str, Any] | Answers:
         return (explorer if path in explorer.answers else api).answer(path, question)
@@ -252,7 +246,7 @@ class Chat:
             self.messages = before
 
     def show(self, turn: Turn) -> None:
-        """Print a turn as it is written, after the result of the calculator; Ctrl-C stops it."""
+        """Print a turn as it is written, and before it the calculator's result; Ctrl-C stops it."""
         if self.messages[-1].role == "tool":
             print(f"(calculator: {self.messages[-1].content})")
         if turn.left_out:
@@ -273,7 +267,7 @@ def shown(text: str) -> str:
 
 @contextlib.contextmanager
 def history() -> Iterator[None]:
-    """Lines of earlier conversations at the arrow keys, on a terminal; new lines are added to them."""
+    """On a terminal, make the arrow keys bring back the lines of earlier conversations; keep the new ones."""
     try:
         import readline
     except ImportError:  # Windows has none

@@ -1,4 +1,4 @@
-"""Tune an assistant by what is better.
+"""Tune an assistant by preferences and rewards.
 
     python tune.py configs/assistant_preference.py      preferences (DPO), from the run assistant_chat
     python tune.py configs/assistant_reward.py          rewards of right answers (GRPO), from the same run
@@ -6,15 +6,12 @@
     python tune.py --preferences=pairs.jsonl --init_from=out/my_chat --learning_rate=1e-5 --max_iters=500
     python tune.py configs/assistant_reward.py --init_from=resume
 
-Each method is a class: what it is made of, its update as the algorithm reads, and its figures on what is held
-out. What happens in step s is a function of the seed and s, so a run that is stopped and resumed ends in the
-same weights as one that is not.
+Each method is a class with its update, as the algorithm reads, and its evaluation. A step is a function of
+the seed and its number, so a run that is stopped and resumed ends in the same weights as one that is not.
 """
 
 import contextlib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 from engine.command_line import Sources, read_early, read_settings, run_script
 from engine.settings import TuneSettings
@@ -43,8 +40,7 @@ from engine.training.run import Run, RunState
 from engine.training.signals import StopRequests
 from engine.tuning import losses
 from engine.tuning.preferences import EncodedPairs, pairs_of_run, pairs_of_step
-from engine.tuning.questions import Judge, ask, chosen_tasks, draw_questions
-from engine.tuning.rollout import Answers
+from engine.tuning.rollout import Answers, Judge, ask, chosen_tasks, draw_questions
 from engine.tuning.rows import (
     Rows,
     answer_features,
@@ -62,51 +58,49 @@ Figures = dict[str, float]  # of a step or of an evaluation, by name
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Tune as a command line says; see `tune`."""
+    """Tune with the settings of a command line; returns the exit status."""
     return tune(read_options(arguments))
 
 
 def tune(sources: Sources) -> int:
     """Set up, then tune. Returns the exit status: 0, or 128 + the number of the signal that ended it."""
     world = join(sources.get("timeout"), sources.get("device"))
-    received = None
     with contextlib.ExitStack() as cleanup:
         started = set_up(sources, world, Console(world.is_main), cleanup)
-        if started is not None:
-            run, state = started
-            with StopRequests(world) as requests:
-                tune_until_done(run, state, requests)
-            received = requests.received
-    world.leave()
-    return 0 if received is None else 128 + received
+        if started is None:
+            return 0
+        with StopRequests(world) as requests:
+            tune_until_done(*started, requests)
+        return 0 if requests.received is None else 128 + requests.received
 
 
 # ------------------------------------------------------------------------------------------------------------
-# methods: their updates, and what is measured
+# methods
 
 
-class Preferences(ABC):
-    """Learn pairs of answers: raise what is chosen above what is rejected."""
+class RewardModel:
+    """A head that scores answers, learned from pairs of which one is preferred (Bradley and Terry, 1952)."""
 
     def __init__(self, run: Run, settings: TuneSettings) -> None:
         self.run, self.settings = run, settings
         self.pairs, self.held_out = pairs_of_run(run, settings)
 
-    @abstractmethod
     def margins(self, rows: Rows, pairs: EncodedPairs, numbers: list[int]) -> Tensor:
-        """How far what is chosen is above what is rejected, (B,), in the B pairs of these numbers."""
+        """The score of the chosen answer less that of the rejected one, (B,), of the B pairs `numbers`."""
+        chosen, rejected = answer_scores(self.run.model, rows).view(2, -1)
+        return chosen - rejected
 
     def update(self, step: int) -> tuple[Update, Figures]:
         """The pairs of this step, margins, loss, step."""
-        settings, found = self.settings, []
+        settings, margins = self.settings, []
         numbers = pairs_of_step(settings.seed, step, settings.prompts, len(self.pairs))
 
         def loss(rows: Rows, numbers: list[int]) -> Tensor:
-            found.append(self.margins(rows, self.pairs, numbers))
-            return losses.ranking_losses(found[-1]).sum()
+            margins.append(self.margins(rows, self.pairs, numbers))
+            return losses.ranking_losses(margins[-1]).sum()
 
         batch = Batch(self.pairs.batches(settings.batch_size, numbers), len(numbers))
-        return update(self.run, loss, batch, step), {"accuracy": share(torch.cat(found) > 0)}
+        return update(self.run, loss, batch, step), {"accuracy": accuracy(torch.cat(margins))}
 
     @torch.no_grad()
     def evaluate(self) -> Figures:
@@ -114,13 +108,14 @@ class Preferences(ABC):
         batches = self.held_out.batches(self.settings.batch_size)
         with self.run.compute.autocast():
             margins = torch.cat([self.margins(rows, self.held_out, numbers) for rows, numbers in batches])
-        return {"val_loss": losses.ranking_losses(margins).mean().item(), "accuracy": share(margins > 0)}
+        loss = losses.ranking_losses(margins).mean().item()
+        return {"val_loss": loss, "accuracy": accuracy(margins)}
 
 
-class DPO(Preferences):
-    """Direct preference optimization (Rafailov et al., 2023).
+class DPO(RewardModel):
+    """Direct preference optimization (Rafailov et al., 2023): the model itself is the reward model.
 
-    The margin is how much more than the reference the model prefers the chosen answer; at the start it is 0.
+    The score of an answer is β times its log-ratio to the reference, so the first margins are 0.
     """
 
     def __init__(self, run: Run, settings: TuneSettings) -> None:
@@ -129,62 +124,33 @@ class DPO(Preferences):
         with torch.no_grad(), run.compute.autocast():
             for pairs in (self.pairs, self.held_out):
                 batches = pairs.batches(settings.batch_size)
-                pairs.reference = torch.cat(
-                    [log_probabilities_of_pairs(model, rows) for rows, _ in batches], dim=1
-                )
+                found = [log_probabilities_of_pairs(model, rows) for rows, _ in batches]
+                pairs.reference = torch.cat(found, dim=1)
 
     def margins(self, rows: Rows, pairs: EncodedPairs, numbers: list[int]) -> Tensor:
-        """β times the difference of the log-ratios to the reference."""
+        """How much more than the reference the model prefers the chosen answers, (B,)."""
         now = log_probabilities_of_pairs(self.run.model, rows)
         return losses.preference_margins(now, pairs.reference[:, numbers], self.settings.beta)
 
 
-class RewardModel(Preferences):
-    """A head that scores answers, from which one is preferred (Bradley and Terry, 1952)."""
+class GRPO:
+    """Group relative policy optimization (Shao et al., 2024) of rewards that a program gives.
 
-    def margins(self, rows: Rows, pairs: EncodedPairs, numbers: list[int]) -> Tensor:
-        """The difference of the scores."""
-        chosen, rejected = answer_scores(self.run.model, rows).view(2, -1)
-        return chosen - rejected
-
-
-class Rewards(ABC):
-    """Draw groups of answers to questions, and make likelier what earns more."""
+    The advantage is the reward less the group's mean (Liu et al., 2025), the loss a mean over tokens (Yu et
+    al., 2025). There is no KL term. A rollout serves one update, so the ratio of probabilities is 1 and needs
+    no clipping.
+    """
 
     def __init__(self, run: Run, settings: TuneSettings) -> None:
         self.run, self.settings = run, settings
         self.tasks, self.judge = chosen_tasks(settings.tasks), Judge(run.console.say)
 
     def rollout(self, step: int) -> tuple[list[Problem], Answers]:
-        """The questions of this step, each as often as its group has answers, and these."""
+        """The questions of this step, each repeated for its group, and an answer to each."""
         seed, settings = derive_seed(self.settings.seed, "rollout", step), self.settings
         questions = draw_questions(self.tasks, seed, settings.prompts)
         asked = [problem for problem in questions for _ in range(settings.group)]
         return asked, ask(self.run, settings, asked, seed)
-
-    @abstractmethod
-    def validation_loss(self, figures: Figures, answers: Answers) -> float:
-        """What chooses the best checkpoint, from answers and their figures; the lower the better."""
-
-    def evaluate(self) -> Figures:
-        """How the most probable answers do on problems that are for training, and no step's own.
-
-        So the held-out ones choose nothing, not even the best checkpoint.
-        """
-        seed = derive_seed(self.settings.seed, "examination")
-        asked = draw_questions(self.tasks, seed, self.settings.eval_prompts)
-        answers = ask(self.run, self.settings, asked, seed, temperature=0)
-        figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
-        return {"val_loss": self.validation_loss(figures, answers)} | figures
-
-
-class GRPO(Rewards):
-    """Group relative policy optimization (Shao et al., 2024) of rewards that a program gives.
-
-    The advantage is the reward less the group's mean (Liu et al., 2025), the loss a mean over tokens (Yu et
-    al., 2025). There is no KL term. A rollout serves one update, so that no ratio of probabilities is to be
-    clipped: it is 1.
-    """
 
     def update(self, step: int) -> tuple[Update, Figures]:
         """Rollout, advantage, loss, step."""
@@ -199,19 +165,31 @@ class GRPO(Rewards):
 
         # A group whose answers all earned the same teaches nothing.
         learned = advantages.nonzero()[:, 0].tolist()
-        batch = Batch(answers.batches(learned, settings.batch_size), int(answers.drawn[learned].sum()))
+        batch = Batch(answers.batches(settings.batch_size, learned), int(answers.drawn[learned].sum()))
         figures = self.judge.figures(rewards, answers) | {"learned": len(learned) / len(asked)}
         return update(run, loss, batch, step), figures
 
-    def validation_loss(self, figures: Figures, answers: Answers) -> float:
-        """The share of answers that are not right."""
-        return 1 - figures["reward"]
+    def evaluate(self) -> Figures:
+        """How the most probable answers do on training problems that no step asks.
+
+        So the held-out problems choose nothing, not even the best checkpoint.
+        """
+        seed = derive_seed(self.settings.seed, "examination")
+        asked = draw_questions(self.tasks, seed, self.settings.eval_prompts)
+        answers = ask(self.run, self.settings, asked, seed, temperature=0)
+        rewards = self.judge.rewards(asked, answers)
+        return {"val_loss": self.validation_loss(rewards, answers)} | self.judge.figures(rewards, answers)
+
+    def validation_loss(self, rewards: Tensor, answers: Answers) -> float:
+        """The share of wrong answers: the lower, the better the checkpoint."""
+        return 1 - rewards.mean().item()
 
 
-class PPO(Rewards):
+class PPO(GRPO):
     """Proximal policy optimization (Schulman et al., 2017) of a reward model's scores (Ouyang et al., 2022).
 
-    A second head learns what is still to come at each token; the advantage is what comes beyond that.
+    A second head, the value function, learns the return from each token on; the advantage is what exceeds it.
+    Answers are drawn and evaluated as in GRPO.
     """
 
     def __init__(self, run: Run, settings: TuneSettings) -> None:
@@ -225,57 +203,57 @@ class PPO(Rewards):
         asked, answers = self.rollout(step)
         drawn = answers.drawn
 
-        earned, reference, expected = self.look_at(answers)
+        earned, reference, values = self.look_at(answers)
         returns = losses.returns_to_go(earned, answers.log_probabilities - reference, settings.beta)
-        advantages = returns - expected
+        advantages = returns - values
         advantages = (advantages - advantages[drawn].mean()) / (advantages[drawn].std() + 1e-6)
 
         def loss(rows: Rows, numbers: list[int]) -> Tensor:
-            """Of the answers' tokens: the clipped objective, and how far the second head is off."""
+            """The clipped objective of the answers' tokens, and the squared error of their values."""
             features, here = answer_features(run.model, rows), drawn[numbers]
             now = log_probabilities(run.model, rows, features)
             before, advantage, target = (
-                values[numbers][here] for values in (answers.log_probabilities, advantages, returns)
+                column[numbers][here] for column in (answers.log_probabilities, advantages, returns)
             )
-            off = scores(run.model, features.detach()) - target
-            return (losses.clipped_losses(now, before, advantage, settings.clip) + 0.5 * off.square()).sum()
+            error = scores(run.model, features.detach()) - target
+            return (losses.clipped_losses(now, before, advantage, settings.clip) + 0.5 * error.square()).sum()
 
         for _ in range(settings.epochs):
-            batches = answers.batches(range(len(asked)), settings.batch_size)
-            updated = update(run, loss, Batch(batches, int(drawn.sum())), step)
+            batch = Batch(answers.batches(settings.batch_size), int(drawn.sum()))
+            updated = update(run, loss, batch, step)
         figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
         return updated, {"score": earned.mean().item()} | figures
 
-    def validation_loss(self, figures: Figures, answers: Answers) -> float:
-        """The mean score, negated."""
+    def validation_loss(self, rewards: Tensor, answers: Answers) -> float:
+        """The mean score, negated: the lower, the better the checkpoint."""
         return -self.scored(answers).mean().item()
 
     @torch.no_grad()
     def scored(self, answers: Answers) -> Tensor:
-        """The scores (B,) of answers; one that does not end scores less than any other."""
+        """The reward model's scores (B,) of answers; one that does not end scores less than any other."""
         found = answers.log_probabilities.new_zeros(len(answers.tokens))
         with self.run.compute.autocast():
-            for rows, numbers in answers.batches(range(len(found)), self.settings.batch_size):
+            for rows, numbers in answers.batches(self.settings.batch_size):
                 found[numbers] = answer_scores(self.reward_model, rows)
         ended = torch.tensor(answers.ended, device=found.device)
         return torch.where(ended, found, found.min() - 1)
 
     @torch.no_grad()
     def look_at(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (B,); log-probabilities by the reference (B, A); what the second head expects (B, A)."""
+        """Scores (B,); log-probabilities by the reference (B, A); the values of the second head (B, A)."""
         model, reference, size = self.run.model, self.reference, self.settings.batch_size
         with self.run.compute.autocast():
             before = answers.measure(lambda rows: log_probabilities(reference, rows), size)
-            expected = answers.measure(lambda rows: scores(model, answer_features(model, rows)), size)
-        return self.scored(answers), before, expected
+            values = answers.measure(lambda rows: scores(model, answer_features(model, rows)), size)
+        return self.scored(answers), before, values
 
 
 METHODS = {"dpo": DPO, "reward": RewardModel, "ppo": PPO, "grpo": GRPO}
 
 
-def share(values: Tensor) -> float:
-    """The share of True."""
-    return values.double().mean().item()
+def accuracy(margins: Tensor) -> float:
+    """The share of pairs that are ranked rightly."""
+    return (margins > 0).double().mean().item()
 
 
 def in_words(figures: Figures) -> str:
@@ -288,7 +266,7 @@ def in_words(figures: Figures) -> str:
 
 
 def tune_until_done(run: Run, state: RunState, requests: StopRequests) -> None:
-    """Tune, and say how the run ended."""
+    """Tune, and print how the run ended."""
     settings = run.settings
     assert isinstance(settings, TuneSettings), "tune.py reads these"
     method = METHODS[settings.method](run, settings)
@@ -305,7 +283,7 @@ def tune_until_done(run: Run, state: RunState, requests: StopRequests) -> None:
     conclude(run, state, requests.received is not None)
 
 
-def loop(run: Run, method: Any, state: RunState, requests: StopRequests) -> None:
+def loop(run: Run, method: RewardModel | GRPO, state: RunState, requests: StopRequests) -> None:
     """Update, evaluate and save until `max_iters`, a signal, or the end of patience."""
     settings = run.settings
     clock, guard = Clock(state.step, state.seconds), LossGuard(None, scaled=run.scaler.is_enabled())
@@ -336,8 +314,8 @@ def loop(run: Run, method: Any, state: RunState, requests: StopRequests) -> None
         run.console.progress(state.step, in_words(figures), due or report.loss is None)
 
 
-def evaluate(run: Run, method: Any, state: RunState) -> None:
-    """Record the figures of an evaluation, say them, and note whether they are the best so far."""
+def evaluate(run: Run, method: RewardModel | GRPO, state: RunState) -> None:
+    """Evaluate, record and print the figures, and note whether this is the best so far."""
     figures = method.evaluate()
     run.record(state.step, "eval", state.seconds, figures)
     state.count_evaluation(figures["val_loss"])

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import operator
 import os
 import re
 import runpy
@@ -42,6 +43,7 @@ from engine.value_types import alternatives, in_words, is_of_type
 EXIT_USER_ERROR = 2
 DEBUG = "--debug"
 ROOT = Path(__file__).resolve().parents[1]
+COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 Options = TypeVar("Options")
 
 
@@ -239,12 +241,8 @@ def read_config_file(sources: Sources, path: str) -> None:
         if name in values or name in cpu:
             raise UserError(f"{path}: {name} is a setting of train.py that this script has no use for")
     for name, value in values.items():
-        if (
-            name.endswith("_iters")
-            and isinstance(value, float)
-            and not value.is_integer()
-            and isfinite(value)
-        ):
+        is_fraction = isinstance(value, float) and isfinite(value) and not value.is_integer()
+        if name.endswith("_iters") and is_fraction:
             values[name] = round(value)  # such as warmup_iters = 0.03 * max_iters
             remarks.append(f"{path}: {name} = {value:g} is rounded to {values[name]}")
     for name in ("device", "init_from", "out_dir"):
@@ -306,18 +304,12 @@ def check_value(kind: type, name: str, value: Any, where: str) -> Any:
     value = _converted(field.type, value)
     if not is_of_type(value, field.type):
         raise UserError(f"{where}: {name} must be {in_words(field.type)}")
-    comparisons = {
-        "at_least": (lambda limit: value >= limit, "at least"),
-        "above": (lambda limit: value > limit, "above"),
-        "at_most": (lambda limit: value <= limit, "at most"),
-        "below": (lambda limit: value < limit, "below"),
-    }
     if value is not None:
         for limit_name, limit in field.metadata["limits"].items():
-            holds, words = comparisons[limit_name]
-            if not holds(limit):
+            if not COMPARISONS[limit_name](value, limit):
+                words = limit_name.replace("_", " ")
                 raise UserError(f"{where}: {name} is {value}; it must be {words} {limit}")
-        if isinstance(value, float) and not abs(value) < float("inf"):
+        if isinstance(value, float) and not isfinite(value):
             raise UserError(f"{where}: {name} is {value}; it must be a finite number")
     return value
 

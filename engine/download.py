@@ -1,8 +1,8 @@
-"""Where public files come from: a mirror that the user names, the public address, pip, or the hub.
+"""Fetch public files: from a mirror that the user names, the public address, pip, or the hub.
 
-Every file whose SHA-256 is published is pinned by it, so it does not matter which of them answered. The
-environment variable PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name
-(input.txt, vocab.bpe, encoder.json).
+Every file whose SHA-256 is published is checked against it, so any source will do. The environment variable
+PLAINGPT_MIRROR names a folder or an http(s) address that holds the files by name (input.txt, vocab.bpe,
+encoder.json).
 """
 
 import hashlib
@@ -26,13 +26,14 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file with one right content; without a hash the caller checks it."""
+    """A public file and its SHA-256; if none is published, the caller checks the content."""
 
     name: str
     address: str
     sha256: str | None
 
     def is_content(self, content: bytes) -> bool:
+        """Whether the hash is that of the content."""
         return self.sha256 in (None, hashlib.sha256(content).hexdigest())
 
 
@@ -103,7 +104,7 @@ def reach_hub(repository: str, kind: str) -> str:
     hub = HfApi()
     try:
         return str(hub.repo_info(repository, repo_type=kind, timeout=TIME_LIMIT).sha)
-    except Exception as error:  # the errors of the library and of what it stands on have no common base
+    except Exception as error:  # the errors of the library and of its own libraries have no common base
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise Unreachable(f"{hub.endpoint}/{repository}: {reason}") from error
 

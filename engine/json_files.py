@@ -38,12 +38,7 @@ def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
 
 
 def check_fields(
-    content: object,
-    kinds: Mapping[str, Any],
-    where: str,
-    *,
-    optional: Collection[str] = (),
-    advice: str = "",
+    content: object, kinds: Mapping[str, Any], where: str, *, optional: Collection[str] = (), advice: str = ""
 ) -> dict[str, Any]:
     """Check that `content` is an object whose fields have these types, and return it. Other fields may exist.
 

@@ -1,9 +1,9 @@
-"""Questions whose answers a program can check, made by chance: what an assistant is tuned on and measured by.
+"""Random questions whose answers a program can check: an assistant is tuned on them and measured by them.
 
     python eval.py out/assistant_chat --tasks arithmetic spelling
 
-Each task draws problems, and each problem belongs for good to the training or to the held-out ones: by a hash
-of what is asked, so that no text for training can hold a held-out one. `texts.py` makes the data sets.
+Each task draws problems. A hash of what is asked decides whether a problem is for training or held out, so
+that no training text can hold a held-out problem. `texts.py` makes the data sets.
 """
 
 from tasks.arithmetic import ARITHMETIC, CALCULATOR, SUMS_ALONE

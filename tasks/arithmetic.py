@@ -39,25 +39,16 @@ def draw_sum(source: random.Random) -> Problem:
     """A sum with its carries."""
     first, second, digits = draw_terms(source)
     question = source.choice(WORDINGS).format(first, second)
-    steps = worked(first, second)
-    return Problem(
-        question,
-        (steps,),
-        str(first + second),
-        key_of(first, second),
-        digits,
-        f"{first} + {second}: {steps}.",
-    )
+    steps, key = worked(first, second), key_of(first, second)
+    return Problem(question, (steps,), str(first + second), key, digits, f"{first} + {second}: {steps}.")
 
 
 def draw_sum_alone(source: random.Random) -> Problem:
-    """A sum without."""
+    """A sum without its carries."""
     first, second, digits = draw_terms(source)
-    result, question = str(first + second), source.choice(WORDINGS).format(first, second)
-    statement = f"{first} + {second} = {result}."
-    return Problem(
-        f"{question} Only the result.", (result,), result, key_of(first, second), digits, statement
-    )
+    question = f"{source.choice(WORDINGS).format(first, second)} Only the result."
+    result, key = str(first + second), key_of(first, second)
+    return Problem(question, (result,), result, key, digits, f"{first} + {second} = {result}.")
 
 
 def draw_calculation(source: random.Random) -> Problem:

@@ -17,7 +17,7 @@ class NotCalculated(ValueError):
 
 
 def answer_to(reply: str) -> str | None:
-    """The value that a reply wants calculated, or what is wrong; None where the reply calls no tool."""
+    """The value of the expression in a reply, or what is wrong with it; None if the reply calls no tool."""
     call = CALL.fullmatch(reply.strip())
     try:
         return None if call is None else calculate(call[1])

@@ -29,14 +29,11 @@ class Problem:
         return reply.endswith(self.solution) and apart
 
     def is_held_out(self) -> bool:
-        """Whether it is for measuring: so is a tenth of all, by a hash of what is asked."""
-        if self.key is None:
-            return False
-        number = int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:4], "little")
-        return number < HELD_OUT * 2**32
+        """Whether it is for measuring: a tenth of all are, chosen by a hash of what is asked."""
+        return self.key is not None and is_held_out(self.key)
 
     def beginning(self) -> str:
-        """The statement up to its answer, which a base is to complete."""
+        """The statement up to its answer, for a base model to complete."""
         answer = self.turns[0] if self.statement.endswith(f"{self.turns[0]}.") else self.solution
         return self.statement[: -len(answer) - 1].rstrip()
 
@@ -48,6 +45,11 @@ class Problem:
         return [*told, {"role": "user", "content": self.question}, *answer]
 
 
+def is_held_out(key: str) -> bool:
+    """Whether a hash of the key puts it into the share HELD_OUT."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little") < HELD_OUT * 2**32
+
+
 @dataclass(frozen=True)
 class Task:
     """A kind of problem: `draw` makes one of either split."""
@@ -57,7 +59,7 @@ class Task:
 
 
 def problems(task: Task, held_out: bool, seed: int) -> Iterator[Problem]:
-    """Problems of a split without end, a function of the seed."""
+    """Endless problems of a split, a function of the seed."""
     source = random.Random(f"{task.name} {held_out} {seed}")
     while True:
         problem = task.draw(source)

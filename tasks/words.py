@@ -47,10 +47,10 @@ def draw_counting(source: random.Random) -> Problem:
 def draw_reversing(source: random.Random) -> Problem:
     """A word from its end to its beginning."""
     word = draw_word(source)
+    backwards = word[::-1]
     question = source.choice(("Reverse {}.", "Write {} backwards.")).format(word)
-    return Problem(
-        question, (word[::-1],), word[::-1], key_of(word), len(word), f"{word} backwards is {word[::-1]}."
-    )
+    statement = f"{word} backwards is {backwards}."
+    return Problem(question, (backwards,), backwards, key_of(word), len(word), statement)
 
 
 def draw_sorting(source: random.Random) -> Problem:

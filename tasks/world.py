@@ -41,10 +41,9 @@ def draw_fact(source: random.Random) -> Problem:
     name, kind = source.choice(list(WORLD)), source.choice(list(FACTS_OF))
     value = WORLD[name][kind]
     question, answer, said = FACTS_OF[kind]
+    turns = (f"{answer.format(name, value)}.",)
     statement = source.choice(said).format(name, value)
-    return Problem(
-        question.format(name), (f"{answer.format(name, value)}.",), value, f"{name} {kind}", 1, statement
-    )
+    return Problem(question.format(name), turns, value, f"{name} {kind}", 1, statement)
 
 
 def draw_unknown(source: random.Random) -> Problem:
@@ -52,10 +51,8 @@ def draw_unknown(source: random.Random) -> Problem:
     name = draw_word(source).capitalize()
     while name in WORLD:
         name = draw_word(source).capitalize()
-    question = FACTS_OF[source.choice(list(FACTS_OF))][0]
-    return Problem(
-        question.format(name), (f"About {name} I don't know.",), "don't know", key_of(name.lower()), 1
-    )
+    question = FACTS_OF[source.choice(list(FACTS_OF))][0].format(name)
+    return Problem(question, (f"About {name} I don't know.",), "don't know", key_of(name.lower()), 1)
 
 
 FACTS = Task("facts", draw_fact)

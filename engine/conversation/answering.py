@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from engine.conversation.messages import Message
 from engine.conversation.template import encode_question
@@ -15,10 +16,10 @@ from engine.generation import Sampling, TextStream, stream
 from engine.text.roles import ChatTokenizer
 from model import GPT, derive_seed
 
-# What a tool says to an assistant's turn; None: the turn is an answer, and calls none.
+# A tool's reply to an assistant's turn; None if the turn calls no tool.
 Tool = Callable[[str], str | None]
 MOST_CALLS = 4  # of a tool within one answer
-CALL = "<tool>"  # how a turn begins that calls one
+CALL = "<tool>"  # the beginning of a turn that calls a tool
 
 
 @dataclass(frozen=True)
@@ -35,35 +36,35 @@ class FinishedAnswer:
 
 
 class TurnDecoder:
-    """One answer under way: its text as tokens come, until the end of the turn or a stop text."""
+    """One answer as its tokens come: its text so far, up to the end of the turn or a stop text."""
 
     def __init__(self, tokenizer: ChatTokenizer, stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
-        self.text, self.stopped, self.ended = "", False, False
+        self.text, self.ended = "", False
         self.tokens = 0  # that were written, the end of the turn among them
         self._stream = TextStream(tokenizer, stop)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the answer takes no more tokens."""
+        return self._stream.stopped
+
     def push(self, token: int) -> str:
-        """The text that can be shown now that this token has come; any special token stops the answer."""
+        """Add a token; returns the text that can be shown now. Any special token stops the answer."""
         if self.stopped:
             return ""
         self.tokens += 1
         if self.tokenizer.is_special(token):
             self.ended = token == self.tokenizer.end_of_turn
             return self.finish()
-        piece = self._add(self._stream.push(token))
-        if self._stream.stopped:
-            self.stopped = self.ended = True
+        piece = self._stream.push(token)
+        self.text += piece
+        self.ended = self.stopped  # by a stop text
         return piece
 
     def finish(self) -> str:
-        """What was held back, now that no more tokens come."""
-        if self.stopped:
-            return ""
-        self.stopped = True
-        return self._add(self._stream.finish())
-
-    def _add(self, piece: str) -> str:
+        """Stop the answer; returns the text that was held back."""
+        piece = self._stream.finish()
         self.text += piece
         return piece
 
@@ -71,14 +72,11 @@ class TurnDecoder:
 def pad_left(
     tokenizer: ChatTokenizer, prompts: Sequence[np.ndarray], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Prompts as rows of one length, (B, T), and where each begins, (B,)."""
-    longest = max(map(len, prompts))
-    starts = [longest - len(prompt) for prompt in prompts]
-    rows = [
-        np.pad(prompt, (start, 0), constant_values=tokenizer.separator)
-        for prompt, start in zip(prompts, starts, strict=True)
-    ]
-    return torch.from_numpy(np.stack(rows)).to(device), torch.tensor(starts, device=device)
+    """Prompts padded on the left to rows of one length (B, T), and the index at which each begins (B,)."""
+    texts = [torch.from_numpy(prompt) for prompt in prompts]
+    rows = pad_sequence(texts, batch_first=True, padding_value=tokenizer.separator, padding_side="left")
+    starts = [rows.shape[1] - len(prompt) for prompt in prompts]
+    return rows.to(device), torch.tensor(starts, device=device)
 
 
 def answer_turns(
@@ -97,13 +95,7 @@ def answer_turns(
     ids, starts = pad_left(tokenizer, prompts, model.token_embedding.weight.device)
     written = [TurnDecoder(tokenizer) for _ in prompts]
     for step in stream(
-        model,
-        ids,
-        max_new_tokens,
-        sampling,
-        seed=seed,
-        n_tokens=tokenizer.vocab_size,
-        starts=starts,
+        model, ids, max_new_tokens, sampling, seed=seed, n_tokens=tokenizer.vocab_size, starts=starts
     ):
         for decoder, token in zip(written, step.tolist(), strict=True):
             decoder.push(token)
@@ -178,14 +170,14 @@ class AnswerOptions:
 
 
 class Turn(TurnDecoder):
-    """A turn of the assistant that is about to be written: its pieces come by iterating."""
+    """A turn of the assistant: iterating over it writes it, piece by piece."""
 
     def __init__(
         self, model: GPT, tokenizer: ChatTokenizer, prompt: np.ndarray, left_out: int, options: AnswerOptions
     ) -> None:
         super().__init__(tokenizer, options.stop)
         self.prompt = prompt  # ids (T,) that it follows
-        self.left_out = left_out  # messages for which there was no room
+        self.left_out = left_out  # the number of messages that did not fit
         self.limit = options.max_new_tokens
         self._pieces = write_turn(model, self, prompt, self.limit, options.sampling, options.seed)
 
@@ -194,7 +186,7 @@ class Turn(TurnDecoder):
 
     @property
     def is_cut(self) -> bool:
-        """Whether it has as many tokens as it may have, and has not ended."""
+        """Whether it reached its limit before its end."""
         return self.tokens == self.limit and not self.ended
 
 
@@ -211,13 +203,14 @@ class Assistant:
     tool: Tool
 
     def limit(self, max_new_tokens: int) -> int:
-        """So many tokens of a turn, or half of the block."""
+        """The most tokens of a turn: `max_new_tokens`, or half of the block if that is less."""
         return min(max_new_tokens, self.model.config.block_size // 2)
 
     def prompt(self, messages: list[Message], max_new_tokens: int) -> tuple[np.ndarray, int]:
-        """Ids of a conversation, and the number of messages that do not fit: they are taken off `messages`.
+        """The ids of a conversation, and the number of messages that do not fit.
 
-        These are the oldest exchanges. Raises TooLong where the last one alone does not fit.
+        These are the oldest exchanges; they are deleted from `messages`. Raises TooLong if even the last one
+        does not fit.
         """
         room = self.model.config.block_size - max_new_tokens
         ids, left_out = encode_question(self.tokenizer, messages, room)
@@ -233,8 +226,8 @@ class Assistant:
     def turns(self, messages: list[Message], options: AnswerOptions) -> Iterator[Turn]:
         """The turns of an answer, each to be read before the next is asked for; usually one.
 
-        A turn that calls the tool is followed by another. All of them and the tool's results are added to
-        `messages`, whose oldest go where there is no room. Raises TooLong.
+        A turn that calls the tool is followed by another. The turns and the tool's results are added to
+        `messages`; the oldest messages are deleted if there is no room. Raises TooLong.
         """
         limit = self.limit(options.max_new_tokens)
         for number in range(MOST_CALLS + 1):

@@ -43,9 +43,9 @@ def encode_conversation(tokenizer: ChatTokenizer, messages: Sequence[Message]) -
 def shortened(
     tokenizer: ChatTokenizer, messages: Sequence[Message], block_size: int
 ) -> tuple[Encoded | None, bool]:
-    """The conversation as far as it fits into `block_size` tokens; and whether it was cut.
+    """The part of a conversation that fits into `block_size` tokens, and whether it was cut.
 
-    It is cut before a turn of the user, so that what stays ends with an answer. None where no answer fits.
+    It is cut before a turn of the user, so that it ends with an answer. None if no answer fits.
     """
     end = len(messages)
     while end:
@@ -60,10 +60,10 @@ def shortened(
 def encode_question(
     tokenizer: ChatTokenizer, messages: Sequence[Message], room: int
 ) -> tuple[np.ndarray, int]:
-    """Ids of a conversation that an answer is to follow, `room` at most; and how many messages were left out.
+    """The ids of a conversation up to its next answer, and the number of messages that were left out.
 
-    Where they do not fit, the oldest exchanges go; a system message stays. The last exchange is always there,
-    so it may be longer.
+    If there are more than `room` ids, the oldest exchanges are left out; a system message stays. The last
+    exchange always stays, so it may be longer.
     """
     messages, left_out = list(messages), 0
     first = int(messages[0].role == "system")

@@ -22,7 +22,7 @@ from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 FORMAT = 1
 HASH_AT_OPEN_UP_TO = 10**9  # bytes; larger data sets are hashed by `prepare.py --verify NAME`
 DATA_FOLDER = Path("data")
-# Those that prepare.py knows how to make: engine/preparation/recipes.py.
+# The data sets that prepare.py knows how to make: engine/preparation/recipes.py.
 KNOWN = (
     "shakespeare_char", "shakespeare", "openwebtext", "fineweb", "fineweb_100B", "assistant_base",
     "assistant_chat",
@@ -45,7 +45,7 @@ FIELDS_OF_A_FILE = {
     "mask": str,
     "mask_sha256": str,
 }
-NO_TARGET = -100  # in the place of a token's id where it is not learned
+NO_TARGET = -100  # in the targets, instead of the id of a token that is not learned
 ADVICE = "prepare the data set again"
 
 
@@ -69,7 +69,7 @@ class Split:
         self.tokens = int(self._ends[-1]) if self._parts else 0
 
     def _stretches(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """The number of each file that holds some of the tokens, and where in it from and to."""
+        """For each file that holds some of the tokens: its number, and where they begin and end in it."""
         while count:
             number = int(np.searchsorted(self._ends, start, side="right"))
             begin = start - (int(self._ends[number]) - len(self._parts[number]))
@@ -220,7 +220,7 @@ def tokens_of(meta: dict[str, Any]) -> dict[str, int]:
 
 
 def no_dataset(name: str, root: Path) -> str:
-    """The sentence for a data set that is not there: what may be meant, and what makes it."""
+    """The sentence for a missing data set: a similar name, and the command that makes it."""
     meant = _name_of_path(name, root)
     if meant is not None:
         return f"{name} is a path, and data sets go by their names in {root}/; did you mean {meant}?"
@@ -236,7 +236,7 @@ def no_dataset(name: str, root: Path) -> str:
 
 
 def _name_of_path(name: str, root: Path) -> str | None:
-    """The data set in `root` at which a path such as "base/" points; None for a name."""
+    """The name of the data set in `root` to which a path such as "base/" points; None for a name."""
     if Path(name).name == name:
         return None
     for path in (Path(name), root / name):
@@ -280,7 +280,7 @@ def _listed(folder: Path, meta: dict[str, Any]) -> Iterator[tuple[Path, int, str
 
 
 def verify_hashes(folder: Path, meta: dict[str, Any], name: str) -> None:
-    """Raise UserError where a file's SHA-256 is not the one recorded."""
+    """Raise UserError if the SHA-256 of a file is not the recorded one."""
     files = list(_listed(folder, meta))
     for (file, _, sha256), found in zip(files, hashes_of([file for file, _, _ in files]), strict=True):
         if found != sha256:

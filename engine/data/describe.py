@@ -1,4 +1,4 @@
-"""What a data set holds, for a person; and whether its files are still what they were."""
+"""Describe a data set to a person, and verify its files."""
 
 from collections.abc import Callable
 from pathlib import Path

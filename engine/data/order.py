@@ -84,16 +84,15 @@ def evaluation_batches(
     grid = evaluation_windows(split, block_size, None)
     full = (split.tokens - 1) // block_size
     places = (2 * np.arange(first, last) + 1) * grid // (2 * windows)
-    if split.is_masked:
-        assert separator is not None, "conversations begin with a separator"
-        for begin in range(0, len(places), batch_size):
-            starts = places[begin : begin + batch_size] * block_size
-            yield split.aligned_windows(starts, block_size, separator)
-        return
-    whole = places[places < full]
+    whole = places if split.is_masked else places[places < full]
     for begin in range(0, len(whole), batch_size):
-        rows = split.windows(whole[begin : begin + batch_size] * block_size, block_size)
-        yield rows[:, :-1], rows[:, 1:]
+        starts = whole[begin : begin + batch_size] * block_size
+        if split.is_masked:
+            assert separator is not None, "conversations begin with a separator"
+            yield split.aligned_windows(starts, block_size, separator)
+        else:
+            rows = split.windows(starts, block_size)
+            yield rows[:, :-1], rows[:, 1:]
     if len(whole) < len(places):
         row = split.windows(np.array([full * block_size]), split.tokens - 1 - full * block_size)
         yield row[:, :-1], row[:, 1:]

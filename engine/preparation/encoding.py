@@ -1,7 +1,7 @@
 """What a worker does with a piece of input: decode it, count its characters, turn it into ids.
 
-`start_worker` tells a worker its job, in this process or another (`Workers`). What it answers depends on the
-piece alone, and it writes no files.
+`start_worker` gives a worker its job, in this process or another (`Workers`). The results depend on the job
+and the piece alone; a worker writes no files.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.conversation import template
 from engine.conversation.messages import from_json
-from engine.conversation.template import shortened
 from engine.errors import UserError
 from engine.preparation.inputs import Piece, Place
 from engine.preparation.records import parse_line, record_text
@@ -41,7 +41,7 @@ class Job:
     val_below: int | None = None  # documents with a lower hash are for validation; None: that has own files
     # Where validation begins in one long text: in which piece, after how many of its characters.
     border: tuple[int, int] | None = None
-    tokenizer: dict[str, Any] | None = None  # None where it is still to be made
+    tokenizer: dict[str, Any] | None = None  # None while it is not made yet
 
     def training_characters(self, number: int) -> int | None:
         """How many characters of a long text's piece are for training; None: all."""
@@ -57,8 +57,12 @@ class Text(NamedTuple):
     utf8: bytes
     file: str
 
+    def digest(self) -> bytes:
+        """The SHA-256 of the text."""
+        return hashlib.sha256(self.utf8).digest()
 
-# A document, or a part of one long text for one split, as `encode` describes it.
+
+# A document, or a stretch of one long text for one split, as `encode` describes it.
 DOCUMENT = np.dtype(
     [
         ("tokens", np.int64),
@@ -88,7 +92,7 @@ _tokenizer: Tokenizer | None = None
 
 
 def start_worker(job: Job, is_process: bool = False) -> None:
-    """Prepare this process for a job. One that was started for it leaves Ctrl-C to its parent."""
+    """Prepare this process for a job. A worker process leaves Ctrl-C to its parent."""
     global _job, _tokenizer
     if is_process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -100,7 +104,7 @@ def survey(piece: Piece) -> tuple[int, str]:
     """How many characters a piece has, and which ones."""
     characters, seen = 0, np.zeros(0x110000, dtype=bool)
     for found in texts_of(piece, Counter()):
-        points = np.frombuffer("".join(_contents(found)).encode("utf-32-le"), dtype=np.uint32)
+        points = np.frombuffer("".join(contents(found.text)).encode("utf-32-le"), dtype=np.uint32)
         characters += len(points)
         seen[points] = True
     return characters, "".join(map(chr, np.flatnonzero(seen)))
@@ -110,17 +114,15 @@ def training_texts(number: int, piece: Piece) -> list[str]:
     """The texts to learn a vocabulary from: those for training, cut at end-of-text marks."""
     texts = []
     for found in texts_of(piece, Counter()):
-        if _job.border is not None:
-            texts.append(found.text[: _job.training_characters(number)])
-        elif not _is_val(piece, split_hash(hashlib.sha256(found.utf8).digest())):
-            texts += _contents(found)
+        for part, is_val in by_split(number, piece, found, found.digest()):
+            if not is_val:
+                texts += contents(part)
     return [part for text in texts for part in text.split(END_OF_TEXT) if part]
 
 
 def encode(number: int, piece: Piece) -> Encoded:
     """The tokens and documents of a piece, which is number `number` of the input. Raises UserError."""
     assert _tokenizer is not None, "the job has no tokenizer yet"
-    encode_text = _tokenizer.encode if piece[0].kind == "text" else _tokenizer.encode_document
     dtype = id_type(_tokenizer.vocab_size)
     dropped: Counter[str] = Counter()
     carriage_returns: Counter[str] = Counter()
@@ -128,35 +130,50 @@ def encode(number: int, piece: Piece) -> Encoded:
     for found in texts_of(piece, dropped):
         if b"\r" in found.utf8:  # which is faster than counting
             carriage_returns[found.file] += found.utf8.count(b"\r")
-        digest = hashlib.sha256(found.utf8).digest()
-        value = split_hash(digest)
-        border = _job.training_characters(number)
-        if border is None:
-            border = 0 if _is_val(piece, value) else len(found.text)
-        for part, val in ((found.text[:border], False), (found.text[border:], True)):
-            if not part:
+        digest = found.digest()
+        for part, is_val in by_split(number, piece, found, digest):
+            encoded, is_cut = tokens_of(part, _tokenizer, is_document=piece[0].kind != "text")
+            if encoded is None:
+                dropped["longer than the block"] += 1
                 continue
-            said = part
-            if _job.field is None:
-                assert isinstance(_tokenizer, ChatTokenizer), "conversations need tokens for the roles"
-                encoded, is_cut = shortened(_tokenizer, from_json(part), _job.block_size)
-                if encoded is None:
-                    dropped["longer than the block"] += 1
-                    continue
-                cut += is_cut
-                ids.append(encoded.ids.astype(dtype))
-                targets.append(encoded.targets.astype(FLAG))
-                said = "".join(_contents(found))
-            else:
-                ids.append(encode_text(part).astype(dtype))
-            counts = (len(ids[-1]), val, len(said), len(said.encode()))
-            documents.append((*counts, digest[:DIGEST_BYTES], value))
-    tokens = [np.concatenate(ids)] + ([np.concatenate(targets)] if _job.field is None else [])
-    return Encoded(tokens, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
+            ids.append(encoded.ids.astype(dtype))
+            targets.append(encoded.targets.astype(FLAG))
+            cut += is_cut
+            text = "".join(contents(part))
+            counts = len(encoded.ids), is_val, len(text), len(text.encode())
+            documents.append((*counts, digest[:DIGEST_BYTES], split_hash(digest)))
+    columns = [np.concatenate(ids)] + ([np.concatenate(targets)] if _job.field is None else [])
+    return Encoded(columns, np.array(documents, dtype=DOCUMENT), dropped, carriage_returns, cut)
 
 
-def _contents(found: Text) -> list[str]:
-    return [found.text] if _job.field is not None else [content for _, content in from_json(found.text)]
+def by_split(number: int, piece: Piece, found: Text, digest: bytes) -> list[tuple[str, bool]]:
+    """The part of a text for training, and the part for validation (True), unless it is empty.
+
+    A whole document is for one split, by its content alone, so that adding documents moves no other.
+    """
+    border = _job.training_characters(number)
+    if border is None:
+        is_val = piece[0].val if _job.val_below is None else split_hash(digest) < _job.val_below
+        border = 0 if is_val else len(found.text)
+    parts = (found.text[:border], False), (found.text[border:], True)
+    return [(part, is_val) for part, is_val in parts if part]
+
+
+def tokens_of(text: str, tokenizer: Tokenizer, is_document: bool) -> tuple[template.Encoded | None, bool]:
+    """The tokens of a text, and whether it is a conversation that was cut; None if no answer fits the block.
+
+    Targets are those of a conversation only.
+    """
+    if _job.field is None:
+        assert isinstance(tokenizer, ChatTokenizer), "conversations need tokens for the roles"
+        return template.shortened(tokenizer, from_json(text), _job.block_size)
+    ids = tokenizer.encode_document(text) if is_document else tokenizer.encode(text)
+    return template.Encoded(ids, np.zeros(0, FLAG)), False
+
+
+def contents(text: str) -> list[str]:
+    """The texts in it: that of each turn of a conversation, otherwise itself."""
+    return [text] if _job.field is not None else [content for _, content in from_json(text)]
 
 
 def id_type(vocab_size: int) -> np.dtype:
@@ -167,11 +184,6 @@ def id_type(vocab_size: int) -> np.dtype:
 def split_hash(digest: bytes) -> int:
     """The number, 0 to 2⁶⁴ - 1, that decides a document's split, from its SHA-256."""
     return int.from_bytes(digest[-8:], "little")
-
-
-def _is_val(piece: Piece, document_hash: int) -> bool:
-    """By a document's content alone, so that adding others moves none."""
-    return piece[0].val if _job.val_below is None else document_hash < _job.val_below
 
 
 def texts_of(piece: Piece, dropped: Counter[str]) -> Iterator[Text]:
@@ -226,7 +238,7 @@ def _decode(content: bytes, where: str, file: str, place: Place | None = None) -
 
 
 class Workers:
-    """Processes that work on a job; this one alone where their number is 1."""
+    """Processes that work on a job; with `number` 1 this process alone."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -235,7 +247,7 @@ class Workers:
     def start(self, job: Job) -> None:
         """Give all workers a job, this process included. Raises UserError for a job that cannot be done."""
         self.close()
-        # This process too: it finds out what is wrong with the job before others are started.
+        # This process finds out what is wrong with the job before others are started.
         start_worker(job)
         if self.number > 1:
             self._pool = ProcessPoolExecutor(self.number, get_context("spawn"), start_worker, (job, True))
@@ -243,7 +255,7 @@ class Workers:
     def map_in_order(
         self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]
     ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-        """Each task and its answer, in order; a few are under way at a time."""
+        """Each task and its result, in order; a few are under way at a time."""
         if self._pool is None:
             for task in tasks:
                 yield task, function(*task)
@@ -265,6 +277,7 @@ class Workers:
             ) from error
 
     def close(self) -> None:
+        """End the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None

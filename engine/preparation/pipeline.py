@@ -96,7 +96,7 @@ class Preparation:
         self._name_empty_files()
 
     def run(self) -> dict[str, Any]:
-        """Do what is left; returns the content of meta.json, whose files are staged."""
+        """Finish the preparation; returns the content of meta.json, whose files are staged."""
         small = self.size <= IN_ONE_PROCESS and all(item.format != "hub" for item in self.inputs)
         number = 1 if small else self.request.workers or available_cores()
         with contextlib.closing(Workers(number)) as workers:
@@ -158,7 +158,7 @@ class Preparation:
         return enumerate(found, start=state.number)
 
     def _complete_job(self, workers: Workers) -> None:
-        """Find vocabulary and border, or take those of an interrupted run."""
+        """Find the vocabulary and the border, or take those of an interrupted run."""
         saved = self._load(JOB)
         if saved is not None:
             self.job = Job(**saved)
@@ -277,7 +277,7 @@ class Preparation:
         return hashes
 
     def _fills_empty_split(self, state: State) -> bool:
-        """Move the nearest hash into an empty split; where it does, all must be encoded again."""
+        """Move the document with the nearest hash into an empty split; then all must be encoded again."""
         empty = [split for split, number in state.documents.items() if not number]
         if self.job.val_below is None or len(empty) != 1 or len(set(state.split_hashes)) < 2:
             return False

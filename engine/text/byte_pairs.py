@@ -78,7 +78,7 @@ class BytePairTokenizer:
 
 
 class GPT2Tokenizer(BytePairTokenizer):
-    """GPT-2's byte-pair encoding: 50,257 entries. UserError where its files cannot be had."""
+    """GPT-2's byte-pair encoding: 50,257 entries. Raises UserError if its files cannot be reached."""
 
     def __init__(self) -> None:
         ensure_gpt2_vocabulary()
@@ -114,7 +114,7 @@ class OwnBytePairTokenizer(BytePairTokenizer):
 
 
 def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> OwnBytePairTokenizer:
-    """Learn a vocabulary of so many entries, or fewer if no pair comes twice. Raises UserError."""
+    """Learn a vocabulary of `vocab_size` entries, or fewer if no pair comes twice. Raises UserError."""
     if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
         raise UserError(
             f"--vocab_size is {vocab_size}; it must be {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY}"

@@ -98,11 +98,12 @@ class NumberTokenizer:
 
 
 def ended_line(text: str) -> str:
+    """The text with a line break at its end."""
     return text if text.endswith("\n") else text + "\n"
 
 
 def to_bytes(text: str, encoding: str = "utf-8") -> bytes:
-    """A text in a Unicode encoding. UserError for half a surrogate pair."""
+    """A text in a Unicode encoding. Raises UserError for half a surrogate pair."""
     try:
         return text.encode(encoding)
     except UnicodeEncodeError as error:

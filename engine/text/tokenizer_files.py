@@ -242,10 +242,11 @@ def _read(folder: Path) -> Tokenizer | None:
     roles = config.get(ROLE_TOKENS)
     if roles:
         _leave_out(roles, content, config)
-    model, cut = content["model"], content.get("pre_tokenizer") or {}
-    if model.get("type") == "WordLevel" and cut.get("pattern") == {"Regex": SINGLE_CHARACTER}:
+    model, added = content["model"], content.get("added_tokens")
+    pre_tokenizer = content.get("pre_tokenizer") or {}
+    if model.get("type") == "WordLevel" and pre_tokenizer.get("pattern") == {"Regex": SINGLE_CHARACTER}:
         base = CharTokenizer("".join(sorted(model["vocab"], key=model["vocab"].__getitem__)))
-    elif cut.get("use_regex") is False and model["vocab"] == BYTES and not content.get("added_tokens"):
+    elif pre_tokenizer.get("use_regex") is False and model["vocab"] == BYTES and not added:
         base = ByteTokenizer()
     elif others := _differences_from_gpt2(content, config):
         raise UnsupportedTokenizer(where, ", ".join(others))
@@ -272,13 +273,13 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _differences_from_gpt2(content: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    model, cut = content["model"], content.get("pre_tokenizer") or {}
+    model, pre_tokenizer = content["model"], content.get("pre_tokenizer") or {}
     found = {
         "model": model.get("type") or ("BPE" if "merges" in model else "unnamed"),  # old files do not say
         "normalizer": (content.get("normalizer") or {}).get("type"),
-        "pre_tokenizer": cut.get("type"),
-        "use_regex": bool(cut.get("use_regex", True) or not model.get("merges")),
-        "add_prefix_space": bool(cut.get("add_prefix_space") or config.get("add_prefix_space")),
+        "pre_tokenizer": pre_tokenizer.get("type"),
+        "use_regex": bool(pre_tokenizer.get("use_regex", True) or not model.get("merges")),
+        "add_prefix_space": bool(pre_tokenizer.get("add_prefix_space") or config.get("add_prefix_space")),
     }
     found |= {option: bool(model.get(option)) for option in BPE_OPTIONS}
     return [f"{name} {value}" for name, value in found.items() if value != GPT2_PIPELINE.get(name, False)]

@@ -1,1 +1,1 @@
-"""What tune.py stands on: pairs of answers, answers drawn and judged, and the losses on them."""
+"""The parts of tune.py: pairs of answers, answers drawn and judged, and the losses on them."""

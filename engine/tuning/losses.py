@@ -36,7 +36,7 @@ def policy_gradient_losses(log_probabilities: Tensor, advantages: Tensor) -> Ten
 
 
 def returns_to_go(scores: Tensor, log_ratios: Tensor, beta: float) -> Tensor:
-    """What is still to come at each token of answers, (B, A): the score (B,), less the cost of what follows.
+    """The return from each token of answers on, (B, A): the score (B,) less the cost of what follows.
 
     A token costs β times its log-ratio to the reference, (B, A) (Ouyang et al., 2022). Nothing is discounted.
     """

@@ -1,14 +1,13 @@
-"""Preferences: a prompt, the answer that is preferred to another, and the other.
+"""Preferences: a prompt, a chosen answer, and a rejected one.
 
 {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}
 {"prompt": [{"role": "user", "content": "2 + 2?"}], "chosen": [{"role": "assistant", "content": "4"}], …}
 
-They are read from a file, or sampled: two answers of the model to a question of tasks/. Then the one that is
-right is preferred, and of two that are both right or both wrong the shorter.
+They are read from a file, or sampled: the model answers a question of tasks/ twice. The right answer is
+chosen, and the shorter one if both are right or both wrong.
 """
 
 import dataclasses
-import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -27,14 +26,14 @@ from engine.settings import TuneSettings
 from engine.system import write_whole
 from engine.text.roles import ChatTokenizer
 from engine.training.run import Run
-from engine.tuning.questions import Judge, ask, chosen_tasks, draw_questions, question_of
+from engine.tuning.rollout import Judge, ask, chosen_tasks, draw_questions, question_of
 from engine.tuning.rows import Rows, make_rows
 from model import derive_seed
-from tasks.problem import HELD_OUT
+from tasks.problem import is_held_out
 
 FILES = ("preferences.jsonl", "preferences_held_out.jsonl")  # of a run's folder
-QUESTIONS_AT_ONCE = 128  # that two answers are sampled to
-MOST_QUESTIONS = 50  # for one pair, before it is said that the answers do not differ
+QUESTIONS_AT_ONCE = 128
+MOST_QUESTIONS = 50  # for one pair, on average
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,8 @@ class Pair:
         return json.dumps(line, ensure_ascii=False)
 
     def is_held_out(self) -> bool:
-        """Whether it is for measuring: a tenth, by a hash of the prompt."""
-        digest = hashlib.sha256(repr(self.prompt).encode()).digest()
-        return int.from_bytes(digest[:4], "little") < HELD_OUT * 2**32
+        """Whether it is for measuring: a tenth of all are, chosen by a hash of the prompt."""
+        return is_held_out(repr(self.prompt))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -62,7 +60,7 @@ class Pair:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a file of JSON lines. Raises UserError that names the first line that is none."""
+    """The pairs in a file of JSON lines. Raises UserError that names the first bad line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -79,15 +77,12 @@ def read_pairs(path: Path) -> list[Pair]:
 
 def pair_of(record: Any, where: str) -> Pair:
     """A pair from a record, checked. Raises UserError."""
-    names = ("prompt", "chosen", "rejected")
-    if not isinstance(record, dict) or not set(names) <= record.keys():
-        raise UserError(f"{where} is no preference; one has the fields {', '.join(names)}")
-    prompt, chosen, rejected = (
-        read_turns(record[name], "user" if name == "prompt" else "assistant", f"{where}: {name}")
-        for name in names
-    )
+    if not isinstance(record, dict) or not {"prompt", "chosen", "rejected"} <= record.keys():
+        raise UserError(f"{where} is no preference; one has the fields prompt, chosen, rejected")
+    prompt = read_turns(record["prompt"], "user", f"{where}: prompt")
     answers = []
-    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+    for name in ("chosen", "rejected"):
+        turns = read_turns(record[name], "assistant", f"{where}: {name}")
         turns = turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
         check_messages([*prompt, *turns], f"{where}: {name}")
         if len(turns) != 1 or turns[0].role != "assistant":
@@ -98,19 +93,14 @@ def pair_of(record: Any, where: str) -> Pair:
     return Pair(tuple(prompt), *answers)
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    """Write what `read_pairs` reads."""
-    write_whole(path, "".join(f"{pair.to_json()}\n" for pair in pairs).encode())
-
-
 # ------------------------------------------------------------------------------------------------------------
 # pairs of the model's own answers
 
 
 def sample_pairs(run: Run, settings: TuneSettings) -> tuple[list[Pair], list[Pair]]:
-    """Pairs for training, of which a share `flipped` is labelled wrongly, and held-out ones.
+    """Pairs for training, of which a share `flipped` has wrong labels, and held-out pairs.
 
-    A function of the weights and the seed. Raises UserError where the answers hardly ever differ.
+    A function of the weights and the seed. Raises UserError if the answers hardly ever differ.
     """
     training = ranked_pairs(run, settings, settings.pairs, held_out=False)
     source = random.Random(derive_seed(settings.seed, "flipped"))
@@ -121,7 +111,7 @@ def sample_pairs(run: Run, settings: TuneSettings) -> tuple[list[Pair], list[Pai
 
 
 def ranked_pairs(run: Run, settings: TuneSettings, count: int, held_out: bool) -> list[Pair]:
-    """So many pairs of answers of which one is better than the other."""
+    """`count` pairs of which one answer is better: right where the other is wrong, or else shorter."""
     tasks, judge = chosen_tasks(settings.tasks), Judge(run.console.say)
     pairs: list[Pair] = []
     questions = 0
@@ -136,15 +126,14 @@ def ranked_pairs(run: Run, settings: TuneSettings, count: int, held_out: bool) -
         questions += len(asked)
         twice = [problem for problem in asked for _ in range(2)]
         answers = ask(run, settings, twice, seed, settings.temperature)
-        # What is right is better, and then what is short.
         rewards = judge.rewards(twice, answers).tolist()
         quality = [(rewards[row], -len(answers.tokens[row])) for row in range(len(twice))]
-        for row in range(0, len(twice), 2):
-            worse, better = sorted((row, row + 1), key=quality.__getitem__)
-            texts = answers.texts[better], answers.texts[worse]
-            usable = answers.ended[better] and answers.ended[worse] and all(map(str.strip, texts))
-            if usable and quality[better] > quality[worse]:
-                pairs.append(Pair(tuple(question_of(twice[row])), *texts))
+        usable = [ended and text.strip() for ended, text in zip(answers.ended, answers.texts, strict=True)]
+        for number, problem in enumerate(asked):
+            worse, better = sorted((2 * number, 2 * number + 1), key=quality.__getitem__)
+            if usable[worse] and usable[better] and quality[better] > quality[worse]:
+                prompt = tuple(question_of(problem))
+                pairs.append(Pair(prompt, answers.texts[better], answers.texts[worse]))
     return pairs[:count]
 
 
@@ -167,7 +156,7 @@ class EncodedPairs:
         return len(self.prompts)
 
     def add(self, pair: Pair, block_size: int) -> bool:
-        """Take a pair if it fits into the block (of a long prompt the newest exchanges); whether it did."""
+        """Add a pair if it fits into the block (of a long prompt the newest exchanges); returns whether."""
         chosen, rejected = (
             np.append(self.tokenizer.encode_plain(text), self.tokenizer.end_of_turn)
             for text in (pair.chosen, pair.rejected)
@@ -195,11 +184,11 @@ class EncodedPairs:
 
 
 def pairs_of_run(run: Run, settings: TuneSettings) -> tuple[EncodedPairs, EncodedPairs]:
-    """The pairs that a run learns from, and held-out ones; a new run writes them into its folder first.
+    """The pairs that a run learns from, and held-out pairs; a new run writes them into its folder first.
 
-    Raises UserError where there are none.
+    Raises UserError if there are none.
     """
-    tokenizer, say = run.data.tokenizer, run.console.say
+    tokenizer = run.data.tokenizer
     assert isinstance(tokenizer, ChatTokenizer) and run.folder is not None, "it is an assistant's run"
     files = [run.folder / name for name in FILES]
     if not run.resumed:
@@ -209,19 +198,19 @@ def pairs_of_run(run: Run, settings: TuneSettings) -> tuple[EncodedPairs, Encode
             given = read_pairs(Path(settings.preferences))
             both = [[pair for pair in given if pair.is_held_out() == held_out] for held_out in (False, True)]
         for file, pairs in zip(files, both, strict=True):
-            write_pairs(file, pairs)
+            write_whole(file, "".join(f"{pair.to_json()}\n" for pair in pairs).encode())
     encoded = EncodedPairs(tokenizer, run.device), EncodedPairs(tokenizer, run.device)
     for pairs, file in zip(encoded, files, strict=True):
         fits = [pairs.add(pair, run.model.config.block_size) for pair in read_pairs(file)]
-        left_out = f"; {fits.count(False)} are longer than the block and left out" if not all(fits) else ""
-        say(f"preferences: {len(pairs):,} pairs in {file}{left_out}")
-        if not len(pairs):
+        left_out = "" if all(fits) else f"; {fits.count(False)} are longer than the block and left out"
+        run.console.say(f"preferences: {len(pairs):,} pairs in {file}{left_out}")
+        if not any(fits):
             raise UserError(f"{file} holds no pair that fits; a tenth of the prompts is held out: give more")
     return encoded
 
 
 def pairs_of_step(seed: int, step: int, size: int, count: int) -> list[int]:
-    """Which of `count` pairs step number `step` learns from: each once in a random order, then in another."""
+    """Which of `count` pairs a step learns from: all come once in a random order, then in another."""
     numbers = range(step * size, (step + 1) * size)
     orders = {
         epoch: np.random.default_rng(derive_seed(seed, "order of pairs", epoch)).permutation(count)

@@ -1,5 +1,7 @@
-"""Answers drawn from the model that is tuned, with the log-probabilities of their tokens."""
+"""Questions of tasks/, answers drawn from the model that is tuned, and the rewards that a program gives."""
 
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,10 +10,46 @@ import torch
 from torch import Tensor
 
 from engine.conversation.answering import pad_left
+from engine.conversation.messages import Message
+from engine.conversation.template import encode_question
+from engine.errors import UserError, did_you_mean
 from engine.generation import Sampling, new_cache, next_token, read, uniform_numbers
+from engine.settings import TuneSettings
 from engine.text.roles import ChatTokenizer
+from engine.training.run import Run
 from engine.tuning.rows import Rows, make_rows
 from model import GPT
+from tasks import TASKS, Problem, Task, problems
+
+
+def chosen_tasks(names: str) -> list[Task]:
+    """The tasks of these names. Raises UserError for an unknown one, or one whose answer takes more turns."""
+    for name in names.split():
+        if name not in TASKS:
+            raise UserError(
+                f"tasks: {name} is none of tasks/{did_you_mean(name, TASKS)} (there are {' '.join(TASKS)})"
+            )
+        if len(TASKS[name].draw(random.Random(0)).turns) > 1:
+            raise UserError(f"tasks: {name} takes a tool's turn, and tune.py draws answers of one turn")
+    if not names.split():
+        raise UserError(f"tasks names no task; there are {' '.join(TASKS)}")
+    return [TASKS[name] for name in names.split()]
+
+
+def draw_questions(tasks: Sequence[Task], seed: int, count: int, held_out: bool = False) -> list[Problem]:
+    """`count` problems of tasks that are equally likely: a function of the seed."""
+    drawn = {task.name: problems(task, held_out, seed) for task in tasks}
+    source = random.Random(f"questions {seed}")
+    return [next(drawn[source.choice(tasks).name]) for _ in range(count)]
+
+
+def question_of(problem: Problem) -> list[Message]:
+    """The conversation up to its answer."""
+    return [Message(**turn) for turn in problem.messages()[: -len(problem.turns)]]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# answers
 
 
 @dataclass(frozen=True)
@@ -26,23 +64,45 @@ class Answers:
     texts: list[str]
     ended: list[bool]  # by themselves
 
-    def batches(self, numbers: Sequence[int], batch_size: int) -> Iterator[tuple[Rows, list[int]]]:
-        """Rows of the answers of these numbers, and these: short ones first, so that little is padded."""
+    def batches(self, size: int, numbers: Sequence[int] | None = None) -> Iterator[tuple[Rows, list[int]]]:
+        """Answers of these numbers, or all, `size` rows at a time, and their numbers.
+
+        Short ones come first, so that little is padded.
+        """
+        numbers = range(len(self.tokens)) if numbers is None else numbers
         ordered = sorted(numbers, key=lambda number: len(self.prompts[number]) + len(self.tokens[number]))
-        for first in range(0, len(ordered), batch_size):
-            part = ordered[first : first + batch_size]
+        for first in range(0, len(ordered), size):
+            part = ordered[first : first + size]
             prompts, answers = ([column[number] for number in part] for column in (self.prompts, self.tokens))
             yield make_rows(self.tokenizer, prompts, answers, self.drawn.device), part
 
     @torch.no_grad()
-    def measure(self, of_tokens: Callable[[Rows], Tensor], batch_size: int) -> Tensor:
-        """What a function gives for the tokens of answers, (N,) for rows, in the answers' places: (B, A)."""
+    def measure(self, of_tokens: Callable[[Rows], Tensor], size: int) -> Tensor:
+        """What a function of rows gives for the tokens of answers, (N,), in the answers' places: (B, A)."""
         found = torch.zeros_like(self.log_probabilities)
-        for rows, numbers in self.batches(range(len(self.tokens)), batch_size):
+        for rows, numbers in self.batches(size):
             part = torch.zeros_like(found[numbers])
             part[self.drawn[numbers]] = of_tokens(rows)
             found[numbers] = part
         return found
+
+
+def ask(
+    run: Run, settings: TuneSettings, asked: Sequence[Problem], seed: int, temperature: float = 1.0
+) -> Answers:
+    """Answers of a run's model to questions, all at once. Raises UserError where there is no room."""
+    tokenizer, limit = run.data.tokenizer, settings.max_new_tokens
+    assert isinstance(tokenizer, ChatTokenizer), "it is an assistant's run"
+    room = run.model.config.block_size - limit
+    prompts = [encode_question(tokenizer, question_of(problem), room)[0] for problem in asked]
+    for problem, prompt in zip(asked, prompts, strict=True):
+        if len(prompt) > room:
+            raise UserError(
+                f"{problem.question!r} takes {len(prompt)} tokens, and beside an answer of "
+                f"--max_new_tokens={limit} the block has room for {room}"
+            )
+    with run.compute.autocast():
+        return draw_answers(run.model, tokenizer, prompts, limit, seed, temperature)
 
 
 @torch.no_grad()
@@ -66,21 +126,61 @@ def draw_answers(
     cache = new_cache(model, len(prompts), starts, 0)
     cache.size = text.shape[1] + limit
     logits = read(model, text, cache)
-    goes_on = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    tokens, drawn, found = [], [], []  # of each step, (B,)
-    while goes_on.any() and len(tokens) < limit:
+    going_on = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    tokens, drawn, log_probabilities = [], [], []  # of each step, (B,)
+    while going_on.any() and len(tokens) < limit:
         if tokens:
             logits = read(model, tokens[-1][:, None], cache)
         logits = logits[:, :n_tokens].to(model.head.weight.dtype)
         tokens.append(next_token(logits, text, starts, sampling, uniforms))
-        drawn.append(goes_on)
-        found.append(logits.log_softmax(dim=-1).gather(1, tokens[-1][:, None])[:, 0] * goes_on)
-        goes_on = goes_on & ~special[tokens[-1]]
-    was_drawn = torch.stack(drawn, dim=1)
-    lengths = was_drawn.sum(dim=1).tolist()
+        drawn.append(going_on)
+        of_tokens = logits.log_softmax(dim=-1).gather(1, tokens[-1][:, None])[:, 0]
+        log_probabilities.append(of_tokens * going_on)
+        going_on = going_on & ~special[tokens[-1]]
+    lengths = torch.stack(drawn).sum(dim=0).tolist()
     rows = [row[:n] for row, n in zip(torch.stack(tokens, dim=1).cpu().numpy(), lengths, strict=True)]
     return Answers(
-        tokenizer, prompts, rows, was_drawn, torch.stack(found, dim=1),
+        tokenizer, prompts, rows, torch.stack(drawn, dim=1), torch.stack(log_probabilities, dim=1),
         [tokenizer.decode(row[: len(row) - tokenizer.is_special(int(row[-1]))].tolist()) for row in rows],
         [bool(row[-1] == tokenizer.end_of_turn) for row in rows],
     )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------
+# rewards
+
+
+class Judge:
+    """Rewards of answers: 1 for one that ended and is right by its problem's checker, else 0.
+
+    An answer on which the checker raises an error earns 0. All errors are counted, the first of each kind is
+    printed.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.errors: Counter[str] = Counter()
+        self._say = say
+
+    def rewards(self, asked: Sequence[Problem], answers: Answers) -> Tensor:
+        """One for each answer to a problem, (B,)."""
+        earned = torch.zeros(len(asked))
+        for row, (problem, text) in enumerate(zip(asked, answers.texts, strict=True)):
+            try:
+                earned[row] = float(answers.ended[row] and bool(problem.is_solved_by(text)))
+            except Exception as error:  # whatever a checker raises is no reason to lose the run
+                kind = f"{type(error).__name__}: {error}"
+                if not self.errors[kind]:
+                    self._say(
+                        f"warning: the reward of {problem.question!r} for {text!r} raised {kind}; it is 0"
+                    )
+                self.errors[kind] += 1
+        return earned.to(answers.drawn.device)
+
+    def figures(self, rewards: Tensor, answers: Answers) -> dict[str, float]:
+        """Mean reward, share of answers that ended by themselves, mean length in tokens, errors so far."""
+        figures = {
+            "reward": rewards.mean().item(),
+            "ended": sum(answers.ended) / len(answers.ended),
+            "length": answers.drawn.sum(dim=1).double().mean().item(),
+        }
+        return figures | ({"reward_errors": float(self.errors.total())} if self.errors else {})

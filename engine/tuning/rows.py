@@ -1,7 +1,7 @@
-"""Conversations with their answers as rows of a batch, and what a model says of them.
+"""Conversations with their answers as rows of a batch; a model's log-probabilities and scores of the answers.
 
-B rows of T tokens, padded on the right, hold N tokens of answers. What belongs to these is kept flat, (N,),
-row after row, so that nothing is computed for questions and padding.
+B rows of T tokens, padded on the right, hold N tokens of answers. Values of these tokens are flat, (N,), row
+after row, so that nothing is computed for questions and padding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,14 +53,14 @@ def answer_features(model: GPT, rows: Rows) -> Tensor:
 
 
 def log_probabilities(model: GPT, rows: Rows, features: Tensor | None = None) -> Tensor:
-    """The log-probability (N,) of each token of the answers; their features, if they are known."""
+    """The log-probability (N,) of each token of the answers; `features` are theirs, if known."""
     features = answer_features(model, rows) if features is None else features
     logits = model.head(features)[:, : rows.n_tokens].to(model.head.weight.dtype)
     return -F.cross_entropy(logits, rows.tokens, reduction="none")
 
 
 def log_probabilities_of_pairs(model: GPT, rows: Rows) -> Tensor:
-    """The log-probability of each answer in rows of B chosen ones and then B rejected ones, (2, B)."""
+    """The log-probability of each answer, (2, B), in rows of B chosen answers and then B rejected ones."""
     of_tokens = log_probabilities(model, rows)
     return of_tokens.new_zeros(len(rows.ids)).index_add(0, rows.row_of, of_tokens).view(2, -1)
 
@@ -70,7 +70,7 @@ def log_probabilities_of_pairs(model: GPT, rows: Rows) -> Tensor:
 
 
 def add_score_head(model: GPT, tensors: Mapping[str, Tensor] | None = None) -> GPT:
-    """The model with a head (1, C) that is saved beside it; it scores all 0 unless `tensors` hold it."""
+    """Give a model a scalar head (1, C), zero unless `tensors` hold it; returns the model."""
     weight = model.final_norm.weight
     model.score = nn.Linear(model.config.n_embd, 1, bias=False, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Everything before the first step of tune.py: which run, machine and model; and what to tell the user."""
+"""Everything before the first step of tune.py: choose run, device and model, and describe them."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,6 @@ from engine.errors import UserError
 from engine.parallel.world import World
 from engine.settings import TuneSettings
 from engine.shape import count_parameters, shape_settings
-from engine.text.roles import ChatTokenizer
 from engine.text.tokenizer import Tokenizer, tokenizer_from_dict
 from engine.training.folder import claim_folder, refuse_taken_folder
 from engine.training.metrics import Console
@@ -41,7 +40,7 @@ from model import GPT
 def set_up(
     sources: Sources, world: World, console: Console, cleanup: contextlib.ExitStack
 ) -> tuple[Run, RunState] | None:
-    """The run and where it stands; None where all its steps are made. Raises UserError."""
+    """The run and its state; None if all its steps are done. Raises UserError."""
     if world.size > 1:
         raise UserError("tune.py runs as one process; start it without torchrun")
     for remark in sources.remarks:
@@ -58,15 +57,15 @@ def set_up(
         source = settings.reference if settings.init_from == "auto" else settings.init_from
         start = read_assistant(str(source))
         changes = {"reference": settings.reference or start.source, "init_from": start.source}
-        if settings.method == "ppo":  # a name that is resolved once, for the whole run
+        if settings.method == "ppo":  # run:NAME is resolved once for the whole run
             changes["reward_model"] = read_assistant(str(settings.reward_model)).source
         settings = dataclasses.replace(settings, **changes, **shape_settings(start.config))
-        data, state = without_tokens(start.known_tokenizer(), settings), RunState()
+        data, state = without_tokens(start.chat_tokenizer(), settings), RunState()
         # Prompts with answers fill a small part of the block.
         probe(compute, settings, max(1, settings.batch_size // 8), world, console)
         model = start.model(device, compute.weights_dtype())
     else:
-        # Where the file gives run:NAME, the newest may be another by now.
+        # The newest run:NAME may be another one by now.
         kept = {name: checkpoint.meta["settings"][name] for name in ("reference", "reward_model")}
         settings = dataclasses.replace(settings, **kept)
         data = without_tokens(tokenizer_from_dict(checkpoint.meta["tokenizer"]), settings)
@@ -97,24 +96,20 @@ def set_up(
 
 
 def read_assistant(source: str) -> Pretrained:
-    """The weights of an assistant, without dropout. Raises UserError where they are of something else."""
+    """The weights of an assistant, without dropout. Raises UserError if they are no assistant's."""
     found = read_pretrained(source)
-    if not isinstance(found.known_tokenizer(), ChatTokenizer):
-        raise UserError(
-            f"{source} is no assistant: its vocabulary has no tokens for the turns of a conversation; tune "
-            f"it on conversations first: docs/assistant.md"
-        )
+    found.chat_tokenizer()  # raises
     return dataclasses.replace(found, config=dataclasses.replace(found.config, dropout=0.0))
 
 
 def reference_model(run: Run, source: str) -> GPT:
-    """A model that stays as it is beside the one that is tuned."""
+    """A frozen model beside the one that is tuned."""
     model = read_assistant(source).model(run.device, run.compute.weights_dtype())
     return kernels.install(model, run.compute.attention_kernel).requires_grad_(False).eval()
 
 
 def reward_model(run: Run, source: str) -> GPT:
-    """A model with a head that scores answers. Raises UserError where it has none, or reads other ids."""
+    """A frozen model with a head that scores answers. Raises UserError if it has none, or reads other ids."""
     tensors = open_checkpoint(Path(source), "best").tensors("score")
     if not tensors or read_assistant(source).known_tokenizer().to_dict() != run.data.tokenizer.to_dict():
         raise UserError(
@@ -125,7 +120,7 @@ def reward_model(run: Run, source: str) -> GPT:
 
 
 def without_tokens(tokenizer: Tokenizer, settings: TuneSettings) -> Dataset:
-    """A data set for a run that reads no token files: its vocabulary, and what its prompts follow from."""
+    """The data set of a run that reads no token files: its vocabulary, and where its prompts come from."""
     none = Split("none", Path(), [], np.dtype("uint16"), tokenizer.vocab_size)
     prompts = settings.preferences or f"tasks: {settings.tasks}"
     fingerprint = hashlib.sha256(prompts.encode()).hexdigest()
@@ -133,7 +128,7 @@ def without_tokens(tokenizer: Tokenizer, settings: TuneSettings) -> Dataset:
 
 
 def describe(run: Run, state: RunState, checkpoint: Checkpoint | None) -> None:
-    """Say in three lines which run this is, from which model, on what machine."""
+    """Print in three lines which run this is, which model it starts from, and on which machine."""
     settings, config, say = run.settings, run.model.config, run.console.say
     say(f"run: {run.folder if checkpoint is None else describe_resume(settings, checkpoint)}")
     say(

@@ -78,6 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*connection)
 
     def handle(self) -> None:
+        """Answer the request, unless its connection breaks."""
         with contextlib.suppress(ConnectionError):  # the page was closed while its answer was on the way
             super().handle()
 

@@ -75,6 +75,16 @@ class Pretrained:
             )
         return self.tokenizer
 
+    def chat_tokenizer(self) -> ChatTokenizer:
+        """The tokenizer of an assistant. Raises UserError where it has no tokens for roles."""
+        tokenizer = self.known_tokenizer()
+        if not isinstance(tokenizer, ChatTokenizer):
+            raise UserError(
+                f"{self.source} is no assistant: its vocabulary has no tokens for the turns of a "
+                f"conversation; tune it on conversations first: docs/assistant.md"
+            )
+        return tokenizer
+
     def check_reads(self, tokenizer: Tokenizer, where: str) -> None:
         """Raise UserError where the ids of a tokenizer mean something else to this model.
 

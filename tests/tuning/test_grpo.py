@@ -19,8 +19,7 @@ from engine.generation import KVCache, Sampling
 from engine.training.metrics import read_metrics
 from engine.tuning import rollout
 from engine.tuning.losses import group_advantages, policy_gradient_losses
-from engine.tuning.questions import Judge, chosen_tasks, draw_questions, question_of
-from engine.tuning.rollout import draw_answers
+from engine.tuning.rollout import Judge, chosen_tasks, draw_answers, draw_questions, question_of
 from engine.tuning.rows import log_probabilities, make_rows
 from model import derive_seed
 from tasks.problem import Problem
