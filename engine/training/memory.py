@@ -25,8 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -98,16 +96,6 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._counted.remove(key)
         self.now -= size
-
-
-class AttentionWithoutDropout(TorchFunctionMode):
-    """Drops the dropout of `scaled_dot_product_attention`, which would rule out the CPU's fused kernel."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is F.scaled_dot_product_attention:
-            query, key, value, mask, _, causal = args
-            return function(query, key, value, mask, 0.0, causal)
-        return function(*args, **(kwargs or {}))
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -221,8 +209,7 @@ class TrainingMemory:
     @contextlib.contextmanager
     def fake_model(self) -> Iterator[tuple[GPT, LiveBytes]]:
         """Yields a model of fake tensors on the CPU, set up as in training, and the count of live bytes."""
-        attention = contextlib.nullcontext() if self.compute.device == "cpu" else AttentionWithoutDropout()
-        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, attention:
+        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
             usual = torch.get_default_dtype()
             torch.set_default_dtype(self.compute.weights_dtype())  # fake parameters cannot be converted
             try:
@@ -233,6 +220,8 @@ class TrainingMemory:
                 kernels.install(model, self.compute.attention_kernel)
             else:  # what `install` does there, where neither attention nor dropout is replaced
                 model.loss = kernels.chunked_sum_of_losses
+                for layer in kernels.attention_layers(model):  # dropout would rule out the fused kernel
+                    layer.attention_dropout = 0.0
             if self.settings.recompute:
                 recompute_blocks(model)
             yield model, live
