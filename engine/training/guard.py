@@ -28,8 +28,7 @@ class LossGuard:
         """Raise Diverged if loss or gradient is not finite, UserError if the loss jumps up."""
         if report.loss is None:
             return
-        norm_is_right = math.isfinite(report.gradient_norm) or self.scaled
-        if not (math.isfinite(report.loss) and norm_is_right):
+        if not (math.isfinite(report.loss) and (math.isfinite(report.gradient_norm) or self.scaled)):
             raise Diverged(
                 report.step,
                 f"training diverged at step {report.step} (loss {report.loss}, gradient norm "

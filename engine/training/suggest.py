@@ -14,9 +14,8 @@ SMALL = dict(
     n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, learning_rate=1e-3, beta2=0.99
 )  # fmt: skip
 MEDIUM = dict(n_layer=8, n_head=8, n_embd=512, block_size=512, batch_size=64, learning_rate=1e-3)
-GPT2 = dict(
-    n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12
-)  # its smallest, and nanoGPT's batch
+# The smallest GPT-2, with nanoGPT's batch.
+GPT2 = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12)
 # (largest number of training tokens, epochs, settings)
 SIZES: list[tuple[float, float, dict[str, Any]]] = [
     (3e6, 30, SMALL | dict(dropout=0.2)),
@@ -52,16 +51,13 @@ def suggest(
     chosen["block_size"] = min(chosen["block_size"], 1 << (longest.bit_length() - 1))
     chosen |= given
     if "n_embd" in given and "n_head" not in given:
-        chosen["n_head"] = max(
-            heads for heads in range(1, chosen["n_head"] + 1) if given["n_embd"] % heads == 0
-        )
+        numbers = range(1, chosen["n_head"] + 1)
+        chosen["n_head"] = max(heads for heads in numbers if given["n_embd"] % heads == 0)
     if "n_head" in given and "n_embd" not in given:
         chosen["n_embd"] = given["n_head"] * max(1, round(chosen["n_embd"] / given["n_head"]))
     step = chosen["batch_size"] * chosen.get("gradient_accumulation_steps", 40) * chosen["block_size"]
-    steps = (
-        CPU_STEPS if on_cpu else min(MOST_STEPS, max(FEWEST_STEPS, round(epochs * tokens["train"] / step)))
-    )
-    steps = given.get("max_iters", steps)
+    steps = min(MOST_STEPS, max(FEWEST_STEPS, round(epochs * tokens["train"] / step)))
+    steps = given.get("max_iters", CPU_STEPS if on_cpu else steps)
     chosen |= {
         "max_iters": steps,
         "warmup_iters": min(2000, steps // 20),
