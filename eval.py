@@ -122,7 +122,7 @@ def score_data(options: Namespace, found: Pretrained, model: GPT) -> Figures:
 
 
 def read_text(path: Path, found: Pretrained) -> tuple[np.ndarray, float]:
-    """The token ids of a text file, and the bytes of text for each. Raises UserError."""
+    """The token ids of a text file, and bytes of text per token. Raises UserError."""
     tokenizer = found.known_tokenizer()
     try:
         text = path.read_bytes().decode("utf-8")
@@ -138,7 +138,7 @@ def read_text(path: Path, found: Pretrained) -> tuple[np.ndarray, float]:
 
 
 def read_data(options: Namespace, found: Pretrained) -> tuple[np.ndarray, float | None]:
-    """The same of a data set's split; None where the bytes are unknown. Raises UserError."""
+    """The token ids of a data set's split, and bytes of text per token (None: unknown). Raises UserError."""
     name = options.dataset or found.dataset
     if name is None:
         raise UserError(
@@ -150,7 +150,7 @@ def read_data(options: Namespace, found: Pretrained) -> tuple[np.ndarray, float 
     if split.is_masked:
         raise UserError(
             f"{data.folder} holds conversations, whose loss is that of the answers alone: "
-            f"python train.py --init_from=resume --out_dir={options.model} --eval_only=True tells it"
+            f"python train.py --init_from=resume --out_dir={options.model} --eval_only=True prints it"
         )
     ids = split.read(0, split.tokens)
     split.check_ids(ids)

@@ -96,11 +96,8 @@ def measure_scaling(update: UpdateFunction, options: Namespace) -> None:
     settings = trial_settings(options.config, device)
     sequences = settings.sequences_per_step()
     most = options.processes or default_processes(device)
-    numbers = [
-        number
-        for number in range(1, most + 1)
-        if sequences % number == 0 and (number & (number - 1) == 0 or number == most)
-    ]
+    powers = {2**exponent for exponent in range(most.bit_length())}
+    numbers = [number for number in sorted(powers | {most}) if sequences % number == 0]
     tokens = sequences * settings.block_size
 
     def rate(number: int) -> float:
