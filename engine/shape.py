@@ -53,9 +53,9 @@ def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
     The formula is that of PaLM (Chowdhery et al., 2022, appendix B). `length` is T, by default `block_size`.
     """
     counts = count_parameters(config)
-    looked_up = counts["positions"] + (0 if config.tied_head else counts["embedding"])
+    embeddings = counts["positions"] + (0 if config.tied_head else counts["embedding"])
     context = config.block_size if length is None else length
-    return 6 * (sum(counts.values()) - looked_up) + 12 * config.n_layer * config.n_embd * context
+    return 6 * (sum(counts.values()) - embeddings) + 12 * config.n_layer * config.n_embd * context
 
 
 def shape_settings(config: GPTConfig) -> dict[str, Any]:

@@ -59,13 +59,13 @@ def evaluate(run: Run, windows: int | None) -> Evaluation:
 def mean_loss(run: Run, split: Split, windows: int) -> float:
     """Mean loss in nats over the targets of this many fixed windows, divided among the processes."""
     world, settings = run.world, run.settings
-    at_once = run.compute.evaluation_batch or settings.batch_size
+    batch_size = run.compute.evaluation_batch or settings.batch_size
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
     total = torch.zeros(2, dtype=torch.float64)  # loss sum, targets
     separator = run.model.config.separator
-    batches = evaluation_batches(split, settings.block_size, windows, first, last, at_once, separator)
+    batches = evaluation_batches(split, settings.block_size, windows, first, last, batch_size, separator)
     for number, (inputs, targets) in enumerate(batches):
-        run.console.busy(f"evaluating: {split.name}, {number * at_once:,} of {last - first:,} windows")
+        run.console.busy(f"evaluating: {split.name}, {number * batch_size:,} of {last - first:,} windows")
         any_has_a_batch(run.model, world, this_one=True)
         ids = torch.from_numpy(inputs).to(run.device)
         with run.compute.autocast():

@@ -114,8 +114,8 @@ class GuardedLogger:
         self.id: str | None = None
         self._logger: Logger | None = None
         with self._switched_off_by_errors():
-            self._logger = LOGGERS[kind](run)
-            self.id = self._logger.id
+            logger = LOGGERS[kind](run)
+            self._logger, self.id = logger, logger.id
 
     def record(self, values: dict[str, Any]) -> None:
         """Log a line of metrics.jsonl."""

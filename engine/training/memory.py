@@ -126,15 +126,16 @@ class TrainingMemory:
         micro_batch, micro_steps = share_of_step(self.settings.sequences_per_step(), batch_size, self.world)
         weights, gradients, optimizer, update = self.state_bytes()
         update //= self.world.size  # Muon's work is shared out
-        at_work = self.pass_bytes(micro_batch, first=micro_steps == 1)
+        pass_peak = self.pass_bytes(micro_batch, first=micro_steps == 1)
         if uses_fsdp(self.settings, self.world):
-            size, whole = self.world.size, gradients
+            size, unsharded_gradients = self.world.size, gradients
             weights, gradients, optimizer = -(-weights // size), -(-gradients // size), -(-optimizer // size)
-            at_work += self.gathered_bytes()
-            at_work += whole if micro_steps > 1 else gradients  # they are summed and sliced once a step
-        at_peak = max(at_work, gradients + update)
-        heap = HEAP_UNUSED * (weights + optimizer + at_peak) if self.compute.device == "cpu" else 0
-        return Memory(weights, optimizer, at_peak, int(heap))
+            pass_peak += self.gathered_bytes()
+            # Gradients are summed in full and sharded once a step.
+            pass_peak += unsharded_gradients if micro_steps > 1 else gradients
+        peak = max(pass_peak, gradients + update)
+        heap = HEAP_UNUSED * (weights + optimizer + peak) if self.compute.device == "cpu" else 0
+        return Memory(weights, optimizer, peak, int(heap))
 
     def evaluation_batch(self, batch_size: int, memory: Memory) -> int:
         """Sequences per evaluation batch: `EVALUATION_TOKENS` worth of them, at least a training batch.
