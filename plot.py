@@ -30,7 +30,6 @@ CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("training", "eval", "train_loss", {"linewidth": 1.5, "linestyle": "--", "zorder": 3}),
     ("training, single steps", "train", "loss", {"linewidth": 0.8, "alpha": 0.5}),
 )
-BAND: dict[str, Any] = {"alpha": 0.2, "linewidth": 0}
 BEST: dict[str, Any] = {"linewidth": 1, "linestyle": ":"}
 MAX_TOKENS = 256  # of a text whose attention is drawn
 LEGIBLE = 24  # tokens that can be written along an axis; longer texts get numbers
@@ -164,7 +163,7 @@ def draw_curve(axes: Axes, runs: list[Lines], x: str, color: str) -> float | Non
             axes.plot(at, means, color=color, **style)
             if len(runs) > 1 and kind == "eval":
                 lowest, highest = [min(seeds) for seeds in losses], [max(seeds) for seeds in losses]
-                axes.fill_between(at, lowest, highest, color=color, **BAND)
+                axes.fill_between(at, lowest, highest, color=color, alpha=0.2, linewidth=0)
             if key == "val_loss":
                 best = min(means)
                 axes.axhline(best, color=color, **BEST)

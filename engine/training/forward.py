@@ -38,7 +38,7 @@ def training_forward(run: Run, consumed: int) -> Iterator[Any]:
             else:
                 run.console.say(f"note: torch.compile is off, since it fails here ({problem[:200]})")
                 run.compute.compile = False
-                torch.compiler.set_stance("force_eager")  # what is compiled runs as it was written
+                torch.compiler.set_stance("force_eager")  # compiled functions run uncompiled
         yield forward
 
 

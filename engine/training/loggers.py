@@ -12,7 +12,7 @@ from engine.training.metrics import Console
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a logger is told of a run when it starts or resumes."""
+    """What a logger needs to know about a run that starts or resumes."""
 
     project: str
     name: str

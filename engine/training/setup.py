@@ -230,8 +230,7 @@ def starting_state(
     if checkpoint is not None:
         check_resumable(settings, data, checkpoint)
         if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
-            since = "has changed since this run began; its sequences are not those of before"
-            console.say(f"warning: {data.folder} {since}")
+            console.say(f"warning: {data.folder} has changed since this run began, and so have its sequences")
         return resumed_state(checkpoint, settings, console)
     if settings.init_from != "auto" and settings.out_dir is not None:
         refuse_taken_folder(Path(settings.out_dir))

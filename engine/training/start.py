@@ -213,7 +213,7 @@ def resumed_state(checkpoint: Checkpoint, settings: TrainSettings, console: Cons
 def all_steps_are_made(
     settings: TrainSettings, state: RunState, folder: Path | None, console: Console
 ) -> bool:
-    """Whether a resumed run has no step left; that is said."""
+    """Whether a resumed run has no step left; if so, say it."""
     if state.step < settings.max_iters:
         return False
     steps = f"{state.step:,} steps; --max_iters={2 * state.step} goes on"
