@@ -39,9 +39,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--stride", type=at_least_one, help="tokens that a window moves on by (default: block_size)")
     add("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl (default: downloaded)")
     add("--lambada", type=Path, metavar="FILE", help="lambada_test.jsonl (default: downloaded)")
-    add(
-        "--limit", type=at_least_one, help="only the first LIMIT examples, or tokens of a text (default: all)"
-    )
+    add("--limit", type=at_least_one, help="only the first examples, or tokens of a text (default: all)")
     add("--batch_size", type=at_least_one, default=8, help="sequences at a time (default: 8)")
     add("--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
