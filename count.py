@@ -13,24 +13,15 @@ Memory to train is that of weights, gradients and AdamW's two moments, all in fl
 the weights for the products), and for each sequence what the backward pass needs, with a GPU's attention.
 """
 
-import dataclasses
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.command_line import Parser, read_early, read_settings, run_script
 from engine.errors import UserError
 from engine.settings import TrainSettings
 
-SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "tied_head")
-# Of GPT-2: Radford et al. (2019) and the published weights.
-PRESETS = {
-    "gpt2": (12, 12, 768, 1024, True),
-    "gpt2-medium": (24, 16, 1024, 1024, True),
-    "gpt2-large": (36, 20, 1280, 1024, True),
-    "gpt2-xl": (48, 25, 1600, 1024, True),
-    "gpt3": (96, 96, 12288, 2048, False),
-}
 TOKENS_PER_PARAMETER = 20  # about the best use of a fixed amount of arithmetic (Hoffmann et al., 2022)
 
 
@@ -64,6 +55,16 @@ from engine.training.suggest import names_dataset, settings_for_data
 from engine.weights.checkpoint import open_checkpoint
 from model import GPTConfig
 
+# GPT-2's shapes: Radford et al. (2019) and the published weights.
+GPT2 = GPTConfig(bias=True, activation="gelu_tanh")
+PRESETS = {
+    "gpt2": GPT2,
+    "gpt2-medium": replace(GPT2, n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": replace(GPT2, n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": replace(GPT2, n_layer=48, n_head=25, n_embd=1600),
+    "gpt3": replace(GPT2, n_layer=96, n_head=96, n_embd=12288, block_size=2048, tied_head=False),
+}
+
 
 def main(arguments: Sequence[str]) -> None:
     """Count as a command line says."""
@@ -83,8 +84,7 @@ def count(options: Namespace) -> None:
 def find_config(what: str, cpu: bool = False, vocab_size: int | None = None) -> GPTConfig:
     """The shape of a preset, a configuration file or a run. Raises UserError."""
     if what in PRESETS:
-        shape: dict = dict(zip(SHAPE, PRESETS[what], strict=True))
-        return GPTConfig(**shape, bias=True, activation="gelu_tanh")
+        return PRESETS[what]
     if Path(what).is_dir():
         return open_checkpoint(Path(what), "best").model_config()
     if what.endswith(".py"):
@@ -138,13 +138,13 @@ def costs(config: GPTConfig, parameters: int, tokens: float, flops: float) -> li
 
 def activation_bytes(config: GPTConfig, dtype: str) -> tuple[int, int]:
     """Bytes that autograd saves on a GPU, for copies of the weights and for a sequence."""
+    compute = Compute("cuda", dtype, False, 1)
 
     def saved(sequences: int) -> int:
-        shapes = (dataclasses.replace(config, n_layer=layers) for layers in (1, 2))
-        compute = Compute("cuda", dtype, False, 1)
-        one, two = (
-            TrainingMemory(shape, TrainSettings(), compute).saved_bytes(sequences) for shape in shapes
-        )
+        """Bytes saved for a batch. All blocks save the same, so one and two blocks are counted."""
+        shapes = (replace(config, n_layer=layers) for layers in (1, 2))
+        memories = (TrainingMemory(shape, TrainSettings(), compute) for shape in shapes)
+        one, two = (memory.saved_bytes(sequences) for memory in memories)
         return one + (config.n_layer - 1) * (two - one)
 
     first, second = saved(1), saved(2)

@@ -39,7 +39,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--stride", type=at_least_one, help="tokens that a window moves on by (default: block_size)")
     add("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl (default: downloaded)")
     add("--lambada", type=Path, metavar="FILE", help="lambada_test.jsonl (default: downloaded)")
-    add("--limit", type=at_least_one, help="the first so many examples, or tokens of a text (default: all)")
+    add("--limit", type=at_least_one, help="only the first examples, or tokens of a text (default: all)")
     add("--batch_size", type=at_least_one, default=8, help="sequences at a time (default: 8)")
     add("--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
@@ -126,7 +126,7 @@ def score_data(options: Namespace, found: Pretrained, model: GPT) -> Figures:
 
 
 def read_text(path: Path, found: Pretrained) -> tuple[np.ndarray, float]:
-    """The token ids of a text file, and the bytes of text for each. Raises UserError."""
+    """The token ids of a text file, and bytes of text per token. Raises UserError."""
     tokenizer = found.known_tokenizer()
     try:
         text = path.read_bytes().decode("utf-8")
@@ -142,7 +142,7 @@ def read_text(path: Path, found: Pretrained) -> tuple[np.ndarray, float]:
 
 
 def read_data(options: Namespace, found: Pretrained) -> tuple[np.ndarray, float | None]:
-    """The same of a data set's split; None where the bytes are unknown. Raises UserError."""
+    """The token ids of a data set's split, and bytes of text per token (None: unknown). Raises UserError."""
     name = options.dataset or found.dataset
     if name is None:
         raise UserError(
@@ -154,7 +154,7 @@ def read_data(options: Namespace, found: Pretrained) -> tuple[np.ndarray, float 
     if split.is_masked:
         raise UserError(
             f"{data.folder} holds conversations, whose loss is that of the answers alone: "
-            f"python train.py --init_from=resume --out_dir={options.model} --eval_only=True tells it"
+            f"python train.py --init_from=resume --out_dir={options.model} --eval_only=True prints it"
         )
     ids = split.read(0, split.tokens)
     split.check_ids(ids)

@@ -30,7 +30,6 @@ CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("training", "eval", "train_loss", {"linewidth": 1.5, "linestyle": "--", "zorder": 3}),
     ("training, single steps", "train", "loss", {"linewidth": 0.8, "alpha": 0.5}),
 )
-BAND: dict[str, Any] = {"alpha": 0.2, "linewidth": 0}
 BEST: dict[str, Any] = {"linewidth": 1, "linestyle": ":"}
 MAX_TOKENS = 256  # of a text whose attention is drawn
 LEGIBLE = 24  # tokens that can be written along an axis; longer texts get numbers
@@ -112,7 +111,7 @@ def name_in_sweep(run: Path, swept: Sequence[Path]) -> str:
 
 
 def split_settings(run: Path) -> tuple[str, Any]:
-    """What a run shares with those of other seeds, or its name where that is unknown; and its seed."""
+    """The settings that runs with other seeds share, as text (if unknown, the run's name); the seed."""
     try:
         settings = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
         shared = [(name, value) for name, value in settings.items() if name not in OF_ONE_RUN]
@@ -164,16 +163,15 @@ def draw_curve(axes: Axes, runs: list[Lines], x: str, color: str) -> float | Non
             axes.plot(at, means, color=color, **style)
             if len(runs) > 1 and kind == "eval":
                 lowest, highest = [min(seeds) for seeds in losses], [max(seeds) for seeds in losses]
-                axes.fill_between(at, lowest, highest, color=color, **BAND)
+                axes.fill_between(at, lowest, highest, color=color, alpha=0.2, linewidth=0)
             if key == "val_loss":
                 best = min(means)
-    if best is not None:
-        axes.axhline(best, color=color, **BEST)
+                axes.axhline(best, color=color, **BEST)
     return best
 
 
 def points(runs: list[Lines], kind: str, x: str, y: str) -> tuple[list[float], list[list[float]]]:
-    """Where on the axis, and what each run measured there, where all of them did."""
+    """The points that all runs have: positions on the x-axis, and the values of each run there."""
     found: dict[int, list[tuple[Any, Any]]] = {}
     for line in (line for lines in runs for line in lines if line.get("kind") == kind):
         pair = line.get(x), line.get(y)

@@ -21,9 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from engine.command_line import ROOT, Parser, read_early, read_settings, run_script
+from engine.command_line import ROOT, Parser, as_arguments, read_settings, run_script
 from engine.errors import UserError
 from engine.settings import TrainSettings
+from engine.training.metrics import read_metrics
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:
@@ -45,18 +46,9 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     return options
 
 
-def as_arguments(chosen: dict[str, str]) -> list[str]:
-    """Settings as train.py takes them."""
-    return [f"--{name}={value}" for name, value in chosen.items()]
-
-
 def main(arguments: Sequence[str]) -> None:
-    """Sweep as a command line says."""
-    sweep(read_options(arguments))
-
-
-def sweep(options: Namespace) -> None:
     """Make the runs that are missing, then print the table."""
+    options = read_options(arguments)
     folder = Path("out", f"sweep-{Path(options.config).stem}")
     folder.mkdir(parents=True, exist_ok=True)
     done = [result["settings"] for result in read_results(folder)]
@@ -87,7 +79,7 @@ def train(config: str, chosen: dict[str, str], folder: Path, devices: "queue.Sim
     devices.put(device)
     if status:
         raise UserError(f"the run {run.name} ended with status {status}; why is in {run / 'log.txt'}")
-    lines = (json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines())
+    lines = read_metrics(run / "metrics.jsonl")
     best = min(line["val_loss"] for line in lines if line["kind"] == "eval")
     with open(folder / "results.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"settings": chosen, "val_loss": best}) + "\n")
@@ -116,4 +108,4 @@ def table(options: Namespace, results: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_script(sweep, read_early(read_options))
+    run_script(main)

@@ -177,6 +177,11 @@ def read_settings(kind: type, arguments: Sequence[str], description: str | None)
     return sources
 
 
+def as_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as a command line takes them, e.g. ["--n_layer=4", "--bias=False"]."""
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
 def unused(kind: type) -> tuple[str, ...]:
     """Settings that a script inherits from another and does not use."""
     return getattr(kind, "UNUSED", ())

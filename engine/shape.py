@@ -12,7 +12,7 @@ from model import GPT, GPTConfig
 
 MATRICES = ("embedding", "query", "key", "value", "output", "up", "down", "unembedding")
 APART = ("positions", "norms", "biases", "shift")
-# What a parameter's name ends in, and its role. The first that fits counts.
+# The role of a parameter by the end of its name; the first match counts.
 ROLES = {
     "bias": "biases",
     "norm.weight": "norms",
@@ -28,10 +28,10 @@ ROLES = {
 
 @functools.lru_cache
 def count_parameters(config: GPTConfig) -> dict[str, int]:
-    """Parameters by role, all layers together, as the module counts itself; their sum is what it holds.
+    """Number of parameters by role, summed over layers, counted on an empty model.
 
-    A tied head has no matrix of its own, so its unembedding is 0. What has no known role is "other"; there is
-    no such entry where everything has one. Not to be changed: later calls return the same dictionary.
+    A tied head has no matrix of its own, so its unembedding is 0. Parameters without a known role are
+    "other", an entry that exists only if there are any. The result is cached: do not change it.
     """
     with torch.device("meta"):
         model = GPT(config)
@@ -49,14 +49,13 @@ def count_parameters(config: GPTConfig) -> dict[str, int]:
 def flops_per_token(config: GPTConfig, length: int | None = None) -> int:
     """Floating-point operations of one training token, forward and backward: 6 N + 12 L C T.
 
-    N leaves out the position embedding, which is added and not multiplied (and the token embedding where an
-    untied head does its multiplications). The formula is that of PaLM (Chowdhery et al., 2022, appendix B).
-    `length` is T, by default `block_size`.
+    N excludes embeddings, which are looked up and not multiplied; a tied token embedding counts as the head.
+    The formula is that of PaLM (Chowdhery et al., 2022, appendix B). `length` is T, by default `block_size`.
     """
     counts = count_parameters(config)
-    looked_up = counts["positions"] + (0 if config.tied_head else counts["embedding"])
+    embeddings = counts["positions"] + (0 if config.tied_head else counts["embedding"])
     context = config.block_size if length is None else length
-    return 6 * (sum(counts.values()) - looked_up) + 12 * config.n_layer * config.n_embd * context
+    return 6 * (sum(counts.values()) - embeddings) + 12 * config.n_layer * config.n_embd * context
 
 
 def shape_settings(config: GPTConfig) -> dict[str, Any]:

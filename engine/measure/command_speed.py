@@ -1,4 +1,4 @@
-"""Measure whole commands: how soon train.py is at work, and at a loss, and how fast prepare.py is."""
+"""Time whole commands: train.py to its first step and to a loss, and prepare.py."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from engine.command_line import ROOT
+from engine.command_line import ROOT, as_arguments
 from engine.errors import UserError
 from engine.measure.timing import ratios, seconds_of, summary, take_turns
 from engine.measure.training_step import PLAIN
@@ -26,11 +26,6 @@ LEAST = (
     "import torch; p = torch.nn.Parameter(torch.ones(2)); p.sum().backward(); torch.optim.AdamW([p]).step()"
 )
 COMPARED = 2**26  # bytes of documents that tiktoken is measured on
-
-
-def as_arguments(settings: dict[str, Any]) -> list[str]:
-    """Settings as train.py takes them."""
-    return [f"--{name}={value}" for name, value in settings.items()]
 
 
 def measure_loss(options: Namespace) -> None:

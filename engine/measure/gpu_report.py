@@ -38,14 +38,14 @@ from engine.training.forward import compiled
 from engine.training.muon import orthogonalise_by_gram, orthogonalise_directly
 from engine.versions import versions
 
-GPU_CONFIG = "configs/gpt2.py"
 Figures = dict[str, Any]
 
 
 def measure_gpu(update: UpdateFunction, options: Namespace) -> None:
     """Run all parts, print their figures, and write them to a JSON file."""
     device = make_current(find_device(options.device))
-    settings = trial_settings(options.config or (GPU_CONFIG if device.type == "cuda" else None), device)
+    config = options.config or ("configs/gpt2.py" if device.type == "cuda" else None)
+    settings = trial_settings(config, device)
     parts: dict[str, Callable[[], Figures]] = {
         "identity": lambda: identity(device),
         "limits": lambda: dict(machine_limits(device)),

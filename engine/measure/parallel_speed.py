@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from engine.command_line import ROOT
 from engine.device import find_device
@@ -95,12 +95,9 @@ def measure_scaling(update: UpdateFunction, options: Namespace) -> None:
     device = find_device(options.device)
     settings = trial_settings(options.config, device)
     sequences = settings.sequences_per_step()
-    most = options.processes or default_processes(device)
-    numbers = [
-        number
-        for number in range(1, most + 1)
-        if sequences % number == 0 and (number & (number - 1) == 0 or number == most)
-    ]
+    max_processes = options.processes or default_processes(device)
+    powers = {2**exponent for exponent in range(max_processes.bit_length())}
+    numbers = [number for number in sorted(powers | {max_processes}) if sequences % number == 0]
     tokens = sequences * settings.block_size
 
     def rate(number: int) -> float:
@@ -153,31 +150,28 @@ def measure_profile(update: UpdateFunction, options: Namespace) -> None:
         run = trial_run(trial_settings(options.config, device), device, world=world)
         forward = compiled(run)
         step = step_function(update, run, in_parallel(run, forward))
-        silent = step_function(update, run, forward)
+        local_step = step_function(update, run, forward)
         step()
         world.barrier()
-        activities = [ProfilerActivity.CPU]
-        activities += [ProfilerActivity.CUDA] if device.type == "cuda" else []
-        with profile(activities=activities) as profiler:
+        with profile() as profiler:
             for _ in range(3):
                 step()
         if world.is_main:
             profiler.export_chrome_trace(str(path))
-        said = f"{options.trace}: three steps of rank 0 of {world.size}"
+        summary_line = f"{options.trace}: three steps of rank 0 of {world.size}"
         if world.size > 1:
             gradients = torch.zeros(sum(x.numel() for x in run.model.parameters()), device=device)
-            seconds, without, sending = median_seconds(
-                world, device, 20, step, silent, lambda: dist.all_reduce(gradients)
-            )
-            said += (
-                f". A step takes {1e3 * seconds:.3g} ms, and {1e3 * without:.3g} ms where nothing is sent; "
-                f"adding up the gradients by itself takes {1e3 * sending:.3g} ms, "
-                f"{hidden_share(seconds, without, sending):.0%} of it hidden"
+            runs = step, local_step, lambda: dist.all_reduce(gradients)
+            seconds, local, all_reduce = median_seconds(world, device, 20, *runs)
+            summary_line += (
+                f". A step takes {1e3 * seconds:.3g} ms, and {1e3 * local:.3g} ms where nothing is sent; "
+                f"adding up the gradients by itself takes {1e3 * all_reduce:.3g} ms, "
+                f"{hidden_share(seconds, local, all_reduce):.0%} of it hidden"
             )
         if world.is_main:
-            print(said)
+            print(summary_line)
 
 
-def hidden_share(step: float, without: float, sending: float) -> float:
+def hidden_share(step: float, local_step: float, communication: float) -> float:
     """The share of the communication that does not lengthen the step, from 0 to 1."""
-    return min(1.0, max(0.0, 1 - (step - without) / sending))
+    return min(1.0, max(0.0, 1 - (step - local_step) / communication))

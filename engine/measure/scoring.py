@@ -87,12 +87,7 @@ def score_text(
     loss = ratio_of(sums, counts)
     nats = math.log(2) * bytes_per_token if bytes_per_token else None  # of a bit per byte
     bits = None if nats is None else Score(loss.value / nats, loss.error / nats)
-    return {
-        "loss": loss,
-        "perplexity": perplexity_of(loss),
-        "bits_per_byte": bits,
-        "tokens": sum(counts),
-    }
+    return {"loss": loss, "perplexity": perplexity_of(loss), "bits_per_byte": bits, "tokens": sum(counts)}
 
 
 def predictions(model: GPT, rows: Sequence[Tensor], counts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -30,15 +30,14 @@ def score_task(model: GPT, tokenizer: Tokenizer, name: str, count: int, batch_si
         raise UserError(
             f"block_size is {model.config.block_size}; an answer has up to {LONGEST_ANSWER} tokens"
         )
-    if not isinstance(tokenizer, ChatTokenizer) and not all(problem.statement for problem in asked):
-        raise UserError(f"{name} is a task for assistants, and the model is none; tune it first")
     replies: list[tuple[str, bool]] = []
-    for first in range(0, count, batch_size):
-        batch = asked[first : first + batch_size]
-        if isinstance(tokenizer, ChatTokenizer):
-            replies += answer_as_assistant(model, tokenizer, batch)
-        else:
-            replies += [complete_as_base(model, tokenizer, problem) for problem in batch]
+    if isinstance(tokenizer, ChatTokenizer):
+        for first in range(0, count, batch_size):
+            replies += answer_as_assistant(model, tokenizer, asked[first : first + batch_size])
+    elif all(problem.statement for problem in asked):
+        replies = [complete_as_base(model, tokenizer, problem) for problem in asked]
+    else:
+        raise UserError(f"{name} is a task for assistants, and the model is none; tune it first")
     solved = [
         float(ended and problem.is_solved_by(text))
         for problem, (text, ended) in zip(asked, replies, strict=True)

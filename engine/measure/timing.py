@@ -1,4 +1,4 @@
-"""What every measurement stands on: turns, a median with its spread, and the machine's limits."""
+"""Shared by all measurements: taking turns, the median with its spread, and the machine's limits."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ def summary(values: Sequence[float]) -> str:
 def take_turns(
     measures: Mapping[Name, Callable[[], float]], rounds: int, warm_up: int = 1
 ) -> dict[Name, list[float]]:
-    """The figures of several measurements, taken in turns, but for the rounds that warm up."""
+    """The figures of several measurements, taken in turns, without those of the warm-up rounds."""
     figures: dict[Name, list[float]] = {name: [] for name in measures}
     for _ in range(warm_up + rounds):
         for name, measure in measures.items():

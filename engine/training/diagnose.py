@@ -1,6 +1,7 @@
 """Find the cause of a divergence: replay the failing update from the last checkpoint, with hooks."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -54,29 +55,21 @@ def _watch(model: nn.Module, run_update: Callable[[], Any]) -> list[str]:
     """Run an update with a hook on every module and every gradient; return what was not finite, in order."""
     found: list[str] = []
 
-    def see_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        """A hook that records the module if its output is not finite."""
+    def see_output(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not _finite(output):
+            found.append(f"the output of {name}")
 
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not _finite(output):
-                found.append(f"the output of {name}")
-
-        return hook
-
-    def see_gradient(name: str) -> Callable[[Tensor], None]:
-        """A hook that records the parameter if its gradient is not finite."""
-
-        def hook(parameter: Tensor) -> None:
-            if parameter.grad is not None and not _finite(parameter.grad):
-                found.append(f"the gradient of {name}")
-
-        return hook
+    def see_gradient(name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None and not _finite(parameter.grad):
+            found.append(f"the gradient of {name}")
 
     handles = [
-        module.register_forward_hook(see_output(name)) for name, module in model.named_modules() if name
+        module.register_forward_hook(functools.partial(see_output, name))
+        for name, module in model.named_modules()
+        if name
     ]
     handles += [
-        parameter.register_post_accumulate_grad_hook(see_gradient(name))
+        parameter.register_post_accumulate_grad_hook(functools.partial(see_gradient, name))
         for name, parameter in model.named_parameters()
     ]
     try:

@@ -20,8 +20,6 @@ def out_of_patience(settings: TrainSettings, state: RunState) -> bool:
 def conclude(run: Run, state: RunState, was_stopped: bool) -> None:
     """Print how the run ended, and the command to try next."""
     say, settings, folder = run.console.say, run.settings, shlex.quote(str(run.folder))
-    if run.metrics is not None:
-        run.metrics.close()
     if run.logger is not None:
         run.logger.finish()
     complete = state.step >= settings.max_iters or out_of_patience(settings, state)

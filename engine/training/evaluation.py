@@ -49,10 +49,8 @@ def evaluate(run: Run, windows: int | None) -> Evaluation:
     block_size = run.settings.block_size
     count = evaluation_windows(run.data.val, block_size, windows)
     with inference_mode_of(run.model):
-        train_loss, val_loss = (
-            mean_loss(run, split, evaluation_windows(split, block_size, count))
-            for split in (run.data.train, run.data.val)
-        )
+        train_loss = mean_loss(run, run.data.train, evaluation_windows(run.data.train, block_size, count))
+        val_loss = mean_loss(run, run.data.val, count)
     per_token = run.data.bytes_per_token(run.data.val)
     return Evaluation(train_loss, val_loss, None if per_token is None else val_loss / math.log(2) / per_token)
 
@@ -61,20 +59,19 @@ def evaluate(run: Run, windows: int | None) -> Evaluation:
 def mean_loss(run: Run, split: Split, windows: int) -> float:
     """Mean loss in nats over the targets of this many fixed windows, divided among the processes."""
     world, settings = run.world, run.settings
-    at_once = run.compute.evaluation_batch or settings.batch_size
+    batch_size = run.compute.evaluation_batch or settings.batch_size
     first, last = (windows * rank // world.size for rank in (world.rank, world.rank + 1))
     total = torch.zeros(2, dtype=torch.float64)  # loss sum, targets
-    batches = evaluation_batches(
-        split, settings.block_size, windows, first, last, at_once, run.model.config.separator
-    )
+    separator = run.model.config.separator
+    batches = evaluation_batches(split, settings.block_size, windows, first, last, batch_size, separator)
     for number, (inputs, targets) in enumerate(batches):
-        run.console.busy(f"evaluating: {split.name}, {number * at_once:,} of {last - first:,} windows")
-        some_have_work(run.model, world, own=True)
-        ids, wanted = (torch.from_numpy(array).to(run.device) for array in (inputs, targets))
+        run.console.busy(f"evaluating: {split.name}, {number * batch_size:,} of {last - first:,} windows")
+        any_has_a_batch(run.model, world, this_one=True)
+        ids = torch.from_numpy(inputs).to(run.device)
         with run.compute.autocast():
-            loss_sum = run.model(ids, wanted)
+            loss_sum = run.model(ids, torch.from_numpy(targets).to(run.device))
         total += torch.tensor([loss_sum.item(), (targets >= 0).sum()], dtype=torch.float64)
-    while some_have_work(run.model, world, own=False):
+    while any_has_a_batch(run.model, world, this_one=False):
         run.model(torch.zeros(1, 1, dtype=torch.int64, device=run.device))
     loss_sum, count = world.all_reduce(total).tolist()
     if not count:
@@ -85,9 +82,9 @@ def mean_loss(run: Run, split: Split, windows: int) -> float:
     return loss_sum / count
 
 
-def some_have_work(model: nn.Module, world: World, own: bool) -> bool:
+def any_has_a_batch(model: nn.Module, world: World, this_one: bool) -> bool:
     """Whether any process has a batch left: the forward pass of a sharded model needs all of them."""
-    return is_sharded(model) and int(world.all_reduce(torch.tensor(int(own)))) > 0
+    return is_sharded(model) and int(world.all_reduce(torch.tensor(int(this_one)))) > 0
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def claim_folder(
     cleanup.callback(run.metrics.close)
     kind = settings.log or ("wandb" if settings.wandb_log else None)
     if kind is not None:
-        told = LoggedRun(
+        logged = LoggedRun(
             project=settings.wandb_project,
             name=settings.wandb_run_name or run.folder.name,
             folder=run.folder,
@@ -87,7 +87,7 @@ def claim_folder(
             step=state.step,
             repeats=repeats and checkpoint is not None,
         )
-        run.logger = GuardedLogger(kind, told, run.console)
+        run.logger = GuardedLogger(kind, logged, run.console)
 
 
 def usual_folder(settings: TrainSettings, sources: Sources) -> Path:
@@ -139,9 +139,8 @@ def save(run: Run, state: RunState) -> None:
     }
     parts: dict[str, dict[str, Tensor]] = {"model": {}}
     for name, parameter in run.model.named_parameters():
-        part = (
-            "score" if name.startswith("score.") else "model"
-        )  # the second head of tune.py is not part of the GPT
+        # The second head that tune.py may add is no part of the GPT.
+        part = "score" if name.startswith("score.") else "model"
         parts.setdefault(part, {})[name] = parameter
     parts["optimizer"] = optimizer_tensors(run.model, run.optimizer)
     try:

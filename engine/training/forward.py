@@ -38,7 +38,7 @@ def training_forward(run: Run, consumed: int) -> Iterator[Any]:
             else:
                 run.console.say(f"note: torch.compile is off, since it fails here ({problem[:200]})")
                 run.compute.compile = False
-                torch.compiler.set_stance("force_eager")  # what is compiled runs as it was written
+                torch.compiler.set_stance("force_eager")  # compiled functions run uncompiled
         yield forward
 
 
@@ -97,8 +97,7 @@ def halve_micro_batch(run: Run) -> None:
     run.compute.batch_size = before // 2
     run.micro_batch, run.micro_steps = share_of_step(sequences, run.compute.batch_size, run.world)
     run.compute.evaluation_batch = run.micro_batch
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     exact = "; it is no longer bit for bit the run that it was" if run.resumed else ""
     run.console.say(
         f"memory: {before} sequences do not fit into the GPU; a process works on {run.micro_batch} at a "

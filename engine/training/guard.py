@@ -19,28 +19,27 @@ class Diverged(UserError):
 class LossGuard:
     """Checks the losses, step after step."""
 
-    def __init__(self, largest_ratio: float | None, scaled: bool) -> None:
-        """`largest_ratio` is the setting loss_spike; `scaled`: a scaler skips updates that overflow."""
-        self.largest_ratio, self.scaled = largest_ratio, scaled
+    def __init__(self, max_ratio: float | None, scaled: bool) -> None:
+        """`max_ratio` is the setting loss_spike; `scaled`: a scaler skips updates that overflow."""
+        self.max_ratio, self.scaled = max_ratio, scaled
         self.losses: deque[float] = deque(maxlen=100)
 
     def check(self, report: Report) -> None:
         """Raise Diverged if loss or gradient is not finite, UserError if the loss jumps up."""
         if report.loss is None:
             return
-        norm_is_right = math.isfinite(report.gradient_norm) or self.scaled
-        if not (math.isfinite(report.loss) and norm_is_right):
+        if not (math.isfinite(report.loss) and (math.isfinite(report.gradient_norm) or self.scaled)):
             raise Diverged(
                 report.step,
                 f"training diverged at step {report.step} (loss {report.loss}, gradient norm "
                 f"{report.gradient_norm}, learning rate {report.learning_rate:.3g}); the checkpoints before "
                 f"it are good, resume with a lower --learning_rate",
             )
-        usual = statistics.fmean(self.losses or [report.loss])
-        if self.largest_ratio is not None and report.loss > self.largest_ratio * usual:
+        mean = statistics.fmean(self.losses or [report.loss])
+        if self.max_ratio is not None and report.loss > self.max_ratio * mean:
             raise UserError(
                 f"the loss of step {report.step} is {report.loss:.4f}, more than loss_spike "
-                f"{self.largest_ratio} times the mean of those before, {usual:.4f}; "
+                f"{self.max_ratio} times the mean of those before, {mean:.4f}; "
                 f"resume from the last checkpoint, or raise loss_spike"
             )
         self.losses.append(report.loss)

@@ -1,17 +1,18 @@
 """Optional loggers: Weights & Biases, trackio, TensorBoard. Their packages are imported when one is used."""
 
+import contextlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from engine.training.metrics import Console
 
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a logger is told of a run when it starts or resumes."""
+    """What a logger needs to know about a run that starts or resumes."""
 
     project: str
     name: str
@@ -27,22 +28,23 @@ class LoggedRun:
         return f"{self.name} from step {self.step}" if self.step else self.name
 
 
-class Logger(Protocol):
-    """What a run needs of a logger. Its methods may raise anything."""
+class Logger:
+    """A run of Weights & Biases, or of trackio, which has its interface. Methods may raise anything."""
 
-    id: str | None  # kept in checkpoints, for LoggedRun.id
-    to_see_it: str | None  # a command
+    id: str | None = None  # kept in checkpoints, for LoggedRun.id
+    view_with: str | None  # a command, or an address
+    _run: Any
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log the fields of one line of metrics.jsonl."""
-        ...
+        self._run.log(values, step=step)
 
-    def finish(self) -> Any:
+    def finish(self) -> None:
         """Send what is left."""
-        ...
+        self._run.finish()
 
 
-class Wandb:
+class Wandb(Logger):
     """A run of Weights & Biases, or a new part of one, in the group of the run's name.
 
     Weights & Biases drops steps that it has seen before, and syncing two offline parts with one id keeps only
@@ -52,61 +54,44 @@ class Wandb:
     def __init__(self, run: LoggedRun) -> None:
         import wandb
 
-        goes_on = run.id is not None and not run.repeats and wandb.setup().settings.mode == "online"
+        resumes = run.id is not None and not run.repeats and wandb.setup().settings.mode == "online"
         self._run = wandb.init(
             project=run.project,
             group=run.name,
-            name=run.name if goes_on else run.part_name,
-            id=run.id if goes_on else None,
-            resume="allow" if goes_on else None,
+            name=run.name if resumes else run.part_name,
+            id=run.id if resumes else None,
+            resume="allow" if resumes else None,
             dir=str(run.folder),
             config=run.settings,
             settings=wandb.Settings(silent=True, init_timeout=30),
         )
-        self.id: str | None = self._run.id
-        offline = self._run.settings.mode == "offline"
-        self.to_see_it = (
-            f"wandb sync {shlex.quote(self._run.settings.sync_dir)}" if offline else self._run.url
-        )
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self._run.log(values, step=step)
-
-    def finish(self) -> None:
-        self._run.finish()
+        self.id = self._run.id
+        self.view_with = self._run.url
+        if self._run.settings.mode == "offline":
+            self.view_with = f"wandb sync {shlex.quote(self._run.settings.sync_dir)}"
 
 
-class Trackio:
+class Trackio(Logger):
     """A run in trackio's local database; a resumed run that repeats steps becomes a new part."""
-
-    id: str | None = None
 
     def __init__(self, run: LoggedRun) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
 
-        self.to_see_it: str | None = f"trackio show --project {shlex.quote(run.project)}"
+        self.view_with = f"trackio show --project {shlex.quote(run.project)}"
         name = run.part_name if run.repeats else run.name
         self._run = trackio.init(
             run.project, name, group=run.name, config=run.settings, resume="allow" if run.step else "never"
         )
 
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self._run.log(values, step=step)
 
-    def finish(self) -> None:
-        self._run.finish()
-
-
-class TensorBoard:
+class TensorBoard(Logger):
     """Event files in the run's folder. TensorBoard hides the older values of repeated steps."""
-
-    id: str | None = None
 
     def __init__(self, run: LoggedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = str(run.folder / "tensorboard")
-        self.to_see_it: str | None = f"tensorboard --logdir {shlex.quote(folder)}"
+        self.view_with = f"tensorboard --logdir {shlex.quote(folder)}"
         self._writer = SummaryWriter(folder, purge_step=run.step + 1)
 
     def log(self, values: dict[str, Any], step: int) -> None:
@@ -118,11 +103,7 @@ class TensorBoard:
         self._writer.close()
 
 
-LOGGERS: dict[str, Callable[[LoggedRun], Logger]] = {
-    "wandb": Wandb,
-    "trackio": Trackio,
-    "tensorboard": TensorBoard,
-}
+LOGGERS = {"wandb": Wandb, "trackio": Trackio, "tensorboard": TensorBoard}
 
 
 class GuardedLogger:
@@ -132,31 +113,30 @@ class GuardedLogger:
         self.kind, self.console = kind, console
         self.id: str | None = None
         self._logger: Logger | None = None
-        try:
-            self._logger = LOGGERS[kind](run)
-            self.id = self._logger.id
-        except Exception as error:  # a logger must not stop the training, whatever its reason
-            self._give_up(error)
+        with self._switched_off_by_errors():
+            logger = LOGGERS[kind](run)
+            self._logger, self.id = logger, logger.id
 
     def record(self, values: dict[str, Any]) -> None:
         """Log a line of metrics.jsonl."""
-        if self._logger is not None:
-            try:
+        with self._switched_off_by_errors():
+            if self._logger is not None:
                 self._logger.log(values, step=values["step"])
-            except Exception as error:  # as above
-                self._give_up(error)
 
     def finish(self) -> None:
-        """End the logging, and print the command that shows it."""
-        if self._logger is not None:
-            try:
+        """End the logging, and print how to view it."""
+        with self._switched_off_by_errors():
+            if self._logger is not None:
                 self._logger.finish()
-                if self._logger.to_see_it is not None:
-                    self.console.say(f"{self.kind}: {self._logger.to_see_it}")
-            except Exception as error:  # as above
-                self._give_up(error)
+                if self._logger.view_with is not None:
+                    self.console.say(f"{self.kind}: {self._logger.view_with}")
 
-    def _give_up(self, error: Exception) -> None:
-        self._logger = None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        self.console.say(f"warning: {self.kind} is off from here on ({reason}); metrics.jsonl has everything")
+    @contextlib.contextmanager
+    def _switched_off_by_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a logger must not stop the training, whatever its reason
+            self._logger = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            text = f"warning: {self.kind} is off from here on ({reason}); metrics.jsonl has everything"
+            self.console.say(text)

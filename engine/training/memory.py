@@ -25,8 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -100,16 +98,6 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class AttentionWithoutDropout(TorchFunctionMode):
-    """Drops the dropout of `scaled_dot_product_attention`, which would rule out the CPU's fused kernel."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is F.scaled_dot_product_attention:
-            query, key, value, mask, _, causal = args
-            return function(query, key, value, mask, 0.0, causal)
-        return function(*args, **(kwargs or {}))
-
-
 def bytes_of(module: nn.Module) -> int:
     """Bytes of a module's parameters."""
     return sum(parameter.nbytes for parameter in module.parameters())
@@ -138,15 +126,16 @@ class TrainingMemory:
         micro_batch, micro_steps = share_of_step(self.settings.sequences_per_step(), batch_size, self.world)
         weights, gradients, optimizer, update = self.state_bytes()
         update //= self.world.size  # Muon's work is shared out
-        at_work = self.pass_bytes(micro_batch, first=micro_steps == 1)
+        pass_peak = self.pass_bytes(micro_batch, first=micro_steps == 1)
         if uses_fsdp(self.settings, self.world):
-            size, whole = self.world.size, gradients
+            size, unsharded_gradients = self.world.size, gradients
             weights, gradients, optimizer = -(-weights // size), -(-gradients // size), -(-optimizer // size)
-            at_work += self.gathered_bytes()
-            at_work += whole if micro_steps > 1 else gradients  # they are summed and sliced once a step
-        at_peak = max(at_work, gradients + update)
-        heap = HEAP_UNUSED * (weights + optimizer + at_peak) if self.compute.device == "cpu" else 0
-        return Memory(weights, optimizer, at_peak, int(heap))
+            pass_peak += self.gathered_bytes()
+            # Gradients are summed in full and sharded once a step.
+            pass_peak += unsharded_gradients if micro_steps > 1 else gradients
+        peak = max(pass_peak, gradients + update)
+        heap = HEAP_UNUSED * (weights + optimizer + peak) if self.compute.device == "cpu" else 0
+        return Memory(weights, optimizer, peak, int(heap))
 
     def evaluation_batch(self, batch_size: int, memory: Memory) -> int:
         """Sequences per evaluation batch: `EVALUATION_TOKENS` worth of them, at least a training batch.
@@ -221,8 +210,7 @@ class TrainingMemory:
     @contextlib.contextmanager
     def fake_model(self) -> Iterator[tuple[GPT, LiveBytes]]:
         """Yields a model of fake tensors on the CPU, set up as in training, and the count of live bytes."""
-        attention = contextlib.nullcontext() if self.compute.device == "cpu" else AttentionWithoutDropout()
-        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live, attention:
+        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
             usual = torch.get_default_dtype()
             torch.set_default_dtype(self.compute.weights_dtype())  # fake parameters cannot be converted
             try:
@@ -233,6 +221,8 @@ class TrainingMemory:
                 kernels.install(model, self.compute.attention_kernel)
             else:  # what `install` does there, where neither attention nor dropout is replaced
                 model.loss = kernels.chunked_sum_of_losses
+                for layer in kernels.attention_layers(model):  # dropout would rule out the fused kernel
+                    layer.attention_dropout = 0.0
             if self.settings.recompute:
                 recompute_blocks(model)
             yield model, live

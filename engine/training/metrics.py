@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from engine.console import silence
 from engine.errors import UserError
+from engine.system import write_whole
 
 
 class Console:
@@ -104,9 +105,7 @@ class MetricsLog:
         lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         if lines:
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
-            os.replace(temporary, self.path)
+            write_whole(self.path, b"".join(line + b"\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         return len(kept) < len(lines)
 
@@ -127,9 +126,8 @@ class MetricsLog:
 
     def close(self) -> None:
         if self._file is not None:
-            file, self._file = self._file, None
-            with contextlib.suppress(OSError):  # a full disk, of which `record` has told
-                file.close()
+            with contextlib.suppress(OSError):  # a full disk, which `record` has reported
+                self._file.close()
 
 
 def _step_of(line: bytes) -> float:

@@ -69,26 +69,26 @@ class Clock:
     """Counts seconds of training; pause it during other work."""
 
     def __init__(self, step: int, seconds: float) -> None:
-        self._before = seconds
-        self._since: float | None = None
-        self._asked = (step, seconds)
+        self._earlier = seconds
+        self._started: float | None = None
+        self._last_report = (step, seconds)
 
     @property
     def seconds(self) -> float:
         """Seconds so far."""
-        return self._before + (0.0 if self._since is None else time.perf_counter() - self._since)
+        return self._earlier + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def steps_per_second(self, step: int, seconds: float) -> float:
         """Steps per second since the last call (or the start), up to a step that ended at `seconds`."""
-        steps, spent = step - self._asked[0], seconds - self._asked[1]
-        self._asked = (step, seconds)
+        steps, spent = step - self._last_report[0], seconds - self._last_report[1]
+        self._last_report = (step, seconds)
         return steps / spent if spent > 0 else 0.0
 
     def start(self) -> None:
         """Start counting, if paused."""
-        if self._since is None:
-            self._since = time.perf_counter()
+        if self._started is None:
+            self._started = time.perf_counter()
 
     def pause(self) -> None:
         """Stop counting until `start`."""
-        self._before, self._since = self.seconds, None
+        self._earlier, self._started = self.seconds, None

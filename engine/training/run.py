@@ -14,7 +14,6 @@ from engine.parallel.world import World
 from engine.settings import TrainSettings
 from engine.shape import flops_per_token
 from engine.training.loggers import GuardedLogger
-from engine.training.memory import Memory
 from engine.training.metrics import Console, MetricsLog
 from model import GPT
 
@@ -38,9 +37,8 @@ class RunState:
         windows, empty = meta.get("evaluation_windows"), meta.get("steps_without_targets", 0)
         if not (windows is None or (type(windows) is int and windows > 0)) or type(empty) is not int:
             raise UserError("the checkpoint's evaluation_windows or steps_without_targets is damaged")
-        return cls(
-            **{field.name: meta[field.name] for field in dataclasses.fields(cls) if field.name in meta}
-        )
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in meta.items() if name in names})
 
     def count_evaluation(self, val_loss: float) -> None:
         """Record an evaluation at this step: the best one so far, or one more without a gain."""
@@ -73,7 +71,6 @@ class Run:
     resumed: bool
     micro_batch: int = 1  # sequences that this process works on at a time
     micro_steps: int = 1  # micro-batches of a step
-    memory: Memory | None = None  # predicted
     folder: Path | None = None  # None if nothing is written; the two logs are None on all ranks but 0
     metrics: MetricsLog | None = None
     logger: GuardedLogger | None = None
@@ -92,12 +89,8 @@ class Run:
 
     def record(self, step: int, kind: str, seconds: float, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and hand it to the logger; only rank 0 has these."""
-        line = {
-            "step": step,
-            "kind": kind,
-            "tokens": step * self.tokens_per_step,
-            "seconds": round(seconds, 4),
-        }
+        tokens = step * self.tokens_per_step
+        line = {"step": step, "kind": kind, "tokens": tokens, "seconds": round(seconds, 4)}
         for log in (self.metrics, self.logger):
             if log is not None:
                 log.record(line | values)

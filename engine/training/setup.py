@@ -28,7 +28,7 @@ from engine.settings import STARTS, TrainSettings, TuneSettings
 from engine.shape import count_parameters, empty_model, model_config, shape_settings
 from engine.training.evaluation import windows_of
 from engine.training.folder import claim_folder, refuse_taken_folder, usual_folder
-from engine.training.memory import Memory, TrainingMemory, available_bytes, gigabytes
+from engine.training.memory import TrainingMemory, available_bytes, gigabytes
 from engine.training.metrics import Console
 from engine.training.optimizer import make_optimizer
 from engine.training.run import Run, RunState
@@ -75,9 +75,11 @@ def set_up(
     micro_batch, _ = share_of_step(settings.sequences_per_step(), settings.batch_size, world)
     ensure_prepared(settings.dataset, world, console)
     data = open_dataset(settings.dataset, settings.block_size)
+    if pretrained is not None:
+        pretrained = finetuned(pretrained, settings, data)
     state = starting_state(settings, data, checkpoint, console)
-    goes_on = checkpoint is not None and not settings.eval_only
-    if goes_on and all_steps_are_made(settings, state, folder, console):
+    continues = checkpoint is not None and not settings.eval_only
+    if continues and all_steps_are_made(settings, state, folder, console):
         return None
 
     if checkpoint is None or checkpoint.meta["choices"]["device"] != compute.device:
@@ -86,20 +88,19 @@ def set_up(
     shape = model_config(settings, data.tokenizer.vocab_size, data.separator(settings.documents))
     if checkpoint is not None:
         shape = dataclasses.replace(checkpoint.model_config(), dropout=settings.dropout)
-    micro_batch, micro_steps, memory = fit_memory(
-        shape, settings, compute, device, world, console, resumed=checkpoint is not None
-    )
-    model = make_model(shape, settings, compute, device, data, world, checkpoint, pretrained)
+    predictor = TrainingMemory(shape, settings, compute, world)
+    micro_batch, micro_steps = fit_memory(predictor, device, console, resumed=checkpoint is not None)
+    model = make_model(shape, settings, compute, device, world, checkpoint, pretrained)
     optimizer = make_optimizer(model, settings, world)
     scaler = torch.amp.GradScaler(device.type, enabled=compute.dtype == "float16")
     if checkpoint is not None:
         restore_optimizer(model, optimizer, checkpoint.tensors("optimizer"))
         restore_scaler(scaler, checkpoint.meta["scaler"])
-    own = {"rank": world.rank, "host": socket.gethostname(), "device": str(device), "seed": settings.seed}
+    rank = {"rank": world.rank, "host": socket.gethostname(), "device": str(device), "seed": settings.seed}
     run = Run(
         settings=settings, world=world, console=console, compute=compute, used_cpu_part=on_cpu, device=device,
         data=data, model=model, optimizer=optimizer, scaler=scaler, micro_batch=micro_batch,
-        micro_steps=micro_steps, memory=memory, ranks=world.all_gather(own), resumed=checkpoint is not None,
+        micro_steps=micro_steps, ranks=world.all_gather(rank), resumed=checkpoint is not None,
     )  # fmt: skip
     note_details(run)
     if not settings.eval_only:
@@ -229,8 +230,7 @@ def starting_state(
     if checkpoint is not None:
         check_resumable(settings, data, checkpoint)
         if checkpoint.meta["data"]["fingerprint"] != data.fingerprint:
-            since = "has changed since this run began; its sequences are not those of before"
-            console.say(f"warning: {data.folder} {since}")
+            console.say(f"warning: {data.folder} has changed since this run began, and so have its sequences")
         return resumed_state(checkpoint, settings, console)
     if settings.init_from != "auto" and settings.out_dir is not None:
         refuse_taken_folder(Path(settings.out_dir))
@@ -252,27 +252,21 @@ def probe(
 
 
 def fit_memory(
-    shape: GPTConfig,
-    settings: TrainSettings,
-    compute: Compute,
-    device: torch.device,
-    world: World,
-    console: Console,
-    resumed: bool,
-) -> tuple[int, int, Memory]:
-    """(micro-batch, micro-batches per step, predicted memory): `batch_size`, halved until it fits everywhere.
+    predictor: TrainingMemory, device: torch.device, console: Console, resumed: bool
+) -> tuple[int, int]:
+    """The micro-batch, which is `batch_size`, halved until it fits everywhere, and their number per step.
 
     The sequences of a step stay the same. A resumed run starts with the size in its checkpoint.
     """
+    settings, compute, world = predictor.settings, predictor.compute, predictor.world
     wanted, sequences = compute.batch_size or settings.batch_size, settings.sequences_per_step()
-    free = [own for own in world.all_gather(available_bytes(device, world.local_size)) if own is not None]
+    free = [one for one in world.all_gather(available_bytes(device, world.local_size)) if one is not None]
     available = min(free, default=None)
-    counted = TrainingMemory(shape, settings, compute, world)
-    size, memory = counted.fit(wanted, available)
+    size, memory = predictor.fit(wanted, available)
     if size < settings.batch_size:
         compute.batch_size = size
     if size < wanted or compute.evaluation_batch is None:
-        compute.evaluation_batch = counted.evaluation_batch(size, memory)
+        compute.evaluation_batch = predictor.evaluation_batch(size, memory)
     micro_batch, micro_steps = share_of_step(sequences, size, world)
     if available is not None and size < wanted:
         exact = "; it is no longer bit for bit the run that it was" if resumed else ""
@@ -285,7 +279,8 @@ def fit_memory(
             f"warning: training is predicted to take {gigabytes(memory.total)}, and {gigabytes(available)} "
             f"are free; a smaller n_layer, n_embd or block_size takes less"
         )
-    return micro_batch, micro_steps, memory
+    console.details.append(f"memory: a process is predicted to take up to {memory}")
+    return micro_batch, micro_steps
 
 
 def make_model(
@@ -293,7 +288,6 @@ def make_model(
     settings: TrainSettings,
     compute: Compute,
     device: torch.device,
-    data: Dataset,
     world: World,
     checkpoint: Checkpoint | None,
     pretrained: Pretrained | None,
@@ -305,7 +299,7 @@ def make_model(
     if checkpoint is not None:
         model = checkpoints.model_from(checkpoint, device, dtype, settings.dropout, empty)
     elif pretrained is not None:
-        model = finetuned(pretrained, settings, data).model(device, dtype, empty)
+        model = pretrained.model(device, dtype, empty)
     else:
         model = empty(shape, device, dtype)
         model.init_weights(settings.seed, copy_into)
@@ -318,7 +312,6 @@ def make_model(
 def note_details(run: Run) -> None:
     """Collect the details that config.json records and `--verbose` prints."""
     note = run.console.details.append
-    note(f"memory: a process is predicted to take up to {run.memory}")
     note(f"processes: {describe_ranks(run.ranks)}")
     if run.settings.optimizer == "muon":
         matrices = run.optimizer.param_groups[0]["params"]

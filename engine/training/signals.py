@@ -32,7 +32,7 @@ class StopRequests:
         self.updating = False
         self.patience = AGREEMENT_SECONDS
         self._world = world
-        self._at = 0.0
+        self._received_at = 0.0
         self._handlers_before: dict[int, Any] = {}
         self._wake, self._woken = socket.socketpair()
         self._ended = threading.Event()
@@ -72,12 +72,12 @@ class StopRequests:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
-            self.received, self._at = number, now
+            self.received, self._received_at = number, now
             if self._world.is_main:
                 with contextlib.suppress(OSError):  # the terminal is gone
                     os.write(2, b"stopping: a checkpoint is written after the step in progress\n")
         # A terminal sends Ctrl-C to all processes, and torchrun passes it on once more.
-        elif number == signal.SIGINT and now - self._at > 2:
+        elif number == signal.SIGINT and now - self._received_at > 2:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:

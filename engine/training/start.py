@@ -82,32 +82,29 @@ def finetuned(pretrained: Pretrained, settings: TrainSettings, data: Dataset) ->
 
 def find_start(sources: Sources, world: World, console: Console) -> tuple[Path | None, Checkpoint | None]:
     """The folder and checkpoint to resume; (None, None) for a new run. Rank 0 searches, all ranks read."""
-    init_from, out_dir, which = (sources.get(name) for name in ("init_from", "out_dir", "checkpoint"))
-    found: list[str] | None = None
-    if world.is_main and init_from in ("resume", "auto"):
-        found = _find_checkpoint(sources, init_from, out_dir, which, console)
+    found = None
+    if world.is_main and sources.get("init_from") in ("resume", "auto"):
+        found = _find_checkpoint(sources, console)
     found = world.broadcast(found)
     if found is None:
         return None, None
-    checkpoint = checkpoints.read_checkpoint(Path(found[1]))
+    run, folder = found
+    checkpoint = checkpoints.read_checkpoint(Path(folder))
     if "choices" not in checkpoint.meta:  # made by convert.py
         raise UserError(
-            f"{found[0]} holds weights and no training state; start from them: "
-            f"--init_from={shlex.quote(found[0])}"
+            f"{run} holds weights and no training state; start from them: --init_from={shlex.quote(run)}"
         )
     require_resumable(checkpoint)
-    return Path(found[0]), checkpoint
+    return Path(run), checkpoint
 
 
-def _find_checkpoint(
-    sources: Sources, init_from: str, out_dir: str | None, which: str, console: Console
-) -> list[str] | None:
-    """[run folder, checkpoint folder], or None if "auto" finds no run. Raises UserError."""
-    name = run_name(sources)
+def _find_checkpoint(sources: Sources, console: Console) -> tuple[str, str] | None:
+    """The folders of a run and its checkpoint, or None if "auto" finds no run. Raises UserError."""
+    name, out_dir, which = run_name(sources), sources.get("out_dir"), sources.get("checkpoint")
     runs = [Path(out_dir)] if out_dir is not None else find_runs(name=name)
     runs = [run for run in runs if checkpoint_folders(run)]
     if not runs:
-        if init_from == "auto":
+        if sources.get("init_from") == "auto":
             return None
         if out_dir is not None and (Path(out_dir) / NANOGPT_FILE).is_file():
             weights = shlex.quote(str(Path(out_dir) / NANOGPT_FILE))
@@ -119,11 +116,11 @@ def _find_checkpoint(
         instead = similar_run(where, otherwise="; start one without --init_from=resume")
         raise UserError(f"there is no run to resume in {where}{instead}")
     if which != "last":
-        return [str(runs[0]), str(checkpoints.open_checkpoint(runs[0], which).folder)]
+        return str(runs[0]), str(checkpoints.open_checkpoint(runs[0], which).folder)
     checkpoint, remarks = checkpoints.open_newest(runs[0])
     for remark in remarks:
         console.say(f"warning: {remark}")
-    return [str(runs[0]), str(checkpoint.folder)]
+    return str(runs[0]), str(checkpoint.folder)
 
 
 def run_name(sources: Sources) -> str | None:
@@ -143,8 +140,8 @@ def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
     same_tokenizer = checkpoint.meta["tokenizer"] == data.tokenizer.to_dict()
     if not same_tokenizer or checkpoint.model_config().vocab_size < data.tokenizer.vocab_size:
         raise UserError(
-            f"the vocabulary of {data.folder} is not the one that {checkpoint.folder} was trained with; put "
-            f"the data set of then back, or start a new run without --init_from"
+            f"the vocabulary of {data.folder} is not the one that {checkpoint.folder} was trained with; "
+            f"restore that data set, or start a new run without --init_from"
         )
 
 
@@ -182,18 +179,12 @@ def learning_rate_jump(before: dict[str, Any], settings: TrainSettings, step: in
             jumps.append(f"the {name.replace('_', ' ')} goes from {last:.3g} to {coming:.3g}")
     if not jumps:
         return None
-    then, now = _schedule_of(old, settings), _schedule_of(settings, old)
+    then, now = (
+        {name: getattr(given, name) for name in SCHEDULE} | {"lr_decay_iters": given.decay_steps()}
+        for given in (old, settings)
+    )
     keeping = " ".join(f"--{name}={then[name]}" for name in SCHEDULE if then[name] != now[name])
     return f"{' and '.join(jumps)}; {keeping} keeps {'it' if len(jumps) == 1 else 'them'} where it was"
-
-
-def _schedule_of(settings: TrainSettings, other: TrainSettings) -> dict[str, Any]:
-    """The settings of the schedule, with the values that lr_decay_iters and min_lr take by default."""
-    found = {name: getattr(settings, name) for name in SCHEDULE}
-    found["lr_decay_iters"] = settings.decay_steps()
-    if settings.min_lr is not None or other.min_lr is not None:
-        found["min_lr"] = settings.lowest_learning_rate()
-    return found
 
 
 def resumed_state(checkpoint: Checkpoint, settings: TrainSettings, console: Console) -> RunState:
@@ -213,9 +204,8 @@ def resumed_state(checkpoint: Checkpoint, settings: TrainSettings, console: Cons
         state.evaluation_windows = windows_of(settings)
     state.forget_best()
     windows = "all windows" if state.evaluation_windows is None else f"{state.evaluation_windows} windows"
-    reason = (
-        "eval_iters has changed" if known else "the checkpoint is older than the rule that a run keeps them"
-    )
+    older = "the checkpoint is older than the rule that a run keeps them"
+    reason = "eval_iters has changed" if known else older
     console.say(f"evaluation: from here on {windows} of each split ({reason}); the best loss starts anew")
     return state
 
@@ -223,7 +213,7 @@ def resumed_state(checkpoint: Checkpoint, settings: TrainSettings, console: Cons
 def all_steps_are_made(
     settings: TrainSettings, state: RunState, folder: Path | None, console: Console
 ) -> bool:
-    """Whether a resumed run has no step left; that is said."""
+    """Whether a resumed run has no step left; if so, say it."""
     if state.step < settings.max_iters:
         return False
     steps = f"{state.step:,} steps; --max_iters={2 * state.step} goes on"

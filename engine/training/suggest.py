@@ -14,9 +14,8 @@ SMALL = dict(
     n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, learning_rate=1e-3, beta2=0.99
 )  # fmt: skip
 MEDIUM = dict(n_layer=8, n_head=8, n_embd=512, block_size=512, batch_size=64, learning_rate=1e-3)
-GPT2 = dict(
-    n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12
-)  # its smallest, and nanoGPT's batch
+# The smallest GPT-2, with nanoGPT's batch.
+GPT2 = dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12)
 # (largest number of training tokens, epochs, settings)
 SIZES: list[tuple[float, float, dict[str, Any]]] = [
     (3e6, 30, SMALL | dict(dropout=0.2)),
@@ -30,7 +29,7 @@ ON_CPU = dict(
     n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, dropout=0.0, learning_rate=3e-3, beta2=0.99
 )
 CPU_STEPS = 2000
-FEWEST_STEPS, MOST_STEPS = 500, 600_000
+MIN_STEPS, MAX_STEPS = 500, 600_000
 FROM_WEIGHTS = ("n_layer", "n_head", "n_embd", "block_size", "dropout")
 FINETUNING = 1 / 20  # of the learning rate, so that pretrained weights are adapted and not replaced
 
@@ -49,34 +48,31 @@ def suggest(
     if on_cpu or tokens["train"] <= 3e8:
         chosen["gradient_accumulation_steps"] = 1
     longest = max(1, min(tokens.values()) - 1)
-    chosen["block_size"] = min(chosen["block_size"], 1 << (longest.bit_length() - 1))
+    chosen["block_size"] = min(chosen["block_size"], 1 << (longest.bit_length() - 1))  # a power of two
     chosen |= given
     if "n_embd" in given and "n_head" not in given:
-        chosen["n_head"] = max(
-            heads for heads in range(1, chosen["n_head"] + 1) if given["n_embd"] % heads == 0
-        )
+        numbers = range(1, chosen["n_head"] + 1)
+        chosen["n_head"] = max(heads for heads in numbers if given["n_embd"] % heads == 0)
     if "n_head" in given and "n_embd" not in given:
         chosen["n_embd"] = given["n_head"] * max(1, round(chosen["n_embd"] / given["n_head"]))
     step = chosen["batch_size"] * chosen.get("gradient_accumulation_steps", 40) * chosen["block_size"]
-    steps = (
-        CPU_STEPS if on_cpu else min(MOST_STEPS, max(FEWEST_STEPS, round(epochs * tokens["train"] / step)))
-    )
-    steps = given.get("max_iters", steps)
+    steps = min(MAX_STEPS, max(MIN_STEPS, round(epochs * tokens["train"] / step)))
+    steps = given.get("max_iters", CPU_STEPS if on_cpu else steps)
     chosen |= {
         "max_iters": steps,
         "warmup_iters": min(2000, steps // 20),
-        "eval_interval": max(FEWEST_STEPS // 10, min(1000, steps // 10)),
+        "eval_interval": max(MIN_STEPS // 10, min(1000, steps // 10)),
         "log_interval": 1 if steps < 100 else 10,
     }
-    useless = set(given)
+    left_out = set(given)
     if "learning_rate" in given:  # beta2 belongs to the learning rate that it is suggested with
-        useless.add("beta2")
+        left_out.add("beta2")
     if given.get("decay_lr") is False:
-        useless.add("warmup_iters")
+        left_out.add("warmup_iters")
     if from_weights:
-        useless |= set(FROM_WEIGHTS)
+        left_out |= set(FROM_WEIGHTS)
         chosen["learning_rate"] = FINETUNING * chosen.get("learning_rate", 6e-4)
-    return {name: value for name, value in chosen.items() if name not in useless}
+    return {name: value for name, value in chosen.items() if name not in left_out}
 
 
 def names_dataset(sources: Sources) -> bool:
