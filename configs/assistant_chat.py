@@ -15,13 +15,13 @@ decay_share = 0.9
 
 learning_rate = 5e-3
 muon_learning_rate = 0.02
-max_iters = 600
+max_iters = 800
 warmup_iters = 20
 min_lr = 0.0
 beta2 = 0.99
 weight_decay = 0.0
 
-eval_interval = 300
+eval_interval = 400
 eval_iters = 4
 log_interval = 50
 sample_tokens = 60

@@ -15,7 +15,7 @@ PROSE = {
     "arithmetic": 6, "sums_alone": 1, "spelling": 3, "counting": 8, "reversing": 3, "sorting": 3, "facts": 3
 }  # fmt: skip
 ASKED = {
-    "arithmetic": 7, "sums_alone": 1, "calculator": 6, "spelling": 2, "counting": 8, "reversing": 3,
+    "arithmetic": 6, "sums_alone": 1, "calculator": 10, "spelling": 2, "counting": 7, "reversing": 3,
     "sorting": 3, "facts": 2, "unknown": 2,
 }  # fmt: skip
 # How most answers to some tasks begin, by chance: a habit that preferences for short answers can break.

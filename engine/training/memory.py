@@ -221,7 +221,7 @@ class TrainingMemory:
                 kernels.install(model, self.compute.attention_kernel)
             else:  # what `install` does there, where neither attention nor dropout is replaced
                 model.loss = kernels.chunked_sum_of_losses
-                for layer in kernels.attention_layers(model):  # dropout would rule out the fused kernel
+                for layer in kernels.modules_with(model, "attend"):  # dropout would rule out the fused kernel
                     layer.attention_dropout = 0.0
             if self.settings.recompute:
                 recompute_blocks(model)
