@@ -3,7 +3,7 @@
     python bench.py train     a training step of the CPU-sized setting, ours and the baseline's
     python bench.py train --config configs/shakespeare_char_fast.py
     python bench.py loss      what the fast setting reaches, and how soon; --compare: beside which setting
-    python bench.py sample    tokens per second with the KV cache, small model and GPT-2's shape
+    python bench.py sample    tokens per second in fp32, bf16 and int8, against no cache and transformers
     python bench.py start     from the start of train.py to its first step
     python bench.py memory    predicted and measured memory of training, for some shapes
     python bench.py prepare   how fast prepare.py is, against tokenizing alone
@@ -14,7 +14,7 @@
 
 Every figure is a median over rounds with its spread (10th to 90th percentile); ours and the baseline take
 turns, so a machine that slows down slows both. The baseline is what one writes first: PyTorch's defaults,
-AdamW unfused, nothing compiled; for sampling, no cache.
+AdamW unfused, nothing compiled; for sampling, no cache, and the library transformers if it is installed.
 """
 
 from argparse import Namespace

@@ -44,7 +44,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
         "--dtype",
         choices=("auto", "float32", "bfloat16", "int8"),
         default="auto",
-        help="precision of the arithmetic (default: auto)",
+        help="precision; auto chooses as sample.py does (default: auto)",
     )
     add("--threads", type=at_least_one, help="CPU threads (default: the machine's cores)")
     add("--web", action="store_true", help="serve a page to talk on, and the API")
@@ -69,8 +69,9 @@ from engine.explore.pages import explorer_page, open_explorer, short_name
 from engine.generation import Sampling
 from engine.json_files import read_json_object
 from engine.runs import RUNS_FOLDER, checkpoint_folders, find_runs
+from engine.text.tokenizer import print_note
 from engine.web.server import Answers, make_server, serve
-from engine.weights.generating import ready_to_generate
+from engine.weights.precision import ready_to_generate
 from engine.weights.pretrained import read_pretrained
 from model import derive_seed
 from tasks.calculator import answer_to
@@ -99,7 +100,7 @@ def load(source: str, options: Namespace) -> Assistant:
     tokenizer = found.chat_tokenizer()
     model, remark = ready_to_generate(found, options.device, options.dtype, options.threads)
     if remark:
-        print(f"note: {remark}")
+        print_note(remark)
     return Assistant(model, tokenizer, answer_to)
 
 

@@ -27,7 +27,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--to", nargs=2, required=True, metavar=("KIND", "PLACE"), help=targets)
     add("--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)")
     add("--text", type=Path, help="the text that a nanoGPT model of characters was trained on")
-    add("--block_size", type=at_least_one, help="keep only the first positions (default: all)")
+    add("--block_size", type=at_least_one, help="positions to keep, from the first (default: all)")
     options = parser.parse_args(arguments)
     kind = options.to[0]
     if kind not in ("hf", "gguf", "run"):

@@ -39,7 +39,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--stride", type=at_least_one, help="tokens that a window moves on by (default: block_size)")
     add("--hellaswag", type=Path, metavar="FILE", help="hellaswag_val.jsonl (default: downloaded)")
     add("--lambada", type=Path, metavar="FILE", help="lambada_test.jsonl (default: downloaded)")
-    add("--limit", type=at_least_one, help="only the first examples, or tokens of a text (default: all)")
+    add("--limit", type=at_least_one, help="examples, or tokens of a text, from the first (default: all)")
     add("--batch_size", type=at_least_one, default=8, help="sequences at a time (default: 8)")
     add("--checkpoint", default="best", help="which one of a run: best, last, step-… (default: best)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps or xpu (default: auto)")
@@ -57,7 +57,7 @@ import torch
 
 from engine.data.dataset import open_dataset
 from engine.device import Compute, choose_threads, find_device
-from engine.kernels import quantize
+from engine.kernels import quantize, require_int8
 from engine.measure.benchmarks import read_hellaswag, read_lambada, score_hellaswag, score_lambada
 from engine.measure.scoring import Figures, score_text
 from engine.measure.tasks import score_task
@@ -79,6 +79,8 @@ def score(options: Namespace) -> None:
         options.model = str(newest_run("to score"))
         print(f"the newest run: {options.model}")
     device = find_device(options.device)
+    if options.dtype == "int8":
+        require_int8(device)
     dtype = "float32" if options.dtype == "int8" else options.dtype
     compute = Compute(device.type, dtype, False, choose_threads(options.threads, 1))
     compute.apply()

@@ -33,8 +33,8 @@ import torch
 
 from engine.generation import Sampling, TextStream, stream
 from engine.runs import newest_run
-from engine.text.tokenizer import BYTE_ORDER_MARK, Tokenizer, encode_prompt
-from engine.weights.generating import ready_to_generate
+from engine.text.tokenizer import BYTE_ORDER_MARK, Tokenizer, encode_prompt, print_note
+from engine.weights.precision import ready_to_generate
 from engine.weights.pretrained import read_pretrained
 from model import GPT
 
@@ -56,7 +56,7 @@ def sample(sources: Sources) -> None:
     tokenizer = found.known_tokenizer()
     model, remark = ready_to_generate(found, settings.device, settings.dtype, settings.threads)
     if remark:
-        print(f"note: {remark}", file=sys.stderr)
+        print_note(remark)
     if settings.interactive:
         converse(model, tokenizer, settings)
     else:

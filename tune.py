@@ -6,8 +6,9 @@
     python tune.py --preferences=pairs.jsonl --init_from=out/my_chat --learning_rate=1e-5 --max_iters=500
     python tune.py configs/assistant_reward.py --init_from=resume
 
-Each method is a class with its update, as the algorithm reads, and its evaluation. A step is a function of
-the seed and its number, so a run that is stopped and resumed ends in the same weights as one that is not.
+Each method is a class: `update` reads like the algorithm, `evaluate` measures what it has learned. A step is
+a function of the seed and its number, so a run that is stopped and resumed ends in the same weights as one
+that is not.
 """
 
 import contextlib
@@ -75,7 +76,8 @@ def tune(sources: Sources) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# methods
+# methods. RewardModel and DPO learn from pairs of answers and differ in the margin; GRPO and PPO draw answers
+# to questions and differ in the update. Inheritance says what is shared, no more.
 
 
 class RewardModel:
@@ -115,7 +117,7 @@ class RewardModel:
 class DPO(RewardModel):
     """Direct preference optimization (Rafailov et al., 2023): the model itself is the reward model.
 
-    The score of an answer is β times its log-ratio to the reference, so the first margins are 0.
+    β times an answer's log-ratio to the reference takes the place of the head, so the first margins are 0.
     """
 
     def __init__(self, run: Run, settings: TuneSettings) -> None:
@@ -128,7 +130,7 @@ class DPO(RewardModel):
                 pairs.reference = torch.cat(found, dim=1)
 
     def margins(self, rows: Rows, pairs: EncodedPairs, numbers: list[int]) -> Tensor:
-        """How much more than the reference the model prefers the chosen answers, (B,)."""
+        """β times the difference of the two answers' log-ratios to the reference, (B,)."""
         now = log_probabilities_of_pairs(self.run.model, rows)
         return losses.preference_margins(now, pairs.reference[:, numbers], self.settings.beta)
 
@@ -170,7 +172,7 @@ class GRPO:
         return update(run, loss, batch, step), figures
 
     def evaluate(self) -> Figures:
-        """How the most probable answers do on training problems that no step asks.
+        """How the most probable answers do on training problems, drawn apart from those of the steps.
 
         So the held-out problems choose nothing, not even the best checkpoint.
         """
@@ -189,7 +191,7 @@ class PPO(GRPO):
     """Proximal policy optimization (Schulman et al., 2017) of a reward model's scores (Ouyang et al., 2022).
 
     A second head, the value function, learns the return from each token on; the advantage is what exceeds it.
-    Answers are drawn and evaluated as in GRPO.
+    Rollout and evaluation are those of GRPO; advantage and loss are not.
     """
 
     def __init__(self, run: Run, settings: TuneSettings) -> None:
@@ -203,8 +205,8 @@ class PPO(GRPO):
         asked, answers = self.rollout(step)
         drawn = answers.drawn
 
-        earned, reference, values = self.look_at(answers)
-        returns = losses.returns_to_go(earned, answers.log_probabilities - reference, settings.beta)
+        scored, reference, values = self.scores_and_values(answers)
+        returns = losses.returns_to_go(scored, answers.log_probabilities - reference, settings.beta)
         advantages = returns - values
         advantages = (advantages - advantages[drawn].mean()) / (advantages[drawn].std() + 1e-6)
 
@@ -222,14 +224,14 @@ class PPO(GRPO):
             batch = Batch(answers.batches(settings.batch_size), int(drawn.sum()))
             updated = update(run, loss, batch, step)
         figures = self.judge.figures(self.judge.rewards(asked, answers), answers)
-        return updated, {"score": earned.mean().item()} | figures
+        return updated, {"score": scored.mean().item()} | figures
 
     def validation_loss(self, rewards: Tensor, answers: Answers) -> float:
         """The mean score, negated: the lower, the better the checkpoint."""
-        return -self.scored(answers).mean().item()
+        return -self.scores_of(answers).mean().item()
 
     @torch.no_grad()
-    def scored(self, answers: Answers) -> Tensor:
+    def scores_of(self, answers: Answers) -> Tensor:
         """The reward model's scores (B,) of answers; one that does not end scores less than any other."""
         found = answers.log_probabilities.new_zeros(len(answers.tokens))
         with self.run.compute.autocast():
@@ -239,16 +241,17 @@ class PPO(GRPO):
         return torch.where(ended, found, found.min() - 1)
 
     @torch.no_grad()
-    def look_at(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
+    def scores_and_values(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (B,); log-probabilities by the reference (B, A); the values of the second head (B, A)."""
         model, reference, size = self.run.model, self.reference, self.settings.batch_size
         with self.run.compute.autocast():
             before = answers.measure(lambda rows: log_probabilities(reference, rows), size)
             values = answers.measure(lambda rows: scores(model, answer_features(model, rows)), size)
-        return self.scored(answers), before, values
+        return self.scores_of(answers), before, values
 
 
 METHODS = {"dpo": DPO, "reward": RewardModel, "ppo": PPO, "grpo": GRPO}
+Method = RewardModel | GRPO  # or DPO and PPO, which derive from them
 
 
 def accuracy(margins: Tensor) -> float:
@@ -283,7 +286,7 @@ def tune_until_done(run: Run, state: RunState, requests: StopRequests) -> None:
     conclude(run, state, requests.received is not None)
 
 
-def loop(run: Run, method: RewardModel | GRPO, state: RunState, requests: StopRequests) -> None:
+def loop(run: Run, method: Method, state: RunState, requests: StopRequests) -> None:
     """Update, evaluate and save until `max_iters`, a signal, or the end of patience."""
     settings = run.settings
     clock, guard = Clock(state.step, state.seconds), LossGuard(None, scaled=run.scaler.is_enabled())
@@ -314,7 +317,7 @@ def loop(run: Run, method: RewardModel | GRPO, state: RunState, requests: StopRe
         run.console.progress(state.step, in_words(figures), due or report.loss is None)
 
 
-def evaluate(run: Run, method: RewardModel | GRPO, state: RunState) -> None:
+def evaluate(run: Run, method: Method, state: RunState) -> None:
     """Evaluate, record and print the figures, and note whether this is the best so far."""
     figures = method.evaluate()
     run.record(state.step, "eval", state.seconds, figures)

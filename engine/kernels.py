@@ -1,8 +1,8 @@
-"""The same arithmetic, faster: without it only time and memory change.
+"""The same arithmetic, faster: only time and memory change. One exception rounds: `quantize`.
 
     kernels.install(model)                     attention, dropout and the loss in faster forms
     kernels.install(model, inference=True)     packed weights, too: for generating on a CPU
-    kernels.quantize(model)                    before that: weights in int8, which are not quite the same
+    kernels.quantize(model)                    weights rounded to int8; call it before `install`
 
 What each trick gains is in docs/speed.md.
 """
@@ -28,7 +28,7 @@ LARGEST_LOGITS = 2**28  # beyond 1 GiB in fp32 the logits of a micro-batch would
 LARGEST_CHUNK = 2**26  # logits that are held at a time then
 LARGEST_ERROR = 1e-6  # of a faster float32 product, relative to float64; the ordinary one has about 3e-7
 SMALLEST_TO_TIME = 2**15  # activations of a layer below which kernels differ by less than the clock can tell
-SMALLEST_SCALE = 1e-30  # of a row in int8: a row of zeros has none
+SMALLEST_SCALE = 1e-30  # in place of 0 for a row of zeros
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's <malloc.h>
 
 
@@ -55,8 +55,9 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
         if packed is not None:
             replace_layers(model, nn.Linear, packed)
         leave_out_dropout(model)
-        for layer in modules_with(model, "activation"):
-            layer.activation = gelu if layer.activation is F.gelu else layer.activation
+        if weight.dtype == torch.float32:
+            for layer in modules_with(model, "activation"):
+                layer.activation = gelu if layer.activation is F.gelu else layer.activation
     for layer in modules_with(model, "attend"):
         layer.attend = attend
     return model
@@ -144,9 +145,10 @@ ATTENTION = {"sdpa": scaled_dot_product_attention, "matmul": attend_by_matmul}
 
 
 def cache_dtype(model: GPT) -> torch.dtype:
-    """The dtype of cached keys and values: the weights', or on a CPU the one in which attention is fastest.
+    """The dtype of cached keys and values: the weights', unless they are rounded and `install` saw to that.
 
-    Half the bytes of bf16 pay only where the processor multiplies in it (AMX); others take six times as long.
+    Then it is bf16 where the processor multiplies in it (AMX), otherwise float32: without AMX attention in
+    bf16 takes six times as long.
     """
     dtype = model.token_embedding.weight.dtype
     if not any(layer.attend is attend_in_dtype_of_cache for layer in modules_with(model, "attend")):
@@ -160,8 +162,8 @@ def cpu_supports(feature: str) -> bool:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """`F.gelu` in four operations: its own kernel takes 10 to 40 µs to start, more than these for one row."""
-    return 0.5 * x * (1 + torch.erf(x * 0.5**0.5))
+    """`F.gelu` in float32 as four operations, which start sooner than its own kernel (10 to 40 µs)."""
+    return 0.5 * x * torch.erfc(x * -(0.5**0.5))
 
 
 class CPUDropout(nn.Dropout):
@@ -301,46 +303,53 @@ class BlockedLinear(nn.Module):
 
 
 def can_quantize() -> bool:
-    """Whether this PyTorch and processor multiply int8 matrices faster than bf16 ones."""
+    """Whether the processor has AVX-512 VNNI, as all with AMX do, and this PyTorch oneDNN's int8 products."""
     operators = ("qlinear_prepack", "qlinear_pointwise")
     return cpu_supports("vnni") and all(hasattr(torch.ops.onednn, name) for name in operators)
 
 
+def require_int8(device: torch.device) -> None:
+    """Raise UserError if int8 products are not to be had."""
+    if device.type != "cpu" or not can_quantize():
+        raise UserError("int8 needs a CPU with AVX-512 VNNI and PyTorch's products for it; leave --dtype out")
+
+
 def quantize(model: GPT) -> GPT:
     """Replace the linear layers of a float32 model by Int8Linear; returns the model. Raises UserError."""
-    if model.token_embedding.weight.device.type != "cpu" or not can_quantize():
-        raise UserError("int8 is for CPUs with VNNI or AMX instructions; take another --dtype")
+    require_int8(model.token_embedding.weight.device)
     replace_layers(model, nn.Linear, Int8Linear)
     return model
 
 
 def is_quantized(model: GPT) -> bool:
-    """Whether `quantize` was here."""
+    """Whether `quantize` has replaced the model's linear layers."""
     return any(isinstance(layer, Int8Linear) for layer in model.modules())
 
 
 class Int8Linear(nn.Module):
-    """x Wᵀ + b with W and x rounded to 8 bits, each row by its own largest value (Dettmers et al., 2022).
+    """x Wᵀ + b with W and x rounded to 8 bits, each row by its own largest value.
 
-    A row of x is rounded by itself, so what becomes of it does not depend on the others.
+    That is the vector-wise rounding of Dettmers et al. (2022), without their columns of outliers. The result
+    of a row of x does not depend on the other rows.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach()
-        self.scales = (weight.abs().amax(dim=1) / 127).clamp_(min=SMALLEST_SCALE)
-        integers = (weight / self.scales[:, None]).round_().to(torch.int8)
-        self.integers = torch.ops.onednn.qlinear_prepack(integers, None)
+        self.scales = (weight.abs().amax(dim=1) / 127).clamp_(min=SMALLEST_SCALE)  # (outputs,)
         self.zeros = torch.zeros(len(weight), dtype=torch.int64)
+        integers = (weight / self.scales[:, None]).round_().to(torch.int8)
+        self.packed = torch.ops.onednn.qlinear_prepack(integers, None)
         self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, inputs) to (…, outputs)."""
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])  # (N, inputs)
         scales = rows.abs().amax(dim=1, keepdim=True).div_(127).clamp_(min=SMALLEST_SCALE)
         integers = (rows / scales).round_().to(torch.int8)
         product = torch.ops.onednn.qlinear_pointwise
-        weight = (self.integers, self.scales, self.zeros)
+        weight = (self.packed, self.scales, self.zeros)
+        # x has scale 1 and zero point 0; no bias; the result in float32 as it is; no operation after it.
         y = product(integers, 1.0, 0, *weight, None, 1.0, 0, torch.float32, "none", [], "")
         y = y.mul_(scales).unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias

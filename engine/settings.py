@@ -296,7 +296,9 @@ class SampleSettings:
     seed: int = setting(1337, "seed of the samples; the same seed gives the same text")
     device: str = setting(AUTO, "auto, cpu, cuda, cuda:1, mps or xpu")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64", "int8"] = setting(
-        AUTO, "precision of the arithmetic; auto: the fastest that changes hardly anything"
+        AUTO,
+        "precision; auto: bf16 or fp16 on GPUs; on CPUs float32, and int8 or bf16 for large models that "
+        "hardly change by it",
     )
     threads: int | None = setting(None, "CPU threads; None: the machine's cores", at_least=1)
 

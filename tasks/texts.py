@@ -35,7 +35,7 @@ SMALL_TALK_SHARE = 0.02
 
 
 def prose(lines: int, seed: int = 1) -> Iterator[str]:
-    """Lines of statements."""
+    """`lines` statements, each a line."""
     source = random.Random(f"prose {seed}")
     drawn = {name: problems(TASKS[name], held_out=False, seed=seed) for name in PROSE}
     for name in source.choices(list(PROSE), list(PROSE.values()), k=lines):
@@ -47,7 +47,7 @@ def prose(lines: int, seed: int = 1) -> Iterator[str]:
 
 
 def conversations(number: int, seed: int = 2) -> Iterator[list[dict[str, str]]]:
-    """Conversations of one to three questions, as messages."""
+    """`number` conversations of one to three questions, as messages."""
     source = random.Random(f"conversations {seed}")
     drawn = {name: problems(TASKS[name], held_out=False, seed=seed) for name in ASKED}
     names, weights = list(ASKED), list(ASKED.values())

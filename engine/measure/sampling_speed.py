@@ -19,8 +19,8 @@ from engine.shape import count_parameters, empty_model
 from model import GPT, GPTConfig
 
 SMALL = GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False)
-GPT2 = GPTConfig(bias=False)
-# Name, shape, types of the weights, tokens of the prompt, new tokens, and sequences at once.
+GPT2 = GPTConfig(bias=True, activation="gelu_tanh")
+# Name, shape, types of the weights, tokens of the prompt, new tokens, sequences at once.
 CASES = (
     ("0.8 M", SMALL, ("float32",), 1, 500, 1),
     ("0.8 M", SMALL, ("float32",), 1, 500, 16),
@@ -45,20 +45,21 @@ def measure_case(
     """Print a line for each type of the weights and each baseline."""
     plain = empty_model(config, ids.device).eval()
     plain.init_weights(0)
-    others: dict[str, Callable[[], float]] = {
-        "without a cache": partial(seconds_without_cache, plain, ids, 20 if ids.shape[1] == 1 else 1)
+    baselines: dict[str, Callable[[], float]] = {
+        "no cache": partial(seconds_without_cache, plain, ids, 20 if ids.shape[1] == 1 else 1)
     }
-    if config is GPT2 and importlib.util.find_spec("transformers"):
-        theirs = transformers_model(ids.device)
-        others["transformers in bfloat16"] = partial(seconds_of_theirs, theirs, ids, new)
+    # Theirs has no way past the end of the block.
+    if ids.shape[1] + new <= config.block_size and importlib.util.find_spec("transformers"):
+        theirs = transformers_model(config, ids.device)
+        baselines["transformers in bfloat16"] = partial(seconds_of_transformers, theirs, ids, new)
     models = {dtype: model for dtype in dtypes if (model := fast_model(plain, dtype)) is not None}
     ours = {dtype: partial(seconds_per_token, model, ids, new) for dtype, model in models.items()}
-    times = take_turns(ours | others, rounds)
+    times = take_turns(ours | baselines, rounds)
     for kind, seconds in times.items():
         line = f"    {kind}: {summary([len(ids) / one for one in seconds])}"
         if kind in ours:
-            for other in others:
-                line += f", {statistics.median(ratios(times[other], seconds)):.2f} times {other}"
+            for other in baselines:
+                line += f", {statistics.median(ratios(times[other], seconds)):.2f} times as fast as {other}"
             share = weight_bytes(config, kind) / statistics.median(seconds) / bandwidth
             line += f"; reads its weights at {share:.0%} of the memory's bandwidth"
         print(line)
@@ -107,16 +108,26 @@ def seconds_without_cache(model: GPT, ids: Tensor, new: int) -> float:
     return seconds_of(draw, ids.device) / new
 
 
-def transformers_model(device: torch.device) -> Any:
-    """The same shape of the library transformers, in bf16."""
+def transformers_model(config: GPTConfig, device: torch.device) -> Any:
+    """GPT-2 of this shape in the library transformers, in bf16; it has biases and GELU's tanh form."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model: Any = GPT2LMHeadModel(GPT2Config())
+    model: Any = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.block_size,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_embd=config.n_embd,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
     return model.eval().to(device, torch.bfloat16)
 
 
 @torch.inference_mode()
-def seconds_of_theirs(model: Any, ids: Tensor, new: int) -> float:
+def seconds_of_transformers(model: Any, ids: Tensor, new: int) -> float:
     """Seconds per token of its `generate` with its own cache, without those of the prompt."""
 
     def write(tokens: int) -> None:

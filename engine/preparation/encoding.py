@@ -147,7 +147,7 @@ def encode(number: int, piece: Piece) -> Encoded:
 
 
 def by_split(number: int, piece: Piece, found: Text, digest: bytes) -> list[tuple[str, bool]]:
-    """The part of a text for training, and the part for validation (True), unless it is empty.
+    """The parts of a text that are not empty, each with whether it is for validation.
 
     A whole document is for one split, by its content alone, so that adding documents moves no other.
     """
@@ -162,7 +162,7 @@ def by_split(number: int, piece: Piece, found: Text, digest: bytes) -> list[tupl
 def tokens_of(text: str, tokenizer: Tokenizer, is_document: bool) -> tuple[template.Encoded | None, bool]:
     """The tokens of a text, and whether it is a conversation that was cut; None if no answer fits the block.
 
-    Targets are those of a conversation only.
+    Only conversations have targets; those of another text are empty, (0,).
     """
     if _job.field is None:
         assert isinstance(tokenizer, ChatTokenizer), "conversations need tokens for the roles"
@@ -172,7 +172,7 @@ def tokens_of(text: str, tokenizer: Tokenizer, is_document: bool) -> tuple[templ
 
 
 def contents(text: str) -> list[str]:
-    """The texts in it: that of each turn of a conversation, otherwise itself."""
+    """The text itself, or the texts of a conversation's turns."""
     return [text] if _job.field is not None else [content for _, content in from_json(text)]
 
 

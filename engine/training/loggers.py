@@ -29,11 +29,11 @@ class LoggedRun:
 
 
 class Logger:
-    """A run of Weights & Biases, or of trackio, which has its interface. Methods may raise anything."""
+    """A logger of a run; its methods may raise anything. These fit Weights & Biases and trackio."""
 
     id: str | None = None  # kept in checkpoints, for LoggedRun.id
     view_with: str | None  # a command, or an address
-    _run: Any
+    _run: Any  # of Weights & Biases or trackio
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log the fields of one line of metrics.jsonl."""

@@ -33,7 +33,7 @@ from tasks.problem import is_held_out
 
 FILES = ("preferences.jsonl", "preferences_held_out.jsonl")  # of a run's folder
 QUESTIONS_AT_ONCE = 128
-MOST_QUESTIONS = 50  # for one pair, on average
+MOST_QUESTIONS = 50  # for one pair, on average, before sampling gives up
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def sample_pairs(run: Run, settings: TuneSettings) -> tuple[list[Pair], list[Pai
 
 
 def ranked_pairs(run: Run, settings: TuneSettings, count: int, held_out: bool) -> list[Pair]:
-    """`count` pairs of which one answer is better: right where the other is wrong, or else shorter."""
+    """`count` pairs of a better and a worse answer: right and wrong, or else shorter and longer."""
     tasks, judge = chosen_tasks(settings.tasks), Judge(run.console.say)
     pairs: list[Pair] = []
     questions = 0

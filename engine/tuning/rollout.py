@@ -65,7 +65,7 @@ class Answers:
     ended: list[bool]  # by themselves
 
     def batches(self, size: int, numbers: Sequence[int] | None = None) -> Iterator[tuple[Rows, list[int]]]:
-        """Answers of these numbers, or all, `size` rows at a time, and their numbers.
+        """Rows of the answers `numbers` (None: of all), `size` at a time, with their numbers.
 
         Short ones come first, so that little is padded.
         """
@@ -78,7 +78,7 @@ class Answers:
 
     @torch.no_grad()
     def measure(self, of_tokens: Callable[[Rows], Tensor], size: int) -> Tensor:
-        """What a function of rows gives for the tokens of answers, (N,), in the answers' places: (B, A)."""
+        """The values (N,) that `of_tokens(rows)` gives answers' tokens, in their places: (B, A), else 0."""
         found = torch.zeros_like(self.log_probabilities)
         for rows, numbers in self.batches(size):
             part = torch.zeros_like(found[numbers])
@@ -153,8 +153,8 @@ def draw_answers(
 class Judge:
     """Rewards of answers: 1 for one that ended and is right by its problem's checker, else 0.
 
-    An answer on which the checker raises an error earns 0. All errors are counted, the first of each kind is
-    printed.
+    An answer on which the checker raises an error earns 0. All errors are counted, and the first of each kind
+    is printed.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:

@@ -53,7 +53,7 @@ def answer_features(model: GPT, rows: Rows) -> Tensor:
 
 
 def log_probabilities(model: GPT, rows: Rows, features: Tensor | None = None) -> Tensor:
-    """The log-probability (N,) of each token of the answers; `features` are theirs, if known."""
+    """The log-probability (N,) of each token of the answers; `features` (N, C), if already there."""
     features = answer_features(model, rows) if features is None else features
     logits = model.head(features)[:, : rows.n_tokens].to(model.head.weight.dtype)
     return -F.cross_entropy(logits, rows.tokens, reduction="none")

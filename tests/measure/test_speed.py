@@ -63,17 +63,19 @@ def test_sampling_is_measured_with_the_cache_and_without(
 ) -> None:
     tiny = GPTConfig(vocab_size=11, block_size=16, n_layer=1, n_head=1, n_embd=8, bias=False)
     types = ("float32", "bfloat16", "int8")
-    cases = (("tiny", tiny, types[:1], 1, 20, 2), ("tiny", tiny, types, 12, 9, 1))
+    cases = (("tiny", tiny, types[:1], 1, 20, 2), ("tiny", tiny, types, 12, 4, 1))
     monkeypatch.setattr(sampling_speed, "CASES", cases)
     measure_sampling(options)
     lines = capsys.readouterr().out.splitlines()
     measured = [line.strip().partition(":")[0] for line in lines]
     last = types if can_quantize() else types[:2]
-    plain = "without a cache"
-    assert measured == ["tiny, 2 at once, tokens per second", types[0], plain, measured[3], *last, plain]
-    assert re.fullmatch(
-        rf" +float32: [\d.e+]+ \(.*\), [\d.]+ times {plain}; reads its weights at \d+% of .*", lines[1]
-    ), lines[1]
+    plain = "no cache"
+    theirs = "transformers in bfloat16"
+    begins = [f"tiny, {batch} at once, tokens per second" for batch in (2, 1)]
+    assert measured == [begins[0], types[0], plain, begins[1], *last, plain, theirs]
+    times = rf"[\d.]+ times as fast as {plain}, [\d.]+ times as fast as {theirs}"
+    line = rf" +float32: [\d.e+]+ \(.*\), {times}; reads its weights at \d+% of .*"
+    assert re.fullmatch(line, lines[4]), lines[4]
 
 
 def test_scaling_compares_numbers_of_processes(

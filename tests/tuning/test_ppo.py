@@ -105,7 +105,7 @@ def test_the_best_checkpoint_of_ppo_is_that_of_the_highest_score(
     given = iter([0.1, 0.3, 0.7, 0.2])
     nothing = Update(torch.zeros(()), 0, torch.zeros(()), 0.0)
     monkeypatch.setattr(tune_script.PPO, "update", lambda *_: (nothing, {}))
-    monkeypatch.setattr(tune_script.PPO, "scored", lambda *_: torch.full((3,), next(given)))
+    monkeypatch.setattr(tune_script.PPO, "scores_of", lambda *_: torch.full((3,), next(given)))
     assert tune_script.main([*PPO, "--max_iters=6", "--out_dir=r"]) == 0
     assert open_checkpoint(Path("r"), "best").meta["step"] == 4
 
@@ -123,14 +123,14 @@ def test_an_answer_that_does_not_end_scores_less_than_any_other(
     scorer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[torch.Tensor, list[bool]]] = []
-    look_at = tune_script.PPO.look_at
+    look_at = tune_script.PPO.scores_and_values
 
     def watched(self: tune_script.PPO, answers: object) -> tuple[torch.Tensor, ...]:
         found = look_at(self, answers)  # pyright: ignore[reportArgumentType]
         seen.append((found[0], answers.ended))  # pyright: ignore[reportAttributeAccessIssue]
         return found
 
-    monkeypatch.setattr(tune_script.PPO, "look_at", watched)
+    monkeypatch.setattr(tune_script.PPO, "scores_and_values", watched)
     assert tune_script.main([*PPO, "--max_new_tokens=6", "--prompts=8", "--max_iters=1", "--out_dir=r"]) == 0
     scores, ended = seen[0][0], torch.tensor(seen[0][1])
     assert ended.any() and not ended.all()
