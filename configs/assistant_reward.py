@@ -10,7 +10,7 @@ group = 8  # answers to each
 
 max_new_tokens = 50  # a sum of three digits takes 36, and a preamble 11
 
-learning_rate = 2e-4
+learning_rate = 5e-4
 max_iters = 60
 min_lr = 0.0
 
