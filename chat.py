@@ -244,6 +244,7 @@ class Chat:
             self.messages = before
             raise
         if not self.messages[-1].content.strip():  # an empty answer cannot stay in a conversation
+            print("(the answer is empty, so the question is not kept)")
             self.messages = before
 
     def show(self, turn: Turn) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 from engine.command_line import Parser, at_least_one, run_script
 from engine.data.dataset import DATA_FOLDER, read_meta
 from engine.data.describe import describe, verify
-from engine.errors import UserError
+from engine.errors import UserError, similar_file
 from engine.preparation.pipeline import NAMED, prepare
 from engine.preparation.recipes import LARGE, RECIPES, prepare_recipe
 from engine.preparation.request import Request
@@ -63,6 +63,8 @@ def name_and_inputs(name: str, inputs: list[str] | None) -> tuple[str, list[str]
         return name, inputs
     if path.is_file():
         return path.stem, [name]
+    if path.name == name and path.suffix and not (DATA_FOLDER / name).exists():
+        raise UserError(f"there is no file {name}{similar_file(path)}")
     if path.name == name:
         is_input = path.is_dir() and name not in RECIPES | LARGE and not holds_token_files(DATA_FOLDER / name)
         return name, [name] if is_input else None

@@ -20,12 +20,11 @@ def did_you_mean(
 ) -> str:
     """The end of a sentence about an unknown name: "; did you mean max_iters?", or `otherwise`.
 
-    `aliases` maps other words for a name to it. The last part of a path counts as its name, too.
+    `aliases` maps other words for a name to it. Of a path the last part is compared.
     """
     meant = {known.rstrip("/").rpartition("/")[2]: known for known in names}
-    meant |= {known: known for known in meant.values()}
-    alias = (aliases or {}).get(name)
-    close = [alias] if alias in meant else difflib.get_close_matches(name, meant, n=1, cutoff=0.6)
+    alias, asked = (aliases or {}).get(name), name.rstrip("/").rpartition("/")[2]
+    close = [alias] if alias in meant else difflib.get_close_matches(asked, meant, n=1, cutoff=0.6)
     return f"; did you mean {meant[close[0]]}?" if close else otherwise
 
 

@@ -71,7 +71,7 @@ def test_sample(trained: Path, fails: Callable[..., str], arguments: list[str], 
     [
         (["--out_dir=out/tiny"], "already holds a run"),
         (["--init_from=resume", "--block_size=16"], "block_size is 16, but the checkpoint"),
-        (["--init_from=resume", "--n_layer=3"], "add --n_layer=2"),
+        (["--init_from=resume", "--n_layer=3"], "it takes n_layer=2"),
         (["--init_from=resume", "--seed=1"], "seed is 1"),
         (["--init_from=resume", "--checkpoint=step-00000007"], "no checkpoint step-00000007"),
     ],

@@ -62,8 +62,11 @@ def claim_folder(
     if not run.world.is_main:
         return
     saving.clean_leftovers(run.folder)
-    if checkpoint is not None and state.best_step is not None:
-        saving.mark_best(run.folder, state.best_step)
+    if checkpoint is not None:
+        for folder in saving.set_aside_after(run.folder, state.step):
+            run.console.say(f"note: a checkpoint of a later step is set aside as {folder}")
+        if state.best_step is not None:
+            saving.mark_best(run.folder, state.best_step)
     content = {
         "settings": dataclasses.asdict(settings),
         "choices": run.compute.to_dict(),

@@ -135,7 +135,7 @@ def check_resumable(settings: TrainSettings, data: Dataset, checkpoint: Checkpoi
         if name in before and before[name] != now[name]:
             raise UserError(
                 f"{name} is {now[name]}, but the checkpoint {checkpoint.folder} was trained with "
-                f"{before[name]}; add --{name}={before[name]}, or start a new run without --init_from"
+                f"{before[name]}; it takes {name}={before[name]}, or a new run without --init_from"
             )
     same_tokenizer = checkpoint.meta["tokenizer"] == data.tokenizer.to_dict()
     if not same_tokenizer or checkpoint.model_config().vocab_size < data.tokenizer.vocab_size:

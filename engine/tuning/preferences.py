@@ -119,7 +119,8 @@ def ranked_pairs(run: Run, settings: TuneSettings, count: int, held_out: bool) -
         if questions > max(MOST_QUESTIONS * count, 1000):
             raise UserError(
                 f"of two answers to {questions} questions one was better in {len(pairs)} cases; the model is "
-                f"too good or too bad at {settings.tasks} to make pairs of its answers"
+                f"too good or too bad at {', '.join(settings.tasks.split())} to make pairs of its answers; "
+                f"train it longer, take other --tasks, or give pairs: --preferences=FILE"
             )
         seed = derive_seed(settings.seed, "pairs", str(held_out), questions)
         asked = draw_questions(tasks, seed, QUESTIONS_AT_ONCE, held_out)

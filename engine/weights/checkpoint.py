@@ -117,7 +117,11 @@ def open_checkpoint(run: Path, which: str) -> Checkpoint:
     if folder not in folders:
         there = ", ".join(folder.name for folder in folders)
         raise UserError(f"{run} has no checkpoint {which}; there is: best, last, {there}")
-    return read_checkpoint(folder)
+    try:
+        return read_checkpoint(folder)
+    except UserError as error:
+        others = [one.name for one in folders if one != folder]
+        raise UserError(f"{error}" + (f"; try --checkpoint={others[0]}" if others else "")) from error
 
 
 def open_newest(run: Path) -> tuple[Checkpoint, list[str]]:

@@ -137,6 +137,21 @@ def prune(run: Path, keep: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def set_aside_after(run: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of later steps than this one, so that none counts as the run's; returns them.
+
+    A run that goes on from an earlier checkpoint, since the newest is damaged or the user chose so, would
+    otherwise keep those in place of its own. Only for the holder of the run's lock.
+    """
+    aside = []
+    for folder in checkpoint_folders(run):
+        if int(folder.name.removeprefix("step-")) > step:
+            place = folder.with_name(f"aside-{folder.name}")
+            shutil.rmtree(place, ignore_errors=True)
+            aside.append(folder.rename(place))
+    return aside
+
+
 def clean_leftovers(run: Path) -> None:
     """Delete what a killed save left. Only for the holder of the run's lock."""
     for leftover in (run / "checkpoints").glob(".step-*"):

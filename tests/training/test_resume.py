@@ -247,6 +247,19 @@ def test_changed_data_is_announced_before_the_run_goes_on(
     assert output.index("warning: data/topics has changed") < output.index("step 11:")
 
 
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_keeps_its_own_ones(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here("--out_dir=r", "--max_iters=20", "--eval_interval=10")
+    with open(place / "r/checkpoints/step-00000020/model.safetensors", "r+b") as file:
+        file.truncate(1000)
+    run_here("--out_dir=r", "--init_from=resume", "--max_iters=15", "--eval_interval=5")
+    assert "set aside as r/checkpoints/aside-step-00000020" in capsys.readouterr().out
+    names = sorted(path.name for path in (place / "r/checkpoints").iterdir())
+    assert names == ["aside-step-00000020", "step-00000010", "step-00000015"]
+    assert (place / "r/last").read_text().strip() == "step-00000015"
+
+
 def test_resume_passes_over_a_damaged_checkpoint_and_says_so(place: Path) -> None:
     train(place, "--out_dir=whole")
     shutil.copytree(place / "whole", place / "part")

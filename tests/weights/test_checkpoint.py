@@ -80,6 +80,20 @@ def test_the_pointers_and_the_keeping(tmp_path: Path) -> None:
         open_checkpoint(tmp_path, "step-00000003")
 
 
+def test_checkpoints_of_later_steps_are_set_aside_and_never_kept_in_place_of_newer_ones(
+    tmp_path: Path,
+) -> None:
+    for step in (2, 4, 6):
+        save_one(tmp_path, step)
+    aside = saving.set_aside_after(tmp_path, 2)
+    assert sorted(folder.name for folder in aside) == ["aside-step-00000004", "aside-step-00000006"]
+    assert all((folder / "meta.json").is_file() for folder in aside)
+    save_one(tmp_path, 3)
+    saving.prune(tmp_path, 2)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step-00000003", "step-00000002"]
+    assert open_newest(tmp_path)[0].meta["step"] == 3
+
+
 def test_a_step_saved_twice_holds_the_second(tmp_path: Path) -> None:
     save_one(tmp_path, 1, seed=0)
     second = save_one(tmp_path, 1, seed=1)
