@@ -51,10 +51,7 @@ def sample(sources: Sources) -> None:
         print(f"note: {remark}", file=sys.stderr)
     source = settings.init_from
     if source == "resume":
-        source = settings.out_dir
-        if source is None:
-            source = newest_run("to sample from")
-            print_note(f"the newest run is {source}")
+        source = settings.out_dir or newest_run("to sample from")
     found = read_pretrained(str(source), settings.checkpoint)
     tokenizer = found.known_tokenizer()
     model, remark = ready_to_generate(found, settings.device, settings.dtype, settings.threads)

@@ -351,8 +351,8 @@ class Int8Linear(nn.Module):
         weight = (self.packed, self.scales, self.zeros)
         # x has scale 1 and zero point 0; no bias; the result in float32 as it is; no operation after it.
         y = product(integers, 1.0, 0, *weight, None, 1.0, 0, torch.float32, "none", [], "")
-        y = y.mul_(scales).unflatten(0, x.shape[:-1])
-        return y if self.bias is None else y + self.bias
+        y = y * scales if self.bias is None else torch.addcmul(self.bias, y, scales)
+        return y.unflatten(0, x.shape[:-1])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -378,12 +378,12 @@ def probe(dtype: str, batch: int, length: int, heads: int, width: int, dropout: 
         return Probed("sdpa")
     if batch * length * width < SMALLEST_TO_TIME:
         return Probed("matmul" if length <= LONGEST_FOR_MATMUL else "sdpa")
-    precision, about_products = _probe_matmul(batch * length, width)
+    precision, about_products = probe_matmul(batch * length, width)
     attention, about_attention = _probe_attention(dtype, precision, batch, length, heads, width, dropout)
     return Probed(attention, precision, (about_products, about_attention))
 
 
-def _probe_matmul(tokens: int, width: int) -> tuple[str, str]:
+def probe_matmul(tokens: int, width: int) -> tuple[str, str]:
     """The matmul precision setting that is fastest for an MLP's shape, and why."""
     stream = torch.Generator().manual_seed(0)
     left = torch.randn(min(tokens, 4096), width, generator=stream)

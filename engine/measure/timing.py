@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from engine.device import device_name
+from engine.kernels import probe_matmul
 
 Name = TypeVar("Name")
 
@@ -58,17 +59,15 @@ def best_time(run: Callable[[], Any], rounds: int, device: torch.device) -> floa
 def machine_limits(device: torch.device) -> dict[str, float]:
     """Measure the matmul peaks "fp32" and "bf16" in FLOP/s and the memory "bandwidth" in bytes/s.
 
-    On a CPU, fp32 is the faster of PyTorch's two libraries for it.
+    On a CPU, fp32 is the faster of PyTorch's two libraries for it, if that does not round to bf16.
     """
     limits = {}
-    size, precisions = (1024, ("highest", "medium")) if device.type == "cpu" else (8192, ("highest",))
+    size = 1024 if device.type == "cpu" else 8192
+    if device.type == "cpu":
+        torch.set_float32_matmul_precision(probe_matmul(1024, 256)[0])
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = torch.randn(2, size, size, device=device).to(dtype)
-        rates = []
-        for precision in precisions:
-            torch.set_float32_matmul_precision(precision)
-            rates.append(2 * size**3 / best_time(lambda a=a, b=b: a @ b, 15, device))
-        limits[name] = max(rates)
+        limits[name] = 2 * size**3 / best_time(lambda a=a, b=b: a @ b, 15, device)
     large = torch.ones(2**27, device=device)  # 512 MiB, far beyond the caches
     limits["bandwidth"] = large.nbytes / best_time(large.sum, 7, device)
     torch.set_float32_matmul_precision("highest")
