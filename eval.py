@@ -14,16 +14,15 @@ or a nanoGPT ckpt.pt. Every figure comes with its standard error; docs/evaluatio
 
 import dataclasses
 import json
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import tasks
 from engine.command_line import Parser, at_least_one, read_early, run_script
-from engine.errors import UserError, similar_file
+from engine.errors import UserError, did_you_mean, similar_file
 
 TASKS = ("loss", "hellaswag", "lambada", *tasks.TASKS)
-PROBLEMS = 500  # asked of a task, if --limit does not say
 DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
 
 
@@ -32,7 +31,7 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("model", nargs="?", help="a run, a GPT-2's name, a folder, or a ckpt.pt (default: the newest run)")
-    add("--tasks", nargs="+", choices=TASKS, default=["loss"], help="default: loss")
+    add("--tasks", nargs="+", type=task_name, default=["loss"], help=f"{', '.join(TASKS)}, or files.jsonl")
     add("--dataset", help="for loss: a prepared data set (default: the one of the run)")
     add("--split", choices=("train", "val"), default="val", help="its split (default: val)")
     add("--text", type=Path, help="for loss: a text file in UTF-8, in place of a data set")
@@ -47,6 +46,14 @@ def read_options(arguments: Sequence[str]) -> Namespace:
     add("--threads", type=at_least_one, help="CPU threads (default: the machine's cores)")
     add("--output", type=Path, metavar="FILE", help="write the figures to a JSON file as well")
     return parser.parse_args(arguments)
+
+
+def task_name(text: str) -> str:
+    """A value of --tasks, as the `type` of an option."""
+    if text not in TASKS and not text.endswith(".jsonl"):
+        meant = did_you_mean(text, TASKS, otherwise=f"; it can be {', '.join(TASKS)}")
+        raise ArgumentTypeError(f"invalid choice: {text!r}{meant}, or a file of questions, .jsonl")
+    return text
 
 
 # Above the slow imports, so that --help and mistakes are answered at once.
@@ -109,7 +116,7 @@ def score_one(task: str, options: Namespace, found: Pretrained, model: GPT) -> F
         return score_hellaswag(model, tokenizer, read_hellaswag(options.hellaswag, limit), batch_size)
     if task == "lambada":
         return score_lambada(model, tokenizer, read_lambada(options.lambada, limit), batch_size)
-    return score_task(model, tokenizer, task, limit or PROBLEMS, batch_size)
+    return score_task(model, tokenizer, task, limit, batch_size)
 
 
 def score_data(options: Namespace, found: Pretrained, model: GPT) -> Figures:

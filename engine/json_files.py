@@ -9,7 +9,7 @@ import dataclasses
 import json
 import reprlib
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -35,6 +35,22 @@ def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object{ending}")
     return content
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each line of a file that is not blank, as "PATH, line N" and its JSON value. Raises UserError."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where} is no JSON: {error}") from error
+            yield where, value
 
 
 def check_fields(

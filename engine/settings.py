@@ -227,7 +227,9 @@ class TuneSettings(TrainSettings):
         "a file of JSON lines with prompt, chosen and rejected; None: pairs of answers that the model itself "
         "gives to questions of `tasks`",
     )
-    tasks: str = setting("arithmetic counting reversing", "tasks of tasks/ that questions are drawn from")
+    tasks: str = setting(
+        "arithmetic counting reversing", "what questions are drawn from: tasks of tasks/, files.jsonl"
+    )
     prompts: int = setting(32, "pairs or questions of a step", at_least=1)
     group: int = setting(8, "grpo, ppo: answers to a question", at_least=2)
     reward_model: str | None = setting(None, "ppo: a run of method=reward, by its folder or as run:NAME")

@@ -1,14 +1,14 @@
 """HellaSwag and LAMBADA: public benchmarks, zero-shot."""
 
-import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 from engine.data.dataset import DATA_FOLDER
 from engine.download import PublicFile, Unreachable, fetch
 from engine.errors import UserError
-from engine.json_files import check_fields
+from engine.json_files import check_fields, read_json_lines
 from engine.measure.scoring import Figures, mean_of, perplexity_of, score_continuations
 from engine.system import write_whole
 from engine.text.tokenizer import Tokenizer
@@ -79,17 +79,8 @@ def read_examples(
                     f"{file.name} cannot be had ({error}); where there is no network, put {file.address} to "
                     f"{path}, or name the file: --{name}=FILE"
                 ) from error
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    examples = []
-    for number, line in enumerate(lines[:limit], start=1):
-        try:
-            example = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}, is no JSON: {error}") from error
-        examples.append(check_fields(example, fields, f"{path}, line {number}"))
+    lines = islice(read_json_lines(path), limit)
+    examples = [check_fields(example, fields, where) for where, example in lines]
     if not examples:
         raise UserError(f"{path} holds no examples")
     return examples

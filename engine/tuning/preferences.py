@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 
 from engine.conversation.messages import Message, check_messages, read_turns
+from engine.conversation.questions import question_of
 from engine.conversation.template import encode_question
 from engine.errors import UserError
+from engine.json_files import read_json_lines
 from engine.settings import TuneSettings
 from engine.system import write_whole
 from engine.text.roles import ChatTokenizer
 from engine.training.run import Run
-from engine.tuning.rollout import Judge, ask, chosen_tasks, draw_questions, question_of
+from engine.tuning.rollout import Judge, ask, chosen_tasks, draw_questions
 from engine.tuning.rows import Rows, make_rows
 from model import derive_seed
 from tasks.problem import is_held_out
@@ -61,18 +63,7 @@ class Pair:
 
 def read_pairs(path: Path) -> list[Pair]:
     """The pairs in a file of JSON lines. Raises UserError that names the first bad line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the preferences {path} cannot be read: {error}") from error
-    pairs = []
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        try:
-            pairs.append(pair_of(json.loads(line), where))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is no JSON: {error}") from error
-    return pairs
+    return [pair_of(record, where) for where, record in read_json_lines(path)]
 
 
 def pair_of(record: Any, where: str) -> Pair:

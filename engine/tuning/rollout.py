@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from engine.conversation.answering import pad_left
-from engine.conversation.messages import Message
+from engine.conversation.questions import question_of, task_named
 from engine.conversation.template import encode_question
-from engine.errors import UserError, did_you_mean
+from engine.errors import UserError
 from engine.generation import Sampling, new_cache, next_token, read, uniform_numbers
 from engine.settings import TuneSettings
 from engine.text.roles import ChatTokenizer
@@ -23,17 +23,14 @@ from tasks import TASKS, Problem, Task, problems
 
 
 def chosen_tasks(names: str) -> list[Task]:
-    """The tasks of these names. Raises UserError for an unknown one, or one whose answer takes more turns."""
-    for name in names.split():
-        if name not in TASKS:
-            raise UserError(
-                f"tasks: {name} is none of tasks/{did_you_mean(name, TASKS)} (there are {' '.join(TASKS)})"
-            )
-        if len(TASKS[name].draw(random.Random(0)).turns) > 1:
-            raise UserError(f"tasks: {name} takes a tool's turn, and tune.py draws answers of one turn")
-    if not names.split():
+    """The tasks of these names. Raises UserError for none, an unknown one, or one with a tool's turn."""
+    chosen = [task_named(name) for name in names.split()]
+    for task in chosen:
+        if len(task.draw(random.Random(0)).turns) > 1:
+            raise UserError(f"tasks: {task.name} takes a tool's turn, and tune.py draws answers of one turn")
+    if not chosen:
         raise UserError(f"tasks names no task; there are {' '.join(TASKS)}")
-    return [TASKS[name] for name in names.split()]
+    return chosen
 
 
 def draw_questions(tasks: Sequence[Task], seed: int, count: int, held_out: bool = False) -> list[Problem]:
@@ -41,11 +38,6 @@ def draw_questions(tasks: Sequence[Task], seed: int, count: int, held_out: bool 
     drawn = {task.name: problems(task, held_out, seed) for task in tasks}
     source = random.Random(f"questions {seed}")
     return [next(drawn[source.choice(tasks).name]) for _ in range(count)]
-
-
-def question_of(problem: Problem) -> list[Message]:
-    """The conversation up to its answer."""
-    return [Message(**turn) for turn in problem.messages()[: -len(problem.turns)]]
 
 
 # ------------------------------------------------------------------------------------------------------------

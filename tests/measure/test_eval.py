@@ -245,7 +245,7 @@ def test_bad_input_is_one_line(
         (["run", "--tasks=hellaswag"], "put https://raw.githubusercontent.com/rowanz/hellaswag"),
         (["run", "--tasks=lambada"], "--lambada=FILE"),
         (["run", "--tasks=hellaswag", "--hellaswag=bad.jsonl"], "line 1: endings is missing"),
-        (["run", "--tasks=hellaswag", "--hellaswag=broken.jsonl"], "line 1, is no JSON"),
+        (["run", "--tasks=hellaswag", "--hellaswag=broken.jsonl"], "line 1 is no JSON"),
         (["run", "--tasks=lambada", "--lambada=empty.jsonl"], "holds no examples"),
         (["run", "--tasks=lambada", "--lambada=word.jsonl"], "at least two words"),
         (["run", "--tasks=mmlu"], "invalid choice"),

@@ -1,6 +1,7 @@
 """Rewards of groups of answers: rollouts, advantages, the loss against a plain one, and what may go wrong."""
 
 import gc
+import json
 import shutil
 import weakref
 from collections.abc import Callable
@@ -12,14 +13,16 @@ import torch
 from support.random_assistants import BLOCK, TOKENIZER, random_assistant, save_assistant
 from support.runs import same, tensors
 
+import eval as score
 import tune as tune_script
 from engine.conversation.answering import answer_turns
+from engine.conversation.questions import question_of, read_questions
 from engine.conversation.template import encode_question
 from engine.generation import KVCache, Sampling
 from engine.training.metrics import read_metrics
 from engine.tuning import rollout
 from engine.tuning.losses import group_advantages, policy_gradient_losses
-from engine.tuning.rollout import Judge, chosen_tasks, draw_answers, draw_questions, question_of
+from engine.tuning.rollout import Judge, chosen_tasks, draw_answers, draw_questions
 from engine.tuning.rows import log_probabilities, make_rows
 from model import derive_seed
 from tasks.problem import Problem
@@ -207,3 +210,23 @@ def test_a_question_that_leaves_no_room_for_an_answer_is_one_line(
     assistant: Path, fails: Callable[..., str]
 ) -> None:
     assert "the block has room for 6" in fails(tune_script.main, *GRPO, "--max_new_tokens=90")
+
+
+def test_questions_of_a_file_are_asked_and_scored(
+    assistant: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (json.dumps({"question": f"Say {n}.", "answer": f"#### {n}"}) for n in range(40))
+    Path("q.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    asked: list[str] = []
+    usual = rollout.ask
+
+    def watched(run: Any, settings: Any, problems: list[Problem], *rest: Any, **more: Any) -> Any:
+        asked.extend(problem.question for problem in problems)
+        return usual(run, settings, problems, *rest, **more)
+
+    monkeypatch.setattr(tune_script, "ask", watched)
+    assert tune_script.main([*GRPO, "--tasks=q.jsonl", "--max_iters=2", "--out_dir=r"]) == 0
+    known = {problem.question for problem in read_questions("q.jsonl") if not problem.is_held_out()}
+    assert len(asked) > 20 and set(asked) <= known
+    score.main(["r", "--tasks", "q.jsonl", "--device=cpu", "--limit=5"])
+    assert "q.jsonl    problems            5" in capsys.readouterr().out
