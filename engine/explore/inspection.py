@@ -46,6 +46,7 @@ def watch_attention(model: GPT) -> Iterator[list[Tensor]]:
     def attend_and_keep(
         attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *mask_and_dropout: Any
     ) -> Tensor:
+        """The attention's output, as it is; its weights are appended to the list."""
         T = value.shape[-2]
         identity = torch.eye(T, dtype=value.dtype, device=value.device).expand(*value.shape[:-1], T)
         weights.append(attend(query, key, identity, mask_and_dropout[0], 0.0))

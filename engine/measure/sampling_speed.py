@@ -131,6 +131,7 @@ def seconds_of_transformers(model: Any, ids: Tensor, new: int) -> float:
     """Seconds per token of its `generate` with its own cache, without those of the prompt."""
 
     def write(tokens: int) -> None:
+        """Read the prompt and draw this many tokens."""
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -26,6 +26,7 @@ class CharTokenizer:
         return cls("".join(sorted(set(text))))
 
     def encode(self, text: str) -> np.ndarray:
+        """An id for each character. Raises UserError that names the first unknown one."""
         points = _code_points(text)
         ids = np.minimum(np.searchsorted(self._code_points, points), self.vocab_size - 1)
         unknown = np.flatnonzero(self._code_points[ids] != points)
@@ -77,6 +78,7 @@ class NumberTokenizer:
         self.vocab_size = vocab_size
 
     def encode(self, text: str) -> np.ndarray:
+        """The numbers that the text consists of. Raises UserError for anything else."""
         words = text.split()
         known = (word.isdecimal() and word.isascii() and int(word) < self.vocab_size for word in words)
         if not words or not all(known):

@@ -59,6 +59,7 @@ class ChatTokenizer:
         return np.append(self.encode_plain(text), self.separator)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; an added token is written as its name."""
         size, parts = self.base.vocab_size, []
         for is_added, group in groupby(map(int, ids), lambda index: index >= size):
             found = list(group)
