@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.kernels import cpu_supports
 from engine.parallel.sharding import is_dtensor, local_tensor
 from engine.parallel.world import ALONE, World
 from engine.settings import TrainSettings
@@ -116,11 +117,16 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
-    if x.is_cuda and x.dtype == torch.float32:  # the Gram form would lose small singular values in bf16
-        x = orthogonalise_directly(x.bfloat16()).float()
+    if x.dtype == torch.float32 and multiplies_in_bf16(x.device):
+        x = orthogonalise_directly(x.bfloat16()).float()  # the Gram form would lose small singular values
     else:
         x = orthogonalise_by_gram(x) if x.shape[-1] >= 2 * x.shape[-2] else orthogonalise_directly(x)
     return x if wide else x.mT
+
+
+def multiplies_in_bf16(device: torch.device) -> bool:
+    """Whether products in bf16 are several times as fast as in float32: on GPUs and on CPUs with AMX."""
+    return device.type == "cuda" or (device.type == "cpu" and cpu_supports("amx_tile"))
 
 
 def orthogonalise_directly(x: Tensor) -> Tensor:
