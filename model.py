@@ -311,7 +311,8 @@ def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Te
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """(…, T, D) turned by position, so that scores depend on distances alone."""
-    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines).to(x.dtype)
+    cosines, sines = cosines.to(x.dtype), sines.to(x.dtype)
+    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines)
 
 
 def derive_seed(*parts: int | str) -> int:

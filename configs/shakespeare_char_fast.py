@@ -30,8 +30,9 @@ beta2 = 0.99
 eval_interval = 100
 log_interval = 10
 
-# Without an accelerator, seconds: two heads of 64 channels cost less than four of 32, and learn as much.
-# --max_iters=2000 takes about a minute and goes much lower.
+# Without an accelerator, seconds: two heads of 64 channels cost less than four of 32, and learn as much. So
+# few steps want short memories: the averages of Muon and AdamW forget sooner than in a long run. Where the
+# processor has AMX, --dtype=bfloat16 takes a fifth less time.
 cpu = dict(
     batch_size=6,
     block_size=128,
@@ -39,6 +40,11 @@ cpu = dict(
     n_head=2,
     n_embd=128,
     dropout=0.0,
-    max_iters=200,
-    log_interval=20,
+    learning_rate=1.5e-2,
+    beta1=0.8,
+    beta2=0.95,
+    muon_learning_rate=0.015,
+    muon_momentum=0.85,
+    max_iters=150,
+    log_interval=15,
 )

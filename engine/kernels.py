@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.errors import UserError
-from model import GPT, scaled_dot_product_attention, sum_of_losses
+from model import ACTIVATIONS, GPT, scaled_dot_product_attention, sum_of_losses
 
 LONGEST_FOR_MATMUL = 256  # positions up to which attention written out is the faster form on most CPUs
 LARGEST_LOGITS = 2**28  # beyond 1 GiB in fp32 the logits of a micro-batch would take most of the memory
@@ -48,6 +48,8 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
     if on_cpu:
         keep_freed_memory()
         replace_layers(model, nn.Dropout, lambda layer: CPUDropout(layer.p))
+    if on_cpu and not inference:
+        replace_activation(model, ACTIVATIONS["relu2"], SquaredReLU.apply)
     if on_cpu and inference:
         if is_quantized(model) or weight.dtype in (torch.bfloat16, torch.float16):
             attend = attend_in_dtype_of_cache
@@ -56,8 +58,7 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
             replace_layers(model, nn.Linear, packed)
         leave_out_dropout(model)
         if weight.dtype == torch.float32:
-            for layer in modules_with(model, "activation"):
-                layer.activation = gelu if layer.activation is F.gelu else layer.activation
+            replace_activation(model, F.gelu, gelu)
     for layer in modules_with(model, "attend"):
         layer.attend = attend
     return model
@@ -66,6 +67,12 @@ def install(model: GPT, attention: str | None = None, inference: bool = False) -
 def modules_with(model: nn.Module, name: str) -> list[Any]:
     """The modules that have a replaceable function of this name, such as `attend`."""
     return [module for module in model.modules() if hasattr(module, name)]
+
+
+def replace_activation(model: nn.Module, plain: Callable, faster: Callable) -> None:
+    """Replace an activation of model.py wherever it is used."""
+    for layer in modules_with(model, "activation"):
+        layer.activation = faster if layer.activation is plain else layer.activation
 
 
 def replace_layers(model: nn.Module, kind: type[nn.Module], make: Callable[[Any], nn.Module]) -> None:
@@ -164,6 +171,23 @@ def cpu_supports(feature: str) -> bool:
 def gelu(x: Tensor) -> Tensor:
     """`F.gelu` in float32 as four operations, which start sooner than its own kernel (10 to 40 µs)."""
     return 0.5 * x * torch.erfc(x * -(0.5**0.5))
+
+
+class SquaredReLU(torch.autograd.Function):
+    """relu(x)², whose gradient 2 g relu(x) takes two operations; autograd's own takes five."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The same shape."""
+        positive = x.relu()
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """That of x."""
+        (positive,) = ctx.saved_tensors
+        return (gradient * positive).mul_(2)
 
 
 class CPUDropout(nn.Dropout):

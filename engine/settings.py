@@ -94,6 +94,7 @@ class TrainSettings(ModelSettings):
         "adamw", "muon: for the matrices of the blocks; AdamW for the rest"
     )
     muon_learning_rate: float = setting(0.02, "highest learning rate of Muon's matrices", above=0)
+    muon_momentum: float = setting(0.95, "decay rate of Muon's average of gradients", at_least=0, below=1)
     learning_rate: float = setting(6e-4, "highest learning rate", above=0)
     max_iters: int = setting(600_000, "number of optimizer steps of the whole run", at_least=0)
     weight_decay: float = setting(0.1, "AdamW's decay, of matrices only", at_least=0)

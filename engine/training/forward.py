@@ -56,8 +56,14 @@ def in_parallel(run: Run, forward: Any) -> Any:
     """Wrap the model in DDP if there are several processes; a sharded model needs no wrapper."""
     if run.world.size == 1 or is_sharded(run.model):
         return forward
-    devices = [run.device.index] if run.device.type == "cuda" else None
-    return DistributedDataParallel(forward, device_ids=devices, gradient_as_bucket_view=True)
+    on_gpu = run.device.type == "cuda"
+    return DistributedDataParallel(
+        forward,
+        device_ids=[run.device.index] if on_gpu else None,
+        # By default the first bucket is small, to be sent early; on a CPU that costs more than it hides.
+        bucket_cap_mb=None if on_gpu else 25,
+        gradient_as_bucket_view=True,
+    )
 
 
 def first_problem(run: Run, forward: Any, consumed: int) -> str | None:

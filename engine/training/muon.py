@@ -37,6 +37,7 @@ class MuonWithAdamW(torch.optim.AdamW):
             "params": matrices,
             "weight_decay": settings.weight_decay,
             "max_lr": settings.muon_learning_rate,
+            "momentum": settings.muon_momentum,
         }
         super().__init__([muon, *groups], lr=settings.learning_rate, betas=betas, fused=fused)
         self._world = world
@@ -54,9 +55,7 @@ class MuonWithAdamW(torch.optim.AdamW):
             self.param_groups = [muon, *others]
 
 
-def apply_muon(
-    group: dict, state: dict[Tensor, dict[str, Tensor]], world: World = ALONE, momentum: float = 0.95
-) -> None:
+def apply_muon(group: dict, state: dict[Tensor, dict[str, Tensor]], world: World = ALONE) -> None:
     """Update a group's matrices by Muon; each matrix is orthogonalised by one process, its owner.
 
     All other operations are elementwise, so under FSDP each process applies them to its own rows.
@@ -73,8 +72,8 @@ def apply_muon(
     weights = [local_tensor(matrix) for matrix in matrices]
     gradients = [local_tensor(matrix.grad) for matrix in matrices]
     averages = [local_tensor(state[matrix]["momentum"]) for matrix in matrices]
-    torch._foreach_lerp_(averages, gradients, 1 - momentum)
-    directions = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's look ahead
+    torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+    directions = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's look ahead
     shapes = [matrix.shape for matrix in matrices]
     updates = on_owners(muon_updates, directions, shapes, is_dtensor(matrices[0]), world)
     torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])

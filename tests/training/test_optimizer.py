@@ -42,7 +42,7 @@ def test_orthogonalising_gives_the_singular_vectors_with_values_of_one(shape: tu
 
 
 def test_a_muon_step_is_the_formula() -> None:
-    settings = TrainSettings(optimizer="muon", muon_learning_rate=0.1, weight_decay=0.2)
+    settings = TrainSettings(optimizer="muon", muon_learning_rate=0.1, muon_momentum=0.8, weight_decay=0.2)
     model = GPT(CONFIG).double()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = make_optimizer(model, settings)
@@ -56,8 +56,8 @@ def test_a_muon_step_is_the_formula() -> None:
         optimizer.step()
         for name, parameter in model.named_parameters():
             if name.startswith("blocks.") and parameter.dim() == 2:
-                average[name] = 0.95 * average[name] + 0.05 * gradients[name]
-                direction = 0.05 * gradients[name] + 0.95 * average[name]
+                average[name] = 0.8 * average[name] + 0.2 * gradients[name]
+                direction = 0.2 * gradients[name] + 0.8 * average[name]
                 parts = []
                 for weight, part in zip(split_qkv(before[name]), split_qkv(direction), strict=True):
                     scale = 0.1 * math.sqrt(max(1, weight.shape[0] / weight.shape[1]))
