@@ -32,9 +32,9 @@ eval_interval = 500
 eval_iters = None  # the whole split
 log_interval = 20
 
-# Without an accelerator, eleven minutes: 4.75 million parameters, and the text is read 6.5 times. Against learning
-# it by heart a strong weight decay does more than dropout, and costs nothing. bf16 takes two thirds of the time
-# where the processor has it (on one that has not, add --dtype=float32).
+# Without an accelerator, eleven minutes: 4.75 million parameters, and the text is read 6.5 times. Against
+# learning it by heart a strong weight decay does more than dropout, and costs nothing. bf16 takes two thirds
+# of the time where the processor has it (on one that has not, add --dtype=float32).
 cpu = dict(
     batch_size=8,
     block_size=512,
