@@ -45,6 +45,6 @@ cpu = dict(
     beta2=0.95,
     muon_learning_rate=0.015,
     muon_momentum=0.85,
-    max_iters=150,
-    log_interval=15,
+    max_iters=160,
+    log_interval=20,
 )
