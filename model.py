@@ -222,7 +222,7 @@ class GPT(nn.Module):
         if self.config.position == "learned":
             x = x + self.position_embedding(positions)
         else:
-            rotation = rotary_angles(positions, self.config.n_embd // self.config.n_head, x.dtype)
+            rotation = rotary_angles(positions, self.config.n_embd // self.config.n_head)
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
             x = block(x, rotation, mask, None if cache is None else cache.layers[index])
@@ -295,7 +295,7 @@ def next_token_probabilities(logits: Tensor, temperature: float, top_k: int | No
     return (logits / temperature).softmax(dim=-1)
 
 
-def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_angles(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines for positions (T,) or (B, T): (T, D) or (B, 1, T, D), to pass to `rotate`.
 
     Channel pair i of D / 2 turns by 10000^(-2i / D) a position (Su et al., 2021). The pairs are
@@ -306,13 +306,12 @@ def rotary_angles(positions: Tensor, width: int, dtype: torch.dtype) -> tuple[Te
     if positions.dim() == 2:
         angles = angles[:, None]  # the same for all heads
     cosines, sines = angles.cos(), angles.sin()
-    return torch.cat((cosines, cosines), dim=-1).to(dtype), torch.cat((-sines, sines), dim=-1).to(dtype)
+    return torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """(…, T, D) turned by position, so that scores depend on distances alone."""
-    cosines, sines = cosines.to(x.dtype), sines.to(x.dtype)
-    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines)
+    return torch.addcmul(x * cosines.to(x.dtype), x.roll(x.shape[-1] // 2, dims=-1), sines.to(x.dtype))
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -369,7 +369,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, inputs) to (…, outputs)."""
-        # Fewer and smaller operations: at one row each takes longer to start than to run.
+        # The largest value of a row becomes 127. For one row, few operations matter more than their sizes.
         scales = torch.add(self.smallest, torch.linalg.vector_norm(x, math.inf, -1, True), alpha=1 / 127)
         integers = (x / scales).round_().to(torch.int8)
         product = torch.ops.onednn.qlinear_pointwise.default

@@ -174,7 +174,7 @@ def test_rotated_scores_depend_on_distance_alone() -> None:
     query, key = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
     scores = []
     for shift in (0, 5, 900):
-        at = [rotary_angles(torch.tensor([position]), 16, torch.float64) for position in (shift, shift + 3)]
+        at = [rotary_angles(torch.tensor([position]), 16) for position in (shift, shift + 3)]
         scores.append((rotate(query, *at[1]) * rotate(key, *at[0])).sum())
     torch.testing.assert_close(scores[1:], [scores[0]] * 2, rtol=1e-3, atol=1e-3)
     turned = rotate(query, *at[0])
@@ -186,7 +186,7 @@ def test_rotation_turns_each_pair_by_its_own_angle() -> None:
     pairs = torch.complex(x[:4], x[4:])
     angles = torch.tensor([position * 10000.0 ** (-2 * i / width) for i in range(4)], dtype=torch.float64)
     expected = pairs * torch.polar(torch.ones_like(angles), angles)
-    found = rotate(x[None], *rotary_angles(torch.tensor([position]), width, torch.float64))[0]
+    found = rotate(x[None], *rotary_angles(torch.tensor([position]), width))[0]
     torch.testing.assert_close(found, torch.cat((expected.real, expected.imag)), rtol=0, atol=1e-6)
 
 
